@@ -1,0 +1,97 @@
+"""The command line. Each command lives in its own module, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from sb_edge import __version__
+from sb_edge.errors import SbEdgeError
+
+# name: (module, one-line help). The help stands here so that `sb-edge --help` imports no command;
+# a test keeps it equal to the command's own.
+COMMANDS = {
+    "engine": ("sb_edge.cli.engine", "Build, find and describe the patched llama.cpp."),
+    "init": ("sb_edge.cli.init", "Make a random-weight checkpoint in the public layout."),
+    "transplant": ("sb_edge.cli.transplant", "Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint."),
+    "convert": ("sb_edge.cli.convert", "Convert a SpikingBrain checkpoint to GGUF."),
+    "quantize": ("sb_edge.cli.quantize", "Quantize a GGUF with llama-quantize's types."),
+    "inspect": ("sb_edge.cli.inspect", "Show a GGUF's architecture, layers, tensors and memory needs."),
+    "parity": ("sb_edge.cli.parity", "Compare the engine with the reference or with recorded logits."),
+    "generate": ("sb_edge.cli.generate", "Continue a prompt."),
+    "chat": ("sb_edge.cli.chat", "Talk with a model; its state is kept between turns."),
+    "bench": ("sb_edge.cli.bench", "Measure speed and memory."),
+    "demo": ("sb_edge.cli.demo", "Convert, quantize, chat and measure the default model."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sb-edge")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the engine's own log.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """SpikingBrain language models on ordinary CPUs.
+
+    Wherever a command expects a GGUF, `default` and `default-base` name the built-in model and its base.
+    """
+    ctx.obj = {"debug": debug}
+    if debug:
+        os.environ["SB_EDGE_DEBUG"] = "1"
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line: one line per error; exit 1 for bad input, 2 for bad usage, 130 for Ctrl-C."""
+    try:
+        return cli.main(args=args, prog_name="sb-edge", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except SbEdgeError as error:
+        _show_traceback()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _show_traceback()
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+
+
+def _show_traceback() -> None:
+    if os.environ.get("SB_EDGE_DEBUG"):
+        traceback.print_exc()
