@@ -94,3 +94,7 @@ class OutOfMemoryForecast(SbEdgeError):
 
 class ParityError(SbEdgeError):
     """Two computations that must agree do not, or cannot be compared."""
+
+
+class DeviceError(SbEdgeError):
+    """The reference was asked for a device that this machine does not have."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from sb_edge.errors import OutputError
 
+_WRITE_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+
 
 def _fsync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
@@ -20,13 +22,22 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
+def sync_tree(folder: Path) -> None:
+    """Bring every file under `folder` to the device, so that a rename after it never outlives the content."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            _fsync(file)
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
 def _output_error(path: Path, error: OSError) -> OutputError:
     if error.errno == errno.ENOSPC:
-        return OutputError("no space left on the device", path=path, hint="free some space or choose another folder")
+        return OutputError(
+            "no space left on the device", path=path, hint="free some space or choose another folder"
+        )
     return OutputError(f"cannot be written: {error.strerror or error}", path=path)
 
 
@@ -51,11 +62,42 @@ def atomic_output(path: Path) -> Iterator[Path]:
         partial.replace(path)
         _fsync(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _WRITE_ERRORS:
             raise _output_error(path, error) from error
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success sync the files in it and move them beside `path`.
+
+    For output in several parts, whose names are known only later: none appears before all are complete.
+
+    Raises:
+        OutputError: as `atomic_output`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError("is a folder", path=path, expected="a file name")
+    if not path.parent.is_dir():
+        raise OutputError("the folder does not exist", path=path.parent, hint="create it first")
+    partial = _partial(path)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        for file in sorted(partial.iterdir()):
+            file.replace(path.with_name(file.name))
+        _fsync(path.parent)
+    except OSError as error:
+        if error.errno in _WRITE_ERRORS:
+            raise _output_error(path, error) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -75,13 +117,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
-        for file in sorted(partial.rglob("*")):
-            if file.is_file():
-                _fsync(file)
+        sync_tree(partial)
         partial.replace(path)
         _fsync(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EFBIG):
+        if error.errno in _WRITE_ERRORS:
             raise _output_error(path, error) from error
         raise
     finally:

@@ -1,7 +1,8 @@
-"""Progress on standard error, through rich; silent when standard error is not a terminal and short."""
+"""Progress on standard error: a bar through rich on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,9 @@ stderr = Console(stderr=True)
 
 Advance = Callable[[float], None]
 
+LINE_INTERVAL = 20.0
+"""Seconds between two lines when standard error is not a terminal."""
+
 
 @contextmanager
 def progress_bar(description: str, total: float | None, *, unit: str = "") -> Iterator[Advance]:
@@ -36,6 +40,28 @@ def progress_bar(description: str, total: float | None, *, unit: str = "") -> It
         [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     )
     columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=stderr, transient=not stderr.is_terminal) as progress:
+    if not stderr.is_terminal:
+        yield _occasional_lines(description, total, unit)
+        return
+    with Progress(*columns, console=stderr) as progress:
         task = progress.add_task(description, total=total)
         yield lambda units: progress.advance(task, units)
+
+
+def _occasional_lines(description: str, total: float | None, unit: str) -> Advance:
+    """What a log file gets: nothing for short work, else one line each LINE_INTERVAL seconds."""
+    done = 0.0
+    shown = time.monotonic()
+
+    def count(units: float) -> str:
+        return f"{units / 2**20:.0f} MiB" if unit == "bytes" else f"{units:.0f}"
+
+    def advance(units: float) -> None:
+        nonlocal done, shown
+        done += units
+        if time.monotonic() - shown >= LINE_INTERVAL:
+            shown = time.monotonic()
+            of = "" if total is None else f" of {count(total)}"
+            stderr.print(f"{description}: {count(done)}{of}", highlight=False, markup=False)
+
+    return advance

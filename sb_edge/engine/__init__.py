@@ -1,1 +1,23 @@
+"""The patched llama.cpp: built once, kept in a cache by content, loaded at run time."""
 
+from sb_edge.engine.cache import cache_root
+from sb_edge.engine.engine import (
+    VARIANTS,
+    Engine,
+    EngineInfo,
+    activate,
+    build_engine,
+    find_engine,
+    open_engine,
+)
+
+__all__ = [
+    "VARIANTS",
+    "Engine",
+    "EngineInfo",
+    "activate",
+    "build_engine",
+    "cache_root",
+    "find_engine",
+    "open_engine",
+]

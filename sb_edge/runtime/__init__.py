@@ -1,1 +1,1 @@
-
+"""The engine in this process: models, sessions, generation, chat."""

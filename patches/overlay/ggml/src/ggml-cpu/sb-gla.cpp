@@ -1,0 +1,216 @@
+#include "sb-gla.h"
+
+#include "ggml-cpu-impl.h"
+#include "ggml-impl.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+namespace {
+
+// Value channels that one work item owns: a cache line of floats. The d rows of such a column block fit
+// into the L1 cache (8 KiB for d = 128), so a whole ubatch is processed without touching the state in memory.
+constexpr int sb_block = 16;
+
+// Query heads served by one pass over the state; more than these spill out of the registers.
+constexpr int sb_heads_at_once = 8;
+
+struct sb_gla_args {
+    const float * k;
+    const float * v;
+    const float * q;
+    const float * a;
+    const float * state_in;
+    float *       state_out;
+    float *       out;
+    int64_t       d;
+    int64_t       n_head;
+    int64_t       n_head_kv;
+    int64_t       n_seq_tokens;
+    int64_t       n_seqs;
+    float         scale;
+};
+
+sb_gla_args sb_gla_get_args(ggml_tensor * dst) {
+    const ggml_tensor * k     = dst->src[0];
+    const ggml_tensor * q     = dst->src[2];
+    const ggml_tensor * state = dst->src[4];
+
+    sb_gla_args args;
+    args.k            = (const float *) k->data;
+    args.v            = (const float *) dst->src[1]->data;
+    args.q            = (const float *) q->data;
+    args.a            = (const float *) dst->src[3]->data;
+    args.state_in     = (const float *) state->data;
+    args.d            = k->ne[0];
+    args.n_head       = q->ne[1];
+    args.n_head_kv    = k->ne[1];
+    args.n_seqs       = state->ne[1];
+    args.n_seq_tokens = k->ne[2]/args.n_seqs;
+    args.out          = (float *) dst->data;
+    args.state_out    = args.out + args.d*args.n_head*k->ne[2];
+    args.scale        = ggml_get_op_params_f32(dst, 0);
+    return args;
+}
+
+// The recurrence as it is written, one scalar at a time: what the fast form is compared with.
+void sb_gla_reference(const sb_gla_args & g) {
+    const int64_t d     = g.d;
+    const int64_t group = g.n_head/g.n_head_kv;
+
+    std::copy(g.state_in, g.state_in + d*d*g.n_head_kv*g.n_seqs, g.state_out);
+
+    for (int64_t t = 0; t < g.n_seq_tokens*g.n_seqs; ++t) {
+        const int64_t seq = t/g.n_seq_tokens;
+        for (int64_t h = 0; h < g.n_head_kv; ++h) {
+            float *       S = g.state_out + (seq*g.n_head_kv + h)*d*d;
+            const float * k = g.k + (t*g.n_head_kv + h)*d;
+            const float * v = g.v + (t*g.n_head_kv + h)*d;
+            const float * a = g.a + (t*g.n_head_kv + h)*d;
+            for (int64_t i = 0; i < d; ++i) {
+                for (int64_t j = 0; j < d; ++j) {
+                    S[i*d + j] = a[i]*S[i*d + j] + k[i]*v[j];
+                }
+            }
+        }
+        for (int64_t h = 0; h < g.n_head; ++h) {
+            const float * S = g.state_out + (seq*g.n_head_kv + h/group)*d*d;
+            const float * q = g.q + (t*g.n_head + h)*d;
+            float *       o = g.out + (t*g.n_head + h)*d;
+            for (int64_t j = 0; j < d; ++j) {
+                float sum = 0.0f;
+                for (int64_t i = 0; i < d; ++i) {
+                    sum += q[i]*S[i*d + j];
+                }
+                o[j] = g.scale*sum;
+            }
+        }
+    }
+}
+
+// A block of value channels. GCC and Clang keep their own vector type in whatever registers the target has;
+// loops over an array leave that to luck when the heads are many.
+#if defined(__GNUC__)
+typedef float sb_vec __attribute__((vector_size(sb_block*sizeof(float))));
+#else
+struct sb_vec {
+    float x[sb_block];
+    float & operator[](int j) { return x[j]; }
+    friend sb_vec operator*(float a, sb_vec b) { for (float & y : b.x) { y *= a; } return b; }
+    friend sb_vec operator+(sb_vec a, const sb_vec & b) { for (int j = 0; j < sb_block; ++j) { a.x[j] += b.x[j]; } return a; }
+};
+#endif
+
+// `width` is a constant sb_block for whole blocks, so that these become plain vector loads and stores.
+template <typename W> sb_vec sb_load(const float * x, W width) {
+    sb_vec v = {};
+    memcpy(&v, x, width*sizeof(float));
+    return v;
+}
+
+template <typename W> void sb_store(float * x, const sb_vec & v, W width) {
+    memcpy(x, &v, width*sizeof(float));
+}
+
+// One token, `width` value channels and G query heads that share a state.
+// update: decay the state and add k^T v before reading it; else only read it.
+template <int G, bool update, typename W>
+void sb_gla_token(
+        int64_t d, W width, float scale,
+        const float * k, const float * v, const float * a, const float * q,
+        const float * prev, float * cur, float * out) {
+    sb_vec acc[G] = {};
+    const sb_vec vj = update ? sb_load(v, width) : sb_vec{};
+    for (int64_t i = 0; i < d; ++i) {
+        sb_vec s = sb_load(prev + i*d, width);
+        if (update) {
+            s = a[i]*s + k[i]*vj;
+            sb_store(cur + i*d, s, width);
+        }
+        for (int g = 0; g < G; ++g) {
+            acc[g] = acc[g] + q[g*d + i]*s;
+        }
+    }
+    for (int g = 0; g < G; ++g) {
+        sb_store(out + g*d, scale*acc[g], width);
+    }
+}
+
+template <bool update, typename W>
+void sb_gla_heads(
+        int n, int64_t d, W width, float scale,
+        const float * k, const float * v, const float * a, const float * q,
+        const float * prev, float * cur, float * out) {
+    switch (n) {
+        case 1: sb_gla_token<1, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        case 2: sb_gla_token<2, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        case 3: sb_gla_token<3, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        case 4: sb_gla_token<4, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        case 5: sb_gla_token<5, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        case 6: sb_gla_token<6, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        case 7: sb_gla_token<7, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        case 8: sb_gla_token<8, update>(d, width, scale, k, v, a, q, prev, cur, out); break;
+        default: GGML_ABORT("sb_gla: %d query heads at once", n);
+    }
+}
+
+// All tokens of one sequence, for one key/value head and value channels [j0, j0 + width).
+template <typename W>
+void sb_gla_item(const sb_gla_args & g, int64_t seq, int64_t h, int64_t j0, W width) {
+    const int64_t d     = g.d;
+    const int64_t group = g.n_head/g.n_head_kv;
+
+    const int64_t s_off = (seq*g.n_head_kv + h)*d*d + j0;
+    const float * prev  = g.state_in  + s_off;
+    float *       cur   = g.state_out + s_off;
+
+    for (int64_t t = seq*g.n_seq_tokens; t < (seq + 1)*g.n_seq_tokens; ++t) {
+        const int64_t kv_off = (t*g.n_head_kv + h)*d;
+        for (int64_t g0 = 0; g0 < group; g0 += sb_heads_at_once) {
+            const int     n     = (int) std::min<int64_t>(sb_heads_at_once, group - g0);
+            const int64_t q_off = (t*g.n_head + h*group + g0)*d;
+            const auto    heads = g0 == 0 ? sb_gla_heads<true, W> : sb_gla_heads<false, W>;
+            heads(n, d, width, g.scale, g.k + kv_off, g.v + kv_off + j0, g.a + kv_off, g.q + q_off,
+                    prev, cur, g.out + q_off + j0);
+            prev = cur;
+        }
+    }
+}
+
+} // namespace
+
+void ggml_compute_forward_gla_grouped(const ggml_compute_params * params, ggml_tensor * dst) {
+    for (int i = 0; i < 5; ++i) {
+        GGML_ASSERT(dst->src[i]->type == GGML_TYPE_F32);
+    }
+    const sb_gla_args g = sb_gla_get_args(dst);
+
+    if (params->ith == 0) {
+        // the result has whole rows, the states may end inside the last one
+        std::fill(g.state_out + g.d*g.d*g.n_head_kv*g.n_seqs, (float *) dst->data + ggml_nelements(dst), 0.0f);
+    }
+
+    if (params->use_ref) {
+        if (params->ith == 0) {
+            sb_gla_reference(g);
+        }
+        return;
+    }
+
+    const int64_t n_blocks = (g.d + sb_block - 1)/sb_block;
+    const int64_t n_items  = g.n_seqs*g.n_head_kv*n_blocks;
+    const int64_t first    = n_items*(params->ith    )/params->nth;
+    const int64_t last     = n_items*(params->ith + 1)/params->nth;
+
+    for (int64_t item = first; item < last; ++item) {
+        const int64_t seq = item/(g.n_head_kv*n_blocks);
+        const int64_t h   = item/n_blocks % g.n_head_kv;
+        const int64_t j0  = item % n_blocks*sb_block;
+        if (j0 + sb_block <= g.d) {
+            sb_gla_item(g, seq, h, j0, std::integral_constant<int, sb_block>());
+        } else {
+            sb_gla_item(g, seq, h, j0, (int) (g.d - j0));
+        }
+    }
+}

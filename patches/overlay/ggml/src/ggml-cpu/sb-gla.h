@@ -1,0 +1,19 @@
+#pragma once
+
+#include "ggml.h"
+
+struct ggml_compute_params;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// GGML_OP_GATED_LINEAR_ATTN with grouped heads:
+//   S_t = diag(a_t) S_{t-1} + k_t^T v_t,   o_t[h] = scale * q_t[h] S_t[h / (H/Hkv)]
+// src: k, v [d, Hkv, T], q [d, H, T], a [d, Hkv, T], state [d*d*Hkv, n_seqs], all F32 and contiguous;
+// dst: o [d*H, T] followed by the new states. A state is [key channel][value channel], row-major.
+void ggml_compute_forward_gla_grouped(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,159 @@
+"""Compare the engine with the reference or with recorded logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sb_edge.parity import KvType, ParityReport
+
+
+class PieceSizes(click.ParamType):
+    """ "1,7,33" as a tuple of positive integers."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 1,7,33", param, ctx)
+        if min(sizes) < 1:
+            self.fail(f"{min(sizes)} is not a number of tokens", param, ctx)
+        return sizes
+
+
+@click.command()
+@click.argument("gguf")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--golden", type=click.Path(path_type=Path), help="Recorded logits, an .npz, instead of CHECKPOINT."
+)
+@click.option(
+    "--pieces", type=PieceSizes(), default=(), help="Feed the prompt again in pieces of 1,7,33 tokens."
+)
+@click.option(
+    "--kv-type",
+    type=click.Choice(["f16", "f32", "q8_0"]),
+    default="f16",
+    show_default=True,
+    help="Type of the engine's K and V.",
+)
+@click.option("--per-layer", is_flag=True, help="Compare every layer and name the first that diverges.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Length of the prompt (random tokens: 128).")
+@click.option("--text", help="The prompt; without it, random tokens from a fixed seed.")
+@click.option("--greedy", type=click.IntRange(min=1), help="Compare this many greedy tokens too.")
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), help="Ceiling on the NMSE instead of the KV type's own."
+)
+@click.option(
+    "--device", default="cpu", show_default=True, help="Of the reference: auto, cpu, cuda[:N], metax[:N]."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float64", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="The reference's weights and activations.",
+)
+@click.option("--json", "json_target", metavar="FILE", help="Write the result as JSON; -: standard output.")
+def command(
+    gguf: str,
+    checkpoint: Path | None,
+    golden: Path | None,
+    pieces: tuple[int, ...],
+    kv_type: KvType,
+    per_layer: bool,
+    tokens: int | None,
+    text: str | None,
+    greedy: int | None,
+    tolerance: float | None,
+    device: str,
+    dtype: Literal["float32", "float64", "bfloat16"],
+    json_target: str | None,
+) -> None:
+    """Compare the engine with the reference or with recorded logits.
+
+    GGUF runs in the engine; the reference is the PyTorch model on CHECKPOINT, or the logits in --golden,
+    which need no PyTorch. Prints NMSE, KL divergence, top-1 agreement and the worst position; exits with 1 when the NMSE
+    is over the tolerance.
+    """
+    if golden and (per_layer or greedy or text is not None):
+        raise click.UsageError("--per-layer, --greedy and --text need a CHECKPOINT, not a recording.")
+    from sb_edge import parity
+    from sb_edge.models import resolve_gguf
+    from sb_edge.output import emit
+
+    if golden and checkpoint is None:
+        report = parity.against_recording(
+            resolve_gguf(gguf), golden, pieces=pieces, kv_type=kv_type, n_tokens=tokens, tolerance=tolerance
+        )
+    elif checkpoint and golden is None:
+        report = parity.against_checkpoint(
+            resolve_gguf(gguf),
+            checkpoint,
+            text=text,
+            n_tokens=tokens,
+            pieces=pieces,
+            kv_type=kv_type,
+            per_layer=per_layer,
+            n_greedy=greedy or 0,
+            tolerance=tolerance,
+            device=device,
+            dtype=dtype,
+        )
+    else:
+        raise click.UsageError("Name either a CHECKPOINT or --golden.")
+    emit(report.document(), json_target, lambda console: _render(report, console))
+    report.require_passed()
+
+
+def _render(report: ParityReport, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{report.gguf} against {report.reference}", title_justify="left")
+    for heading in ("fed at a time", "NMSE", "KL (nats)", "top-1", "worst position"):
+        table.add_column(heading, justify="right")
+    for run in report.runs:
+        found = run.agreement
+        table.add_row(
+            "whole prompt" if run.piece == report.tokens else str(run.piece),
+            f"{found.nmse:.2e}",
+            f"{found.kl:.2e}",
+            f"{found.top1:.1%}",
+            f"{found.worst_position} ({found.worst_nmse:.1e})",
+        )
+    console.print(table)
+    if report.per_layer:
+        _render_layers(report, console)
+    if report.greedy:
+        same = "identical" if report.same_text else f"differs from token {report.greedy.first_difference} on"
+        console.print(f"greedy text, {len(report.greedy.engine)} tokens: {same}")
+        console.print(f"  reference {report.greedy.reference}")
+        console.print(f"  engine    {report.greedy.engine}")
+    verdict = "passed" if report.passed else "FAILED"
+    console.print(
+        f"{verdict}: NMSE {report.worst.agreement.nmse:.2e}, tolerance {report.tolerance:.0e} "
+        f"({report.kv_type} KV, {report.tokens} tokens)"
+    )
+
+
+def _render_layers(report: ParityReport, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("tensor")
+    table.add_column("NMSE", justify="right")
+    for name, value in report.worst.layers.items():
+        table.add_row(name, f"{value:.2e}", style="red" if value > report.tolerance else None)
+    console.print(table)
+    console.print(f"first layer that diverges: {report.first_divergent_layer or 'none'}")

@@ -1,0 +1,108 @@
+"""The engine's library: loading it, hearing its log, and ggml's types by name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections import deque
+from functools import cache
+from typing import Any
+
+from sb_edge.engine import activate
+from sb_edge.errors import InferenceError
+
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
+"""ggml's numbers of the types that a KV cache can have."""
+
+_LEVEL_WARN = 3
+_LEVEL_CONTINUE = 5
+
+_log: deque[str] = deque(maxlen=400)
+_problems: deque[str] = deque(maxlen=20)
+
+
+@cache
+def library() -> Any:
+    """llama-cpp-python's low-level module, bound to the built engine, with its log captured.
+
+    Raises:
+        EngineError: the engine is not built.
+    """
+    activate()
+    from llama_cpp import llama_cpp
+
+    llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@cache
+def ggml_base() -> ctypes.CDLL:
+    """libggml-base, for reading tensors of a graph."""
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    base = ctypes.CDLL(str(activate().library_dir / f"libggml-base.{suffix}"))
+    base.ggml_get_name.restype = ctypes.c_char_p
+    for function in ("ggml_nelements", "ggml_nrows"):
+        getattr(base, function).restype = ctypes.c_int64
+        getattr(base, function).argtypes = [ctypes.c_void_p]
+    base.ggml_element_size.restype = ctypes.c_size_t
+    base.ggml_element_size.argtypes = [ctypes.c_void_p]
+    base.ggml_get_name.argtypes = [ctypes.c_void_p]
+    base.ggml_backend_tensor_get.restype = None
+    base.ggml_backend_tensor_get.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+    ]
+    return base
+
+
+def recent_log() -> list[str]:
+    """The engine's last log lines."""
+    return list(_log)
+
+
+def clear_log() -> None:
+    """Forget the log, so that what follows belongs to the next call."""
+    _log.clear()
+    _problems.clear()
+
+
+def last_problem() -> str | None:
+    """The engine's last warning or error since `clear_log`, without its function name."""
+    if not _problems:
+        return None
+    line = _problems[-1]
+    function, _, message = line.partition(": ")
+    return message if message and " " not in function else line
+
+
+def kv_type(name: str) -> int:
+    """ggml's number of a KV cache type.
+
+    Raises:
+        InferenceError: no such type.
+    """
+    try:
+        return KV_TYPES[name]
+    except KeyError:
+        raise InferenceError(
+            "unknown KV cache type", found=repr(name), expected=", ".join(KV_TYPES)
+        ) from None
+
+
+def _remember(level: int, text: bytes | None, _user_data: object) -> None:
+    line = (text or b"").decode("utf-8", "replace").rstrip("\n")
+    if os.environ.get("SB_EDGE_DEBUG"):
+        sys.stderr.write((text or b"").decode("utf-8", "replace"))
+    if level == _LEVEL_CONTINUE or not line:
+        return
+    _log.append(line)
+    if level >= _LEVEL_WARN:
+        _problems.append(line)
+
+
+# The engine keeps the pointer, so the callback object must live as long as the process.
+_on_log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_remember)

@@ -1,0 +1,176 @@
+"""A loaded GGUF: its weights, metadata and vocabulary."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from sb_edge.errors import GgufError, InferenceError
+from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.runtime.binding import clear_log, last_problem, library
+
+_VALUE_BYTES = 1 << 20
+
+
+class Model:
+    """Weights and vocabulary, shared by sessions.
+
+    Args:
+        path: the GGUF, or the first file of a split one.
+        use_mmap: map the weights instead of reading them.
+        vocab_only: load the vocabulary alone.
+
+    Raises:
+        GgufError: not a sound GGUF, or one that the engine cannot run.
+        EngineError: the engine is not built.
+    """
+
+    def __init__(self, path: Path, *, use_mmap: bool = True, vocab_only: bool = False) -> None:
+        self.path = Path(path)
+        self.header: GgufHeader = read_header(self.path)
+        lib = library()
+        params = lib.llama_model_default_params()
+        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
+        params.vocab_only = vocab_only
+        clear_log()
+        self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
+        if not self.handle:
+            raise GgufError(
+                "the engine cannot load it",
+                path=self.path,
+                found=last_problem() or f"architecture {self.header.arch!r}",
+                hint="check it with `sb-edge inspect`",
+            )
+        self.vocab = lib.llama_model_get_vocab(self.handle)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights. Sessions on this model must be closed first."""
+        if self.handle:
+            library().llama_model_free(self.handle)
+            self.handle = None
+
+    @property
+    def arch(self) -> str:
+        """`general.architecture`."""
+        return self.header.arch
+
+    @property
+    def n_vocab(self) -> int:
+        return int(library().llama_vocab_n_tokens(self.vocab))
+
+    @property
+    def has_vocab(self) -> bool:
+        """False for a GGUF with `tokenizer.ggml.model = no_vocab`: it takes token ids only."""
+        lib = library()
+        return bool(lib.llama_vocab_type(self.vocab) != lib.LLAMA_VOCAB_TYPE_NONE)
+
+    @property
+    def n_params(self) -> int:
+        return int(library().llama_model_n_params(self.handle))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights."""
+        return int(library().llama_model_size(self.handle))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """`context_length`: the longest context that the model was made for."""
+        return int(library().llama_model_n_ctx_train(self.handle))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, as it stands in the file."""
+        template = library().llama_model_chat_template(self.handle, None)
+        return None if template is None else template.decode("utf-8", "replace")
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """Every GGUF key with a printable value; long arrays as the engine abbreviates them."""
+        lib = library()
+        buffer = ctypes.create_string_buffer(_VALUE_BYTES)
+        values = {}
+        for index in range(lib.llama_model_meta_count(self.handle)):
+            lib.llama_model_meta_key_by_index(self.handle, index, buffer, _VALUE_BYTES)
+            key = buffer.value.decode("utf-8", "replace")
+            lib.llama_model_meta_val_str_by_index(self.handle, index, buffer, _VALUE_BYTES)
+            values[key] = buffer.value.decode("utf-8", "replace")
+        return values
+
+    def require_vocab(self) -> None:
+        """Refuse a model without a vocabulary where text is needed.
+
+        Raises:
+            InferenceError: the GGUF has no vocabulary.
+        """
+        if not self.has_vocab:
+            raise InferenceError(
+                "has no vocabulary, so it cannot read or write text",
+                path=self.path,
+                item="tokenizer.ggml.model",
+                hint="convert a checkpoint that has its tokenizer files",
+            )
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Text to token ids.
+
+        Args:
+            text: any Unicode text.
+            add_special: add BOS or EOS where the vocabulary asks for it.
+            parse_special: read special tokens written out in the text as themselves.
+        """
+        self.require_vocab()
+        lib = library()
+        data = text.encode("utf-8")
+        size = len(data) + 16
+        while True:
+            tokens = (ctypes.c_int32 * size)()
+            count = lib.llama_tokenize(self.vocab, data, len(data), tokens, size, add_special, parse_special)
+            if count >= 0:
+                return list(tokens[:count])
+            size = -count
+
+    def token_piece(self, token: int) -> bytes:
+        """The bytes that one token stands for; special tokens give nothing. Not always whole characters."""
+        lib = library()
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Token ids to bytes (UTF-8 where the tokens end on a character)."""
+        return b"".join(self.token_piece(token) for token in tokens)
+
+    def token_text(self, token: int) -> str:
+        """A token as it is written in the vocabulary, special tokens included."""
+        text = library().llama_vocab_get_text(self.vocab, token)
+        return "" if text is None else text.decode("utf-8", "replace")
+
+    def special_token(self, kind: str) -> int | None:
+        """The id of the "bos", "eos" or "eot" token, None if the vocabulary has none."""
+        token = int(getattr(library(), f"llama_vocab_{kind}")(self.vocab))
+        return None if token < 0 else token
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the vocabulary asks for a BOS token before a text."""
+        return bool(library().llama_vocab_get_add_bos(self.vocab))
+
+    def is_end_of_generation(self, token: int) -> bool:
+        """Whether a token ends an answer (EOS, EOT and their kin)."""
+        return bool(library().llama_vocab_is_eog(self.vocab, token))

@@ -1,0 +1,104 @@
+"""Saved states: a safetensors file with the engine's bytes, the tokens seen and what they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sb_edge.errors import StateError
+from sb_edge.files import atomic_output
+from sb_edge.gguf_reader import GgufHeader
+
+_FORMAT = "sb-edge-state-1"
+_SAMPLE = 4096
+
+
+def fingerprint(header: GgufHeader) -> str:
+    """SHA-256 over a model's architecture, hyperparameters, and the names, types, shapes and first and last
+    4 KiB of every tensor: cheap for any size, and other weights give another one.
+
+    The file's name, place and descriptive keys do not enter.
+    """
+    digest = hashlib.sha256()
+    keys = sorted(key for key in header.metadata if key.startswith(f"{header.arch}."))
+    digest.update(json.dumps([header.arch, [[key, header.metadata[key]] for key in keys]]).encode())
+    maps: dict[Path, mmap.mmap] = {}
+    try:
+        for tensor in sorted(header.tensors, key=lambda entry: entry.name):
+            digest.update(json.dumps([tensor.name, tensor.type, list(tensor.shape)]).encode())
+            if tensor.file not in maps:
+                with tensor.file.open("rb") as file:
+                    maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            end = tensor.offset + tensor.nbytes
+            digest.update(maps[tensor.file][tensor.offset : min(tensor.offset + _SAMPLE, end)])
+            digest.update(maps[tensor.file][max(tensor.offset, end - _SAMPLE) : end])
+    finally:
+        for mapping in maps.values():
+            mapping.close()
+    return digest.hexdigest()
+
+
+def save_state(
+    path: Path, header: GgufHeader, state: bytes, tokens: Sequence[int], kv_types: tuple[str, str]
+) -> None:
+    """Write a state file, complete or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    ids = np.asarray(tokens, dtype=np.int32)
+    metadata = {
+        "format": _FORMAT,
+        "model": fingerprint(header),
+        "kv_types": ",".join(kv_types),
+        "sha256": _checksum(state, ids),
+    }
+    with atomic_output(path) as partial:
+        save_file({"state": np.frombuffer(state, dtype=np.uint8), "tokens": ids}, partial, metadata)
+
+
+def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> tuple[bytes, list[int]]:
+    """Read a state file back.
+
+    Raises:
+        StateError: not there, not a state file, damaged, from other weights, or with other KV types.
+    """
+    if not path.is_file():
+        raise StateError("not found", path=path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT or set(file.keys()) != {"state", "tokens"}:
+                raise StateError("is not a saved state", path=path, expected=f"format {_FORMAT}")
+            state, ids = file.get_tensor("state"), file.get_tensor("tokens")
+    except (SafetensorError, OSError) as error:
+        raise StateError("is damaged", path=path, found=str(error), hint="save it again") from None
+    data = state.tobytes()
+    if state.dtype != np.uint8 or ids.dtype != np.int32 or metadata.get("sha256") != _checksum(data, ids):
+        raise StateError("is damaged", path=path, found="another checksum", hint="save it again")
+    if metadata.get("model") != fingerprint(header):
+        raise StateError(
+            "belongs to another model", path=path, hint="continue with the GGUF that the state was saved with"
+        )
+    if metadata.get("kv_types") != ",".join(kv_types):
+        raise StateError(
+            "has other KV cache types",
+            path=path,
+            found=metadata.get("kv_types"),
+            expected=",".join(kv_types),
+            hint="use the same --kv-type",
+        )
+    return data, ids.tolist()
+
+
+def _checksum(state: bytes, ids: np.ndarray) -> str:
+    digest = hashlib.sha256(ids.tobytes())
+    digest.update(state)
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Every numerical tolerance of the project, in one place: tests and `sb-edge parity` read them here.
+
+All are ceilings on the NMSE, sum((x - y)^2) / sum(x^2) with x the reference. None is loosened by environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A ceiling on the NMSE between two computations."""
+
+    name: str
+    nmse: float
+    why: str
+
+
+CHUNK_F64 = Tolerance("chunk against naive, float64", 1e-28, "another order of summation; seen 8e-32")
+CHUNK_F32 = Tolerance(
+    "chunk float32 against naive float64", 1e-12, "seen 1.4e-14, no more than naive float32 has"
+)
+PIECES_F64 = Tolerance(
+    "reference in pieces against whole, float64", 1e-26, "seen 1.3e-30 over four tiny layers"
+)
+PIECES_F32 = Tolerance(
+    "reference in pieces against whole, float32", 1e-11, "seen 3.3e-13 over four tiny layers"
+)
+GOLDEN_F32 = Tolerance(
+    "reference float32 or float64 against recorded logits",
+    1e-11,
+    "seen 2.5e-13 from either: the rounding of the recording, itself made in float32",
+)
+GOLDEN_BF16 = Tolerance(
+    "reference bfloat16 against recorded logits", 1e-3, "seen 1e-4: 8 bits of mantissa between operations"
+)
+ENGINE_F32 = Tolerance(
+    "engine, f32 KV", 1e-8, "float32 throughout, in another order of summation; the project's requirement"
+)
+ENGINE_F16 = Tolerance(
+    "engine, f16 KV", 1e-5, "K and V carry 11 bits; rounding just them in the reference gives 5.4e-9"
+)
+ENGINE_Q8_0 = Tolerance(
+    "engine, q8_0 KV",
+    1e-4,
+    "K and V carry 8 bits, one scale for 32; rounding just them in the reference gives 2.8e-6",
+)
+
+TABLE = (
+    CHUNK_F64,
+    CHUNK_F32,
+    PIECES_F64,
+    PIECES_F32,
+    GOLDEN_F32,
+    GOLDEN_BF16,
+    ENGINE_F32,
+    ENGINE_F16,
+    ENGINE_Q8_0,
+)
+
+ENGINE_BY_KV_TYPE = {"f32": ENGINE_F32, "f16": ENGINE_F16, "q8_0": ENGINE_Q8_0}
+"""For a GGUF whose weights are exactly the checkpoint's; other weight types bring an error of their own."""
