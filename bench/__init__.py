@@ -1,4 +1,6 @@
 """Measurements: decode speed over depth, bandwidth, reports. Imported as sb_edge.bench."""
 
 if __name__ != "sb_edge.bench":
-    raise ImportError("import this package as sb_edge.bench (it is the folder bench/ of the repository, mapped there)")
+    raise ImportError(
+        "import this package as sb_edge.bench (it is the folder bench/ of the repository, mapped there)"
+    )

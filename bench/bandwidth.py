@@ -20,9 +20,9 @@ MEMORY_SHARE = 8
 def read_bandwidth(n_threads: int, *, buffer_bytes: int = BUFFER_BYTES, passes: int = 5) -> float:
     """Measure how fast `n_threads` threads together read memory in sequence.
 
-    Each thread sums its own part of one buffer as 64-bit integers, which numpy does in vector registers with the
-    interpreter lock released: every byte is loaded once and the additions cost less than the loads. As in the
-    STREAM benchmark, the best pass counts, because what disturbs a pass can only make it slower.
+    Each thread sums its own part of one buffer as 64-bit integers, which numpy does in vector registers with
+    the interpreter lock released: every byte is loaded once and the additions cost less than the loads. As in
+    the STREAM benchmark, the best pass counts, because what disturbs a pass can only make it slower.
 
     Args:
         n_threads: threads reading at the same time, usually as many as the engine uses.
@@ -51,7 +51,9 @@ def read_bandwidth(n_threads: int, *, buffer_bytes: int = BUFFER_BYTES, passes: 
             total = sum(pool.map(_sum, parts))
             best_seconds = min(best_seconds, time.perf_counter() - start)
             if total != buffer.size:
-                raise SbEdgeError("the bandwidth measurement read wrong data", found=total, expected=buffer.size)
+                raise SbEdgeError(
+                    "the bandwidth measurement read wrong data", found=total, expected=buffer.size
+                )
     return buffer.nbytes / best_seconds
 
 

@@ -1,9 +1,10 @@
-"""A synthetic context for a Transformer baseline: a real chunk's keys and values, repeated up to the depth wanted.
+"""A synthetic context for a Transformer baseline: one real chunk's keys and values, repeated.
 
-Decoding speed depends on how many positions the cache holds, not on what they say, while prefilling a Transformer
-to 262144 tokens takes a CPU the better part of a day. So one real chunk is prefilled, its sequence state is loaded
-into a helper sequence again and again, shifted to the next free positions, joined to the main sequence and dropped
-from the helper. Only the public interface of llama.cpp is used, and memory beyond the cache itself stays at one chunk.
+Decoding speed depends on how many positions the cache holds, not on what they say, while prefilling a
+Transformer to 262144 tokens takes a CPU the better part of a day. So one real chunk is prefilled, its
+sequence state is loaded into a helper sequence again and again, shifted to the next free positions, joined to
+the main sequence and dropped from the helper. Only the public interface of llama.cpp is used, and memory
+beyond the cache itself stays at one chunk.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sb_edge.errors import InferenceError
 from sb_edge.progress import Advance
+from sb_edge.runtime.binding import library
 
 if TYPE_CHECKING:
     from sb_edge.runtime.session import Session
@@ -28,7 +30,7 @@ ALL = -1
 def synthetic_fill(session: Session, depth: int, tokens: Sequence[int], advance: Advance) -> None:
     """Bring an empty session to `depth` with copies of one real chunk.
 
-    The engine applies the shifted rotary embeddings when it next decodes: decode a token before timing anything.
+    The engine applies the shifted rotary embeddings when it next decodes: decode a token before timing.
 
     Args:
         session: empty, opened with `n_seq_max=2, kv_unified=True` and room for `depth` and a chunk more.
@@ -40,15 +42,18 @@ def synthetic_fill(session: Session, depth: int, tokens: Sequence[int], advance:
         InferenceError: the session is not empty, or its memory cannot be shifted (recurrent state, special
             position encodings).
     """
-    import llama_cpp.llama_cpp as llama
-
+    llama = library()
     memory = llama.llama_get_memory(session.handle)
     if memory is None or session.state_bytes or not llama.llama_memory_can_shift(memory):
         raise InferenceError(
-            "this model's context cannot be filled synthetically", hint="use --fill real", found="no shiftable KV cache"
+            "this model's context cannot be filled synthetically",
+            hint="use --fill real",
+            found="no shiftable KV cache",
         )
     if session.position() != 0:
-        raise InferenceError("a synthetic fill starts from an empty context", found=f"{session.position()} tokens")
+        raise InferenceError(
+            "a synthetic fill starts from an empty context", found=f"{session.position()} tokens"
+        )
     chunk = min(len(tokens), depth)
     session.evaluate(tokens[:chunk])
     advance(chunk)

@@ -102,7 +102,7 @@ def _governor() -> str | None:
 
 
 def _system() -> str:
-    """Distribution and kernel version; what a vendor appends to the version may name a host, so it is left out."""
+    """Distribution and kernel version, without what a vendor appends to the latter: that may name a host."""
     try:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
     except OSError:

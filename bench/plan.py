@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import psutil
 
 from sb_edge.bench.fill import CHUNK
 from sb_edge.bench.machine import Machine
 from sb_edge.bench.results import Fill, RowKey
-from sb_edge.bench.roofline import attention_layers, bytes_per_value
 from sb_edge.bench.tables import format_bytes
 from sb_edge.config import ARCH
 from sb_edge.errors import OutOfMemoryForecast, SbEdgeError
@@ -53,10 +53,11 @@ class DecodeSettings:
         cache_types: pairs of ggml types for keys and values.
         flash_attn: "auto", "on" or "off".
         fill: how a Transformer baseline is brought to its depth; SpikingBrain always prefills for real.
-        n_batch, n_ubatch: tokens of a logical and of a physical batch while prefilling.
+        n_ubatch: tokens of a batch while prefilling.
 
     Raises:
-        SbEdgeError: a value out of range, or quantized values without flash attention, which llama.cpp refuses.
+        SbEdgeError: a value out of range, or quantized values without flash attention, which llama.cpp
+        refuses.
     """
 
     depths: tuple[int, ...]
@@ -66,18 +67,18 @@ class DecodeSettings:
     cache_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
     flash_attn: Literal["auto", "on", "off"] = "auto"
     fill: FillChoice = "auto"
-    n_batch: int = 2048
     n_ubatch: int = 512
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 0:
             raise SbEdgeError("depths must be zero or more tokens", found=list(self.depths))
-        for name in ("n_threads", "n_gen", "repetitions", "n_batch", "n_ubatch"):
+        for name in ("n_threads", "n_gen", "repetitions", "n_ubatch"):
             if getattr(self, name) < 1:
                 raise SbEdgeError(f"{name} must be at least 1", found=getattr(self, name))
         if self.flash_attn == "off" and any(type_v not in FLOAT_TYPES for _, type_v in self.cache_types):
             raise SbEdgeError(
-                "a quantized cache of values needs flash attention", hint="use --flash-attn auto, or --type-v f16"
+                "a quantized cache of values needs flash attention",
+                hint="use --flash-attn auto, or --type-v f16",
             )
 
 
@@ -96,9 +97,9 @@ class Subject:
 
     @property
     def can_roll_back(self) -> bool:
-        """Whether its context can be cut back to an earlier position: plain attention over all positions only."""
+        """Whether its context can be cut back to an earlier position: plain full attention only."""
         keys = ("attention.recurrent_layers", "attention.sliding_window", "ssm.state_size", "wkv.head_size")
-        return not any(self.header.metadata.get(f"{self.header.arch}.{key}") for key in keys)
+        return not any(np.any(self.header.metadata.get(f"{self.header.arch}.{key}", 0)) for key in keys)
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Case:
     type_k: str
     type_v: str
     fill: Fill
+    is_continued: bool
+    """Whether a deeper case of the same series starts from this one's context."""
     settings: DecodeSettings
 
     @property
@@ -132,7 +135,6 @@ class Case:
         """The identity of its row on `machine`."""
         return RowKey(
             model_sha256=self.subject.sha256,
-            n_batch=self.settings.n_batch,
             n_ubatch=self.settings.n_ubatch,
             n_threads=self.settings.n_threads,
             type_k=self.type_k,
@@ -162,7 +164,7 @@ def examine(model: BenchModel) -> Subject:
 
 
 def choose_fill(subject: Subject, n_depth: int, choice: FillChoice) -> Fill:
-    """How `subject` is brought to `n_depth`: SpikingBrain, and whatever cannot be shifted, always for real."""
+    """How `subject` is brought to `n_depth`: always for real if it is not plain full attention."""
     if subject.is_spikingbrain or not subject.can_roll_back or n_depth == 0 or choice == "real":
         return "real"
     if choice == "auto" and n_depth <= AUTO_REAL_DEPTH:
@@ -171,18 +173,29 @@ def choose_fill(subject: Subject, n_depth: int, choice: FillChoice) -> Fill:
 
 
 def make_plan(subjects: Sequence[Subject], settings: DecodeSettings) -> list[Case]:
-    """All cases, shallow to deep, the models taking turns at each depth so that a noisy minute hits all of them."""
+    """All cases, shallow to deep; at each depth the models take turns, so that noise hits all of them."""
+    depths = sorted(set(settings.depths))
     return [
-        Case(subject, depth, type_k, type_v, choose_fill(subject, depth, settings.fill), settings)
-        for depth in sorted(set(settings.depths))
+        Case(
+            subject,
+            depth,
+            type_k,
+            type_v,
+            fill=choose_fill(subject, depth, settings.fill),
+            is_continued=depth > 0
+            and choose_fill(subject, deeper, settings.fill) == "real"
+            and deeper > depth,
+            settings=settings,
+        )
+        for depth, deeper in zip(depths, [*depths[1:], depths[-1]], strict=True)
         for subject in subjects
         for type_k, type_v in dict.fromkeys(settings.cache_types)
     ]
 
 
 def needed_bytes(case: Case) -> int:
-    """Memory that the case takes at its peak: weights, context and buffers, and what the method adds to them."""
-    expected = _forecast(case, case.n_ctx)
+    """Memory that the case takes at its peak, the method's own copies included."""
+    expected = _forecast(case)
     return expected.total + _snapshot_bytes(case, expected) + _shift_bytes(case)
 
 
@@ -206,23 +219,35 @@ def require_memory(cases: Sequence[Case]) -> None:
             )
 
 
-def _forecast(case: Case, n_ctx: int) -> MemoryForecast:
+def _forecast(case: Case) -> MemoryForecast:
     return forecast(
-        case.subject.header, n_ctx, type_k=case.type_k, type_v=case.type_v, n_ubatch=case.settings.n_ubatch
+        case.subject.header,
+        case.n_ctx,
+        type_k=case.type_k,
+        type_v=case.type_v,
+        n_ubatch=case.settings.n_ubatch,
+        flash_attn=_uses_flash_attention(case),
     )
 
 
+def _uses_flash_attention(case: Case) -> bool:
+    """The session turns "auto" into "off" for a float32 cache, which flash attention would round."""
+    choice = case.settings.flash_attn
+    return choice == "on" or (choice == "auto" and "f32" not in (case.type_k, case.type_v))
+
+
 def _snapshot_bytes(case: Case, expected: MemoryForecast) -> int:
-    """A real fill is kept for the next depth, and where the context cannot be cut back for each repetition."""
-    return expected.kv + expected.state if case.fill == "real" else 0
+    """A copy of the context: for the next depth, or for each repetition where it cannot be cut back."""
+    needs_copy = case.is_continued or not case.subject.can_roll_back
+    return expected.kv + expected.state if needs_copy else 0
 
 
 def _shift_bytes(case: Case) -> int:
     """Shifting the positions of quantized keys makes the engine unpack one layer of them to float32."""
     if case.fill == "real" or case.type_k in FLOAT_TYPES:
         return 0
-    widest = max(layer.key_width for layer in attention_layers(case.subject.header))
-    return int(case.n_ctx * widest * bytes_per_value("f32"))
+    unpacked = _forecast(replace(case, type_k="f32", type_v="f32"))
+    return unpacked.kv // case.subject.header.integer("block_count")
 
 
 def _smaller_alternative(case: Case, available: int) -> str:

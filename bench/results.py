@@ -1,4 +1,4 @@
-"""Benchmark rows: one measurement each, under llama-bench's field names, in a file that survives interruption."""
+"""Benchmark rows: one measurement each, under llama-bench's field names, in a file that survives a crash."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ class RowKey(NamedTuple):
     """What makes two measurements the same one: content of the model, settings, machine and engine."""
 
     model_sha256: str
-    n_batch: int
     n_ubatch: int
     n_threads: int
     type_k: str
@@ -123,7 +122,7 @@ class _Content:
 
 
 class ResultsFile:
-    """A JSON Lines file of rows to which one process appends, each row synced before the next measurement starts.
+    """A JSON Lines file of rows to which one process appends, each row synced before the next.
 
     A process killed in the middle of a write leaves a torn last line; opening the file drops it, so that its
     measurement is repeated. Use as a context manager.
@@ -185,7 +184,9 @@ class ResultsFile:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise OutputError(f"cannot be locked: {error.strerror}", path=self.path) from error
             raise OutputError(
-                "another benchmark is writing to this file", path=self.path, hint="wait for it or choose another file"
+                "another benchmark is writing to this file",
+                path=self.path,
+                hint="wait for it or choose another file",
             ) from None
 
     def _read(self) -> _Content:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from sb_edge.bench.results import Row
 
@@ -82,8 +84,8 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     """What the reader needs beside the table, one sentence a line."""
     if not rows:
         return []
-    fastest, slowest = max(row.read_bandwidth for row in rows), min(row.read_bandwidth for row in rows)
-    spread = f"{slowest / 1e9:.1f}" if fastest / slowest < 1.005 else f"{slowest / 1e9:.1f} to {fastest / 1e9:.1f}"
+    low, high = (f"{pick(row.read_bandwidth for row in rows) / 1e9:.1f}" for pick in (min, max))
+    spread = low if low == high else f"{low} to {high}"
     notes = [
         "t/s: median and standard deviation over the repetitions; "
         f"roof: bytes/t × t/s over the read bandwidth measured in this run ({spread} GB/s)."
@@ -95,10 +97,9 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def rich_table(rows: Sequence[Row]) -> Table:
-    """A table for the terminal; at most 100 columns wide with model names of up to 20 characters."""
-    table = Table(box=None, pad_edge=False, header_style="bold", caption="\n".join(footnotes(rows)))
-    table.caption_justify = "left"
+def rich_table(rows: Sequence[Row]) -> RenderableType:
+    """The table for a terminal with its notes; under 80 columns wide with model names of 16 characters."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
     shown = columns(rows)
     for column in shown:
         table.add_column(
@@ -108,8 +109,8 @@ def rich_table(rows: Sequence[Row]) -> Table:
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(column.text(row) for column in shown))
-    return table
+        table.add_row(*(Text(column.text(row)) for column in shown))
+    return Group(table, *(Text(note, style="dim") for note in footnotes(rows)))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ file and the tensor (format: https://github.com/huggingface/safetensors, "Format
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -120,42 +121,47 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no such tensor.
         """
-        info = self.info(name)
-        if not info.nbytes:
-            return np.zeros(info.shape, info.dtype)
-        raw = np.memmap(info.file, mode="r", dtype=np.uint8, offset=info.offset, shape=(info.nbytes,))
-        return raw.view(info.dtype).reshape(info.shape)
+        return read_tensor(self.info(name))
 
     def chunks(
-        self, name: str, max_bytes: int = _DEFAULT_CHUNK, *, multiple: int = 1
+        self, name: str, max_bytes: int = _DEFAULT_CHUNK, *, multiple: int = 1, buffers: int = 1
     ) -> Iterator[np.ndarray]:
         """A tensor's values in order, as one-dimensional pieces in its own type.
 
-        The pieces share one buffer, which the next piece overwrites: memory use does not depend on the tensor.
+        Memory use does not depend on the tensor: a piece is overwritten `buffers` pieces later.
 
         Args:
             name: the tensor.
             max_bytes: size of a piece, at most (at least `multiple` values).
             multiple: every piece holds a multiple of this many values, the last one excepted.
+            buffers: how many pieces stay valid at a time.
 
         Raises:
             CheckpointError: there is no such tensor, or the file became shorter since it was opened.
         """
         info = self.info(name)
         step = max(max_bytes // info.dtype.itemsize // multiple, 1) * multiple * info.dtype.itemsize
-        buffer = np.empty(min(step, info.nbytes), np.uint8)
+        ring = itertools.cycle([np.empty(min(step, info.nbytes), np.uint8) for _ in range(buffers)])
         with info.file.open("rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), info.offset, info.nbytes, os.POSIX_FADV_SEQUENTIAL)
             file.seek(info.offset)
             for start in range(0, info.nbytes, step):
-                piece = buffer[: min(step, info.nbytes - start)]
+                piece = next(ring)[: info.nbytes - start]
                 _read_exactly(file.fileno(), piece, info.file, name)
                 yield piece.view(info.dtype)
 
 
+def read_tensor(info: TensorInfo) -> np.ndarray:
+    """A tensor as a read-only, memory-mapped array in its own type and shape."""
+    if not info.nbytes:
+        return np.zeros(info.shape, info.dtype)
+    raw = np.memmap(info.file, mode="r", dtype=np.uint8, offset=info.offset, shape=(info.nbytes,))
+    return raw.view(info.dtype).reshape(info.shape)
+
+
 def _read_exactly(fd: int, into: np.ndarray, path: Path, name: str) -> None:
-    view = memoryview(into)
+    view = into.data
     while view:
         count = os.readv(fd, [view])
         if not count:
@@ -169,7 +175,7 @@ def read_tensor_table(folder: Path) -> dict[str, TensorInfo]:
     config.json is not looked at, so this serves checkpoints of other architectures too.
 
     Raises:
-        CheckpointError: no safetensors files, a missing, truncated or corrupt one, or an index that disagrees.
+        CheckpointError: no safetensors files, a damaged one, or an index that disagrees.
     """
     index = folder / INDEX_FILE
     if index.is_file():
@@ -279,7 +285,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
                 expected=f"at least {length}",
                 hint="fetch this file again",
             )
-        header = _load_json(file.read(length), path)
+        header = _load_json(file.read(length), path, "header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise CheckpointError("is not a JSON object", path=path, item="__metadata__")
@@ -288,7 +294,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _load_json(data: bytes, path: Path) -> dict[str, Any]:
+def _load_json(data: bytes, path: Path, item: str | None = None) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(pairs)
         if len(document) != len(pairs):
@@ -301,10 +307,10 @@ def _load_json(data: bytes, path: Path) -> dict[str, Any]:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            "the header is not valid JSON", path=path, found=str(error), hint="fetch this file again"
+            "is not valid JSON", path=path, item=item, found=str(error), hint="fetch this file again"
         ) from None
     if not isinstance(document, dict):
-        raise CheckpointError("the header is not a JSON object", path=path, found=type(document).__name__)
+        raise CheckpointError("is not a JSON object", path=path, item=item, found=type(document).__name__)
     return document
 
 
@@ -457,7 +463,7 @@ class CheckpointWriter:
         """Write a tensor from consecutive pieces of its values.
 
         Raises:
-            CheckpointError: the name is unknown or already written, the type differs, or the sizes do not add up.
+            CheckpointError: the name is unknown or already written, or type or size differ.
         """
         if name not in self._missing:
             known = "was already written" if name in self._places else "was not announced"
@@ -491,7 +497,7 @@ class CheckpointWriter:
 
 def write_all(fd: int, data: bytes | np.ndarray) -> None:
     """Write every byte of `data` (one-dimensional, uint8 if an array) at the descriptor's position."""
-    view = memoryview(data)
+    view = memoryview(data) if isinstance(data, bytes) else data.data
     while view:
         view = view[os.write(fd, view) :]
 

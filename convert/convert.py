@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import gguf
-import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType as QType
 
 from sb_edge.config import ARCH, SpikingBrainConfig
 from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.convert.floats import encoder, is_finite, to_float32
 from sb_edge.convert.gguf_writer import PlannedTensor, file_size, planned_files, write_gguf
 from sb_edge.convert.metadata import default_file_name, load_metadata
-from sb_edge.convert.tensors import TensorLayout, TensorSpec, account_for_tensors, is_finite
+from sb_edge.convert.tensors import TensorLayout, TensorSpec, account_for_tensors
 from sb_edge.convert.vocab import add_vocabulary, load_vocabulary
 from sb_edge.errors import CheckpointError
 from sb_edge.files import require_free_space
 from sb_edge.progress import Advance, progress_bar
 
 OUTTYPES = {"f32": QType.F32, "f16": QType.F16, "bf16": QType.BF16, "q8_0": QType.Q8_0}
-_FILE_TYPES = {
+FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
@@ -68,11 +69,11 @@ def convert_checkpoint(
 
     Args:
         checkpoint: the folder.
-        outfile: a file name, in which `{ftype}` stands for the type; a folder; or None for the checkpoint's own.
+        outfile: a file name, in which `{ftype}` stands for the type, or a folder; None: the checkpoint's own.
             In a folder the file is named by GGUF's convention.
-        outtype: "f32", "f16", "bf16", "q8_0", or "auto": bf16 if the first 16-bit matrix is bf16, else f16 (the
-            rule of llama.cpp's converter). Norms, biases and gates are always F32; matrices whose rows are no
-            multiple of 32 stay F16 under "q8_0".
+        outtype: "f32", "f16", "bf16", "q8_0", or "auto": bf16 if the first 16-bit matrix is bf16, else f16
+            (the rule of llama.cpp's converter). Norms, biases and gates are always F32; under "q8_0" matrices
+            whose rows are no multiple of 32 become F16.
         metadata_file: JSON of `general.*` keys that override the model card.
         split_max_size: bytes of tensor data a part; 0: one file.
         dry_run: check everything but the values, plan, write nothing.
@@ -101,7 +102,7 @@ def convert_checkpoint(
         writer.add_type(gguf.GGUFType.MODEL)
         metadata.set_gguf_meta_model(writer)
         add_hyperparameters(writer, source.config, layout)
-        writer.add_file_type(_FILE_TYPES[outtype])
+        writer.add_file_type(FILE_TYPES[outtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_vocabulary(writer, vocabulary)
 
@@ -170,29 +171,38 @@ def add_hyperparameters(writer: gguf.GGUFWriter, config: SpikingBrainConfig, lay
 
 
 def _tensor_data(source: Checkpoint, tensor: PlannedTensor, advance: Advance) -> Iterator[np.ndarray]:
-    """A tensor's bytes in the file, in uint8 pieces; refuses NaN and infinity on the way."""
+    """A tensor's bytes in the file, in uint8 pieces; refuses NaN and infinity on the way.
+
+    The next piece is read and converted in a second thread while the caller writes this one.
+    """
+    pieces = _encoded(source, tensor)
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(next, pieces, None)
+        while (piece := pending.result()) is not None:
+            pending = pool.submit(next, pieces, None)
+            yield piece[1]
+            advance(piece[0])
+
+
+def _encoded(source: Checkpoint, tensor: PlannedTensor) -> Iterator[tuple[int, np.ndarray]]:
+    """Bytes read and bytes to write, piece by piece; a piece stays valid until the next but one."""
     scratch = np.empty(_CHUNK_BYTES, np.uint8)
-    encode = encoder(tensor.qtype)
+    encode = encoder(tensor.qtype.name.lower())
+    block, _ = gguf.GGML_QUANT_SIZES[tensor.qtype]
     done = 0
-    for values in source.chunks(tensor.source, _CHUNK_BYTES, multiple=gguf.GGML_QUANT_SIZES[tensor.qtype][0]):
+    for values in source.chunks(tensor.source, _CHUNK_BYTES, multiple=block, buffers=2):
         if not is_finite(values, scratch):
-            first = done + int(np.argmin(np.isfinite(values.astype(np.float32))))
+            first = done + int(np.argmin(np.isfinite(to_float32(values))))
             raise _value_error(
                 source, tensor, first, "holds NaN or infinity", "fetch or train the checkpoint again"
             )
         encoded = encode(values)
         if encoded is None:
-            largest = int(np.argmax(np.abs(values.astype(np.float32))))
-            raise _value_error(
-                source,
-                tensor,
-                done + largest,
-                f"exceeds {tensor.qtype.name}'s range",
-                "use --outtype bf16 or f32",
-            )
-        yield encoded
+            largest = done + int(np.argmax(np.abs(to_float32(values))))
+            problem = f"exceeds {tensor.qtype.name}'s range"
+            raise _value_error(source, tensor, largest, problem, "use --outtype bf16 or f32")
+        yield values.nbytes, encoded
         done += values.size
-        advance(values.nbytes)
 
 
 def _value_error(
@@ -207,51 +217,3 @@ def _value_error(
         found=f"{float(value)} at [{place}]",
         hint=hint,
     )
-
-
-def encoder(qtype: QType) -> Callable[[np.ndarray], np.ndarray | None]:
-    """A function from values to the bytes (uint8) that stand for them in a GGUF.
-
-    It takes one-dimensional float32, float16 or bfloat16 values and returns None if a value exceeds the type's
-    range.
-    """
-    return {QType.F32: _to_f32, QType.F16: _to_f16, QType.BF16: _to_bf16, QType.Q8_0: _to_q8_0}[qtype]
-
-
-def _float32(values: np.ndarray) -> np.ndarray:
-    if values.dtype == ml_dtypes.bfloat16:
-        # bfloat16 is float32's upper half; shifting is an order of magnitude faster than ml_dtypes' cast
-        return np.left_shift(values.view(np.uint16), np.uint32(16), dtype=np.uint32).view(np.float32)
-    return values.astype(np.float32, copy=False)
-
-
-def _to_f32(values: np.ndarray) -> np.ndarray:
-    return _float32(values).view(np.uint8)
-
-
-def _to_f16(values: np.ndarray) -> np.ndarray | None:
-    if values.dtype == np.float16:
-        return values.view(np.uint8)
-    with np.errstate(over="ignore"):
-        narrow = _float32(values).astype(np.float16)
-    return narrow.view(np.uint8) if is_finite(narrow) else None
-
-
-def _to_bf16(values: np.ndarray) -> np.ndarray | None:
-    if values.dtype == ml_dtypes.bfloat16:
-        return values.view(np.uint8)
-    bits = _float32(values).view(np.uint32)
-    # round half to even: add just under half of the dropped part, and one more if the kept part is odd
-    rounded = np.right_shift(bits, np.uint32(16))
-    rounded &= np.uint32(1)
-    rounded += np.uint32(0x7FFF)
-    rounded += bits
-    rounded >>= np.uint32(16)
-    narrow = rounded.astype(np.uint16).view(ml_dtypes.bfloat16)
-    return narrow.view(np.uint8) if is_finite(narrow) else None
-
-
-def _to_q8_0(values: np.ndarray) -> np.ndarray | None:
-    blocks: np.ndarray = gguf.quants.quantize(_float32(values).reshape(-1, 32), QType.Q8_0)
-    scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).reshape(-1)
-    return blocks.reshape(-1) if is_finite(scales) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -84,7 +85,7 @@ def write_gguf(
         The files written.
 
     Raises:
-        OutputError: the folder does not exist, the device is full, or a tensor's data has another size than planned.
+        OutputError: no such folder, the device is full, or a tensor's data has another size than planned.
     """
     writer = _plan(arch, tensors, split_max_size)
     set_metadata(writer)
@@ -109,7 +110,7 @@ def _append_data(
     data: Callable[[PlannedTensor], Iterable[np.ndarray]],
     alignment: int,
 ) -> None:
-    with file.open("ab", buffering=0) as stream:
+    with file.open("ab", buffering=0) as stream, _EarlySync(stream.fileno()) as sync:
         fd = stream.fileno()
         _pad(fd, file.stat().st_size, alignment)
         for tensor in tensors:
@@ -117,6 +118,7 @@ def _append_data(
             for piece in data(tensor):
                 write_all(fd, piece)
                 written += piece.nbytes
+                sync.wrote(piece.nbytes)
             if written != tensor.nbytes:
                 raise OutputError(
                     "has another size than planned",
@@ -128,10 +130,38 @@ def _append_data(
             _pad(fd, written, alignment)
 
 
+class _EarlySync:
+    """Brings data to the device in the background while more is computed, so that the last sync is short."""
+
+    _STEP = 64 << 20
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+        self._waiting = 0
+
+    def __enter__(self) -> _EarlySync:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def wrote(self, nbytes: int) -> None:
+        """Count; begin a sync when there is enough to do and the last one is over."""
+        self._waiting += nbytes
+        if self._waiting < self._STEP or (self._running and not self._running.done()):
+            return
+        if self._running:
+            self._running.result()  # raises what the device refused
+        self._waiting = 0
+        self._running = self._pool.submit(os.fdatasync, self._fd)
+
+
 def _pad(fd: int, size: int, alignment: int) -> None:
     write_all(fd, bytes(-size % alignment))
 
 
 def file_size(files: Iterable[Path]) -> int:
     """The sum of the files' sizes, bytes."""
-    return sum(os.stat(file).st_size for file in files)
+    return sum(file.stat().st_size for file in files)

@@ -10,16 +10,16 @@ import numpy as np
 
 from sb_edge.config import PRESETS, SpikingBrainConfig
 from sb_edge.convert.checkpoint import DTYPES, CheckpointWriter
-from sb_edge.convert.numbers import encoder
+from sb_edge.convert.floats import encoder
 from sb_edge.convert.random_weights import normal
 from sb_edge.convert.tensors import expected_tensors
 from sb_edge.progress import progress_bar
 
 INITIALIZER_RANGE = 0.02
-"""Standard deviation of the matrices, as in the public release's config.json."""
+"""Standard deviation of matrices and biases, as `initializer_range` in the public release's config.json."""
 
-_GATE_BIAS = 4.0
-"""Gate logits are about this: log a = logsigmoid(4) / 16 = -0.0011, so a state remembers about 900 tokens."""
+GATE_BIAS = 4.0
+"""Centre of the gate logits: log a = logsigmoid(4) / 16 = -0.0011: a state remembers about 900 tokens."""
 
 _WITHOUT_BIAS = frozenset({"1b"})  # the shape of Llama-3.2-1B has none
 
@@ -27,14 +27,14 @@ _WITHOUT_BIAS = frozenset({"1b"})  # the shape of Llama-3.2-1B has none
 def init_checkpoint(
     preset: str, folder: Path, *, seed: int = 0, dtype: str = "bf16", max_shard_bytes: int = 5_000_000_000
 ) -> int:
-    """Write a preset with random weights: complete or not at all, streamed.
+    """Write a preset with random weights, streamed; complete or not at all.
 
     Args:
-        preset: a name in `PRESETS`.
+        preset: a name in `sb_edge.config.PRESETS`.
         folder: must not exist, or be empty.
-        seed: the same seed gives the same values.
+        seed: the same seed gives the same values, whatever the type.
         dtype: "bf16", "f16" or "f32", for every tensor.
-        max_shard_bytes: size of a file, at most.
+        max_shard_bytes: bytes of weights a file, at most; a larger tensor gets a file of its own.
 
     Returns:
         Bytes of weights written.
@@ -42,13 +42,64 @@ def init_checkpoint(
     Raises:
         OutputError: the folder is not empty or cannot be written.
     """
-    config = PRESETS[preset]
-    table = expected_tensors(config, attention_bias=preset not in _WITHOUT_BIAS)
+    return write_random_checkpoint(
+        PRESETS[preset],
+        folder,
+        attention_bias=preset not in _WITHOUT_BIAS,
+        seed=seed,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def write_random_checkpoint(
+    config: SpikingBrainConfig,
+    folder: Path,
+    *,
+    attention_bias: bool,
+    seed: int = 0,
+    dtype: str = "bf16",
+    max_shard_bytes: int = 5_000_000_000,
+) -> int:
+    """As `init_checkpoint`, for any configuration.
+
+    Raises:
+        OutputError: the folder is not empty or cannot be written.
+    """
     target = DTYPES[dtype.upper()]
+    table = expected_tensors(config, attention_bias=attention_bias)
     shapes = {name: (spec.shape, target) for name, spec in table.items()}
     encode = encoder(dtype)
     with CheckpointWriter(folder, config, shapes, max_shard_bytes) as writer:
         with progress_bar("writing random weights", writer.nbytes, unit="bytes") as advance:
-            for name, (shape, _) in shapes.items():
-                writer.write_chunks(name, _encoded(config, seed, name, shape, encode, target, advance))
+
+            def encoded(name: str) -> Iterator[np.ndarray]:
+                for values in initial_values(name, prod(table[name].shape), seed):
+                    data = encode(values)
+                    if data is not None:  # initial values are small: they fit every type
+                        advance(data.nbytes)
+                        yield data.view(target)
+
+            for name in shapes:
+                writer.write_chunks(name, encoded(name))
         return writer.nbytes
+
+
+def initial_values(name: str, size: int, seed: int) -> Iterator[np.ndarray]:
+    """The first values of a tensor, float32, in one-dimensional pieces that share one buffer.
+
+    Norms are 1, so that activations keep their size; gates are open (`GATE_BIAS`); the rest is normal.
+
+    Args:
+        name: in the checkpoint.
+        size: number of values.
+        seed: of the checkpoint.
+    """
+    if name.endswith("norm.weight"):
+        yield np.ones(size, np.float32)
+        return
+    centre = GATE_BIAS if name.endswith("gk_proj.1.bias") else 0.0
+    for values in normal(seed, name, size, INITIALIZER_RANGE):
+        if centre:
+            values += np.float32(centre)
+        yield values

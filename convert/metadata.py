@@ -71,7 +71,7 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
         n_params: number of weights, for the size label.
 
     Raises:
-        CheckpointError: the model card or the override cannot be read, or sets an unknown key or a wrong type.
+        CheckpointError: model card or override cannot be read, or an override has an unknown key or type.
     """
     overrides = {} if override is None else _load_override(override)
     try:

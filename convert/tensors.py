@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from sb_edge.config import SpikingBrainConfig
 from sb_edge.convert.checkpoint import Checkpoint
 from sb_edge.errors import CheckpointError
@@ -27,8 +25,8 @@ class TensorSpec:
     Attributes:
         gguf_name: its name in the GGUF.
         shape: numpy's and PyTorch's order, [out, in]; ggml writes it reversed.
-        keep_f32: stored as F32 whatever the output type is: norms, biases and the gate's pair, which are small
-            and feed an exponential.
+        keep_f32: stored as F32 whatever the output type is: norms, biases and the gate's pair, which are
+            small and feed an exponential.
     """
 
     gguf_name: str
@@ -199,26 +197,3 @@ def _unknown_hint(name: str, config: SpikingBrainConfig) -> str:
     if "conv1d" in name:
         return "short convolutions are not supported"
     return "convert a checkpoint in the public gla_swa layout"
-
-
-_INTEGERS = {2: (np.dtype(np.uint16)), 4: np.dtype(np.uint32)}
-_INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
-
-
-def is_finite(values: np.ndarray, scratch: np.ndarray | None = None) -> bool:
-    """True if no value is NaN or infinite.
-
-    Works on the bit patterns: without its sign bit, a pattern from infinity's on is not finite. That is one
-    shift and one maximum in the processor's cache, for bfloat16 too.
-
-    Args:
-        values: one-dimensional, float32, float16 or bfloat16.
-        scratch: uint8, at least as many bytes; spares an allocation.
-    """
-    if not values.size:
-        return True
-    integer = _INTEGERS[values.dtype.itemsize]
-    bits = values.view(integer)
-    out = None if scratch is None else scratch[: values.nbytes].view(integer)
-    shifted = np.left_shift(bits, integer.type(1), out=out)
-    return int(shifted.max()) < 2 * _INFINITY[values.dtype.name]

@@ -159,7 +159,7 @@ def _special_tokens(
 def _end_of_turn(table: TokenTable, template: ChatTemplate | None) -> int | None:
     """The token with which the chat template ends a turn.
 
-    The public SFT release has ChatML with eos `<|endoftext|>`: without this, nothing would stop at `<|im_end|>`.
+    The public SFT release has ChatML with eos `<|endoftext|>`: nothing would stop at `<|im_end|>`.
     """
     text = template if isinstance(template, str) else "".join(item["template"] for item in template or [])
     return next((table.ids[token] for token in _END_OF_TURN if token in text and token in table.ids), None)

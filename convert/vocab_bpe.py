@@ -29,8 +29,28 @@ _PRE_TOKENIZERS = {
 }
 """What tokenizer.json says about cutting text into words: the engine's name for it (`tokenizer.ggml.pre`)."""
 
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
 _TOKENIZER_CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
 _SUPPORTED = "the pre-tokenizer of qwen2, llama-bpe, smollm or gpt-2"
+
+
+def pre_tokenizer_json(pre: str) -> dict[str, Any] | None:
+    """tokenizer.json's description of a `tokenizer.ggml.pre`; None for one that is not known here."""
+    steps = next((steps for steps, name in _PRE_TOKENIZERS.items() if name == pre), None)
+    if steps is None:
+        return None
+    nodes: list[dict[str, Any]] = []
+    for kind, value in steps:
+        if kind == "split":
+            nodes.append(
+                {"type": "Split", "pattern": {"Regex": value}, "behavior": "Isolated", "invert": False}
+            )
+        elif kind == "digits":
+            nodes.append({"type": "Digits", "individual_digits": value})
+        else:
+            nodes.append({**_BYTES, "use_regex": value})
+    return {"type": "Sequence", "pretokenizers": nodes}
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,7 @@ def load_vocab_and_merges(folder: Path, vocab_size: int) -> Bpe:
 
 
 def _pre_of_class(folder: Path) -> str:
-    """These two files do not say how text is cut; the tokenizer's class does. Without one: Qwen2, the family's."""
+    """How text is cut: the tokenizer's class says so, not these files. Without one: Qwen2, the family's."""
     path = folder / "tokenizer_config.json"
     name = read_optional(path).get("tokenizer_class") or "Qwen2Tokenizer"
     pre = _TOKENIZER_CLASSES.get(str(name).removesuffix("Fast"))

@@ -1,4 +1,4 @@
-"""The parts of a Hugging Face tokenizer that its kinds share: JSON files, added tokens, the list of tokens."""
+"""What kinds of Hugging Face tokenizers share: JSON files, added tokens, the table of tokens."""
 
 from __future__ import annotations
 

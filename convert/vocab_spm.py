@@ -38,8 +38,8 @@ def load_sentencepiece(path: Path, vocab_size: int) -> SentencePiece:
     """Read a tokenizer.model and the tokens that its neighbours add.
 
     Raises:
-        TokenizerError: damaged, larger than the model's vocabulary, or not of the BPE kind: the engine merges by
-            score, which is exact for that kind only.
+        TokenizerError: damaged, larger than the model's vocabulary, or not of the BPE kind: the engine
+            merges by score, which is exact for that kind only.
     """
     data = path.read_bytes()
     processor = SentencePieceProcessor()
@@ -83,7 +83,7 @@ def _type(processor: SentencePieceProcessor, number: int) -> TokenType:
 
 
 def _model_type(data: bytes) -> int:
-    """trainer_spec.model_type of a serialized ModelProto (sentencepiece_model.proto: fields 2 and 3; default 1)."""
+    """trainer_spec.model_type of a ModelProto (fields 2 and 3 in sentencepiece_model.proto; default 1)."""
     for field, value in _fields(data):
         if field == 2 and isinstance(value, bytes):
             return next((kind for inner, kind in _fields(value) if inner == 3 and isinstance(kind, int)), 1)

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from sb_edge.engine import Engine, activate, find_engine
+from sb_edge.engine import Engine, find_engine
 from sb_edge.engine.process import run_tool
 from sb_edge.errors import GgufError, OutputError
 from sb_edge.files import atomic_output, require_free_space
@@ -31,16 +31,11 @@ def quantization_types(engine: Engine | None = None) -> dict[str, str]:
     return {entry[1]: entry[2].strip() for line in lines[start:] if (entry := _TYPE_LINE.match(line))}
 
 
-def tensor_types(engine: Engine | None = None) -> list[str]:
-    """The ggml types that a single tensor may have, as gguf spells them (`Q6_K`).
+def tensor_types() -> list[str]:
+    """The ggml types that a single tensor may have (`Q6_K`)."""
+    from sb_edge.gguf_reader import GGML_TYPES
 
-    Raises:
-        EngineError: no engine.
-    """
-    activate(engine)
-    from gguf import GGMLQuantizationType
-
-    return [entry.name for entry in GGMLQuantizationType]
+    return [name for name, _, _ in GGML_TYPES.values()]
 
 
 def quantize(
@@ -84,15 +79,15 @@ def quantize(
     _require_type("type", qtype, quantization_types(engine))
     for name, chosen in (("output tensor", output_tensor_type), ("token embedding", token_embedding_type)):
         if chosen is not None:
-            _require_type(f"{name} type", chosen, tensor_types(engine))
+            _require_type(f"{name} type", chosen, tensor_types())
     if imatrix is not None and not imatrix.is_file():
         raise GgufError(
             "not found", path=imatrix, hint="make one with llama-imatrix, in bin/ of `sb-edge engine path`"
         )
     if target.exists() and any(target.samefile(file) for file in [source, *header.files]):
         raise OutputError("is the input", path=target, hint="choose another name")
-    options = {
-        "--imatrix": imatrix and str(imatrix.absolute()),
+    options: dict[str, str | bool | None] = {
+        "--imatrix": None if imatrix is None else str(imatrix.absolute()),
         "--leave-output-tensor": leave_output_tensor,
         "--pure": pure,
         "--allow-requantize": allow_requantize,

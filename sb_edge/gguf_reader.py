@@ -58,7 +58,7 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
 }
 """ggml's tensor types: number to (name, values in a block, bytes of a block)."""
 
-_SCALARS = {
+_SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),
@@ -184,7 +184,10 @@ def _other_parts(path: Path, metadata: dict[str, Any], count: int) -> list[Path]
         raise GgufError(
             "is not the first part of a split model", path=path, expected=first, hint="name the first part"
         )
-    parts = [path.with_name(f"{first.split('-00001-of-')[0]}-{number:05d}-of-{count:05d}.gguf") for number in range(2, count + 1)]
+    parts = [
+        path.with_name(f"{first.split('-00001-of-')[0]}-{number:05d}-of-{count:05d}.gguf")
+        for number in range(2, count + 1)
+    ]
     for part in parts:
         if not part.is_file():
             raise GgufError("a part is missing", path=part, hint="fetch this file")
@@ -198,7 +201,11 @@ def _check_parts(path: Path, metadata: dict[str, Any], tensors: list[TensorEntry
     total = metadata.get("split.tensors.count", len(tensors))
     if total != len(tensors):
         raise GgufError(
-            "has another number of tensors", path=path, item="split.tensors.count", found=len(tensors), expected=total
+            "has another number of tensors",
+            path=path,
+            item="split.tensors.count",
+            found=len(tensors),
+            expected=total,
         )
 
 
@@ -213,7 +220,9 @@ class _Cursor:
         self._data = b""
         self.position = 0
 
-    def error(self, message: str, item: str | None = None, found: object = None, expected: object = None) -> GgufError:
+    def error(
+        self, message: str, item: str | None = None, found: object = None, expected: object = None
+    ) -> GgufError:
         return GgufError(
             message, path=self._path, item=item, found=found, expected=expected, hint="fetch this file again"
         )
@@ -362,7 +371,9 @@ def _describe_tensor(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], str, 
         raise cursor.error("has an unknown type", name, number)
     type_name, block, block_bytes = GGML_TYPES[number]
     if (shape[0] if shape else 1) % block:
-        raise cursor.error(f"has rows that are no multiple of {type_name}'s block", name, shape[0], f"{block}s")
+        raise cursor.error(
+            f"has rows that are no multiple of {type_name}'s block", name, shape[0], f"{block}s"
+        )
     return shape[::-1], type_name, prod(shape) // block * block_bytes
 
 

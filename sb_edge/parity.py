@@ -52,7 +52,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Run:
-    """The prompt fed `piece` tokens at a time, compared; `layers`: tensor name to NMSE, in the model's order."""
+    """The prompt fed `piece` tokens at a time, compared; `layers`: tensor name to NMSE, in graph order."""
 
     piece: int
     agreement: Agreement
@@ -242,7 +242,7 @@ def against_checkpoint(
             _require_same_vocabulary(model, checkpoint, reference.n_vocab)
             rows = reference.rows(tokens, per_layer=per_layer)
             expected_text = reference.greedy(tokens, n_greedy) if n_greedy else []
-            how = f"{checkpoint}, PyTorch {dtype} on {reference.device}"
+            how = f"{checkpoint}, {dtype} on {reference.device}"
             del reference  # its weights, before the engine takes its buffers
         runs = _runs(model, tokens, rows, pieces, kv_type)
         greedy = Greedy(expected_text, _engine_greedy(model, tokens, n_greedy, kv_type)) if n_greedy else None
@@ -340,7 +340,7 @@ def _engine_rows(model: Model, tokens: list[int], piece: int, kv_type: KvType, *
     collected: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
 
     def collect(name: str, rows: NDArray[np.float32]) -> None:
-        collected[name].append(rows.copy())
+        collected[name].append(rows)
 
     with Session(
         model,

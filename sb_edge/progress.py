@@ -37,9 +37,17 @@ def progress_bar(description: str, total: float | None, *, unit: str = "") -> It
         unit: "bytes" shows sizes and a rate; anything else shows a count.
     """
     counts: list[ProgressColumn] = (
-        [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+        [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+        if unit == "bytes"
+        else [MofNCompleteColumn()]
     )
-    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeElapsedColumn(), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
     if not stderr.is_terminal:
         yield _occasional_lines(description, total, unit)
         return

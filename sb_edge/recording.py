@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,17 @@ from sb_edge.errors import ParityError
 
 HEADER_BYTES = 4096
 """More than any honest .npy header of a plain array takes (128 bytes)."""
+
+# What zipfile and numpy's header parser raise on damaged bytes, found by fuzzing both.
+_DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
+_DAMAGED_ARRAY = (ValueError, TypeError, SyntaxError, TokenError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ def load_recording(path: Path, *, n_vocab: int, max_tokens: int) -> Recording:
         with zipfile.ZipFile(path) as archive:
             input_ids = _read(archive, path, "input_ids", np.dtype(np.int32), max_tokens)
             logits = _read(archive, path, "logits", np.dtype(np.float32), max_tokens * n_vocab)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED_ARCHIVE as error:
         raise ParityError(
             "is not a readable .npz file", path=path, found=str(error), hint="record the logits again"
         ) from None
@@ -68,6 +80,8 @@ def _read(archive: zipfile.ZipFile, path: Path, key: str, dtype: np.dtype, max_i
             found=", ".join(name.removesuffix(".npy") for name in archive.namelist()[:8]) or "no arrays",
             expected="input_ids and logits",
         ) from None
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ParityError("is packed in a way that numpy does not use", path=path, item=key)
     most = max_items * dtype.itemsize + HEADER_BYTES
     if member.file_size > most:
         raise ParityError(
@@ -81,7 +95,7 @@ def _read(archive: zipfile.ZipFile, path: Path, key: str, dtype: np.dtype, max_i
     try:
         with archive.open(member) as stream:
             array: NDArray = np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, MemoryError, OverflowError) as error:
+    except _DAMAGED_ARRAY as error:
         raise ParityError("is not a plain array", path=path, item=key, found=str(error)) from None
     if array.dtype != dtype:
         raise ParityError("wrong type", path=path, item=key, found=array.dtype, expected=dtype)

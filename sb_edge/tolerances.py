@@ -21,6 +21,9 @@ CHUNK_F64 = Tolerance("chunk against naive, float64", 1e-28, "another order of s
 CHUNK_F32 = Tolerance(
     "chunk float32 against naive float64", 1e-12, "seen 1.4e-14, no more than naive float32 has"
 )
+GRADIENT_F64 = Tolerance(
+    "gradients of chunk against naive, float64", 1e-26, "seen 7e-30: sums over all tokens and channels"
+)
 PIECES_F64 = Tolerance(
     "reference in pieces against whole, float64", 1e-26, "seen 1.3e-30 over four tiny layers"
 )
@@ -36,20 +39,23 @@ GOLDEN_BF16 = Tolerance(
     "reference bfloat16 against recorded logits", 1e-3, "seen 1e-4: 8 bits of mantissa between operations"
 )
 ENGINE_F32 = Tolerance(
-    "engine, f32 KV", 1e-8, "float32 throughout, in another order of summation; the project's requirement"
+    "engine, f32 KV",
+    1e-8,
+    "float32 throughout, in another order of summation; seen 2.9e-13 on the recorded case",
 )
 ENGINE_F16 = Tolerance(
-    "engine, f16 KV", 1e-5, "K and V carry 11 bits; rounding just them in the reference gives 5.4e-9"
+    "engine, f16 KV", 1e-5, "K and V carry 11 bits; seen 5e-9 for a whole prompt, 1.7e-7 in pieces"
 )
 ENGINE_Q8_0 = Tolerance(
     "engine, q8_0 KV",
     1e-4,
-    "K and V carry 8 bits, one scale for 32; rounding just them in the reference gives 2.8e-6",
+    "K and V carry 8 bits, one scale for 32; seen 3.9e-6",
 )
 
 TABLE = (
     CHUNK_F64,
     CHUNK_F32,
+    GRADIENT_F64,
     PIECES_F64,
     PIECES_F32,
     GOLDEN_F32,

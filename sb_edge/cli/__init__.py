@@ -18,7 +18,10 @@ from sb_edge.errors import SbEdgeError
 COMMANDS = {
     "engine": ("sb_edge.cli.engine", "Build, find and describe the patched llama.cpp."),
     "init": ("sb_edge.cli.init", "Make a random-weight checkpoint in the public layout."),
-    "transplant": ("sb_edge.cli.transplant", "Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint."),
+    "transplant": (
+        "sb_edge.cli.transplant",
+        "Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.",
+    ),
     "convert": ("sb_edge.cli.convert", "Convert a SpikingBrain checkpoint to GGUF."),
     "quantize": ("sb_edge.cli.quantize", "Quantize a GGUF with llama-quantize's types."),
     "inspect": ("sb_edge.cli.inspect", "Show a GGUF's architecture, layers, tensors and memory needs."),
@@ -48,7 +51,9 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="sb-edge")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the engine's own log.")
 @click.pass_context

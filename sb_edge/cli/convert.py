@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from sb_edge.cli.sizes import Size, human
+
 if TYPE_CHECKING:
     from sb_edge.convert.convert import ConversionReport
-
-
-class Size(click.ParamType):
-    """A number of bytes: `500M`, `2G`, or plain; decimal multiples, as llama.cpp's converter takes them."""
-
-    name = "N(K|M|G)"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+)([KMG]?)", value.strip().upper())
-        if not match:
-            self.fail(f"{value!r} is no size such as 500M or 2G", param, ctx)
-        return int(match[1]) * {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}[match[2]]
 
 
 @click.command()
@@ -39,7 +26,8 @@ class Size(click.ParamType):
     type=click.Choice(["f32", "f16", "bf16", "q8_0", "auto"]),
     default="auto",
     show_default=True,
-    help="Type of the matrices; norms, biases and gates are always f32. auto: bf16 for a bf16 checkpoint, else f16.",
+    help="Type of the matrices; norms, biases and gates are always f32. "
+    "auto: bf16 for a bf16 checkpoint, else f16.",
 )
 @click.option("--dry-run", is_flag=True, help="Check and list what would be written, write nothing.")
 @click.option(
@@ -85,7 +73,7 @@ def command(
     rate = report.nbytes / 1e6 / report.seconds
     click.echo(
         f"converted {checkpoint} to {report.outtype}: {len(report.tensors)} tensors, "
-        f"{report.nbytes / 2**30:.2f} GiB, in {report.seconds:.1f} s, {rate:.0f} MB/s",
+        f"{human(report.nbytes)}, in {report.seconds:.1f} s, {rate:.0f} MB/s",
         err=True,
     )
 
@@ -95,6 +83,6 @@ def _show_plan(report: ConversionReport) -> None:
         shape = "x".join(str(size) for size in tensor.shape)
         click.echo(f"{tensor.name:32} {tensor.qtype.name:5} {shape:>14} {tensor.nbytes:>14,}")
     click.echo(f"vocabulary: {report.vocabulary}")
-    click.echo(f"{len(report.tensors)} tensors, {report.nbytes / 2**30:.2f} GiB, would be written to:")
+    click.echo(f"{len(report.tensors)} tensors, {human(report.nbytes)}, would be written to:")
     for file in report.files:
         click.echo(f"  {file}")

@@ -84,8 +84,8 @@ def command(
     """Compare the engine with the reference or with recorded logits.
 
     GGUF runs in the engine; the reference is the PyTorch model on CHECKPOINT, or the logits in --golden,
-    which need no PyTorch. Prints NMSE, KL divergence, top-1 agreement and the worst position; exits with 1 when the NMSE
-    is over the tolerance.
+    which need no PyTorch. Prints NMSE, KL divergence, top-1 agreement and the worst position; exits with 1
+    when the NMSE is over the tolerance.
     """
     if golden and (per_layer or greedy or text is not None):
         raise click.UsageError("--per-layer, --greedy and --text need a CHECKPOINT, not a recording.")
@@ -120,7 +120,8 @@ def command(
 def _render(report: ParityReport, console: Console) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{report.gguf} against {report.reference}", title_justify="left")
+    console.print(f"{report.gguf} against {report.reference}", highlight=False)
+    table = Table()
     for heading in ("fed at a time", "NMSE", "KL (nats)", "top-1", "worst position"):
         table.add_column(heading, justify="right")
     for run in report.runs:

@@ -61,7 +61,7 @@ def command(
         (token_embedding_type, "--token-embedding-type"),
     ):
         if value is not None:
-            _check_type(value, tensor_types(engine), option)
+            _check_type(value, tensor_types(), option)
     path = resolve_gguf(source)
     quantize(
         path,

@@ -32,6 +32,9 @@ TOOLS = (
 )
 """The programs of the tree that are built, which bring all its libraries along."""
 
+NOT_PORTABLE = ("test-quantize-fns",)
+"""Of these, those that upstream does not build where backends are loaded at run time."""
+
 COMMON_FLAGS = (
     "-DGGML_RPC=ON",
     "-DGGML_CCACHE=OFF",
@@ -76,6 +79,11 @@ MEMORY_PER_JOB = 3 * 2**29
 _FOREIGN_SETTINGS = re.compile(r"(CMAKE_|NINJA_|MAKE|HF_)|(CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS)$")
 _STEP = re.compile(r"\[(\d+)/(\d+)\] ")
 _CAUSE = re.compile(r"\berror: |CMake Error|undefined reference|No space left|Killed|^FAILED")
+
+
+def tools_of(variant: str) -> list[str]:
+    """The programs that an engine of this variant has."""
+    return [tool for tool in TOOLS if variant != "portable" or tool not in NOT_PORTABLE]
 
 
 def default_jobs() -> int:

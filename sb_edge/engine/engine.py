@@ -110,7 +110,7 @@ class Recipe:
     @property
     def key(self) -> str:
         """The hash of all of it. A `portable` engine does not depend on the machine's CPU."""
-        from sb_edge.engine.build import TOOLS
+        from sb_edge.engine.build import tools_of
 
         target = "any" if self.variant == "portable" else self.toolchain.native_target
         content: dict[str, Any] = {
@@ -119,7 +119,7 @@ class Recipe:
             **self.patch_set.contents(),
             "series": [patch.name for patch in self.patch_set.patches],
             "flags": self.flags,
-            "tools": list(TOOLS),
+            "tools": tools_of(self.variant),
             "compiler": self.toolchain.version,
             "target": target,
         }
@@ -229,8 +229,9 @@ def _build(recipe: Recipe, root: Path, work: Path, stage: Path, log: Path, jobs:
     apply_patches(recipe.patch_set, tree)
     build = work / "build"
     steps.configure(tree, build, recipe.flags, recipe.toolchain, log)
-    steps.compile_targets(tree, build, steps.TOOLS, recipe.toolchain, log, jobs=jobs)
-    steps.install_programs(build, stage, steps.TOOLS)
+    tools = steps.tools_of(recipe.variant)
+    steps.compile_targets(tree, build, tools, recipe.toolchain, log, jobs=jobs)
+    steps.install_programs(build, stage, tools)
     steps.install_python(top, tree, stage)
     steps.install_licences(top, tree, stage)
     info = _describe(recipe, stage)
@@ -294,7 +295,7 @@ def activate(engine: Engine | None = None) -> Engine:
     """Make `import llama_cpp` and `import gguf` take this engine's; call it before them.
 
     Puts the engine's packages first on sys.path, points the bindings at its library and, for a `portable`
-    engine, loads the backends that suit the CPU. Calling it again is free.
+    engine, loads the backends that suit the CPU. Calling it again is free. An imported gguf stays.
 
     Args:
         engine: None: `find_engine()`, or the one already active.

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sb_edge.engine.source import sha256_of
+from sb_edge.packages import sha256_of
 from sb_edge.errors import EngineError
 
 

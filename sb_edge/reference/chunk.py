@@ -1,10 +1,11 @@
 """Gated linear attention in chunks: matrix products instead of one step a token.
 
-Within a chunk the weight of key j for query i is exp(b_i - b_j), b the running sum of log gates. Taken apart,
-exp(b_i) * exp(-b_j) overflows float32 as soon as a gate is nearly closed, and b_i - b_j loses its low digits
-once b has grown large. So a chunk is halved again and again (64, 32, ..., 2): every pair j < i is separated by the
-middle of exactly one block, and relative to that middle both factors are exponentials of sums <= 0 over the
-tokens between, summed for that block alone. Nothing overflows, nothing cancels, and no causal mask is needed.
+Within a chunk the weight of key j for query i is exp(b_i - b_j), b the running sum of log gates. Taken
+apart, exp(b_i) * exp(-b_j) overflows float32 as soon as a gate is nearly closed, and b_i - b_j loses its low
+digits once b has grown large. So a chunk is halved again and again (64, 32, ..., 2): every pair j < i is
+separated by the middle of exactly one block, and relative to that middle both factors are exponentials of
+sums <= 0 over the tokens between, summed for that block alone. Nothing overflows, nothing cancels, and no
+causal mask is needed.
 """
 
 from __future__ import annotations

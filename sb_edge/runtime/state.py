@@ -27,8 +27,8 @@ def fingerprint(header: GgufHeader) -> str:
     The file's name, place and descriptive keys do not enter.
     """
     digest = hashlib.sha256()
-    keys = sorted(key for key in header.metadata if key.startswith(f"{header.arch}."))
-    digest.update(json.dumps([header.arch, [[key, header.metadata[key]] for key in keys]]).encode())
+    settings = {key: value for key, value in header.metadata.items() if key.startswith(f"{header.arch}.")}
+    digest.update(json.dumps([header.arch, settings], sort_keys=True, default=np.ndarray.tolist).encode())
     maps: dict[Path, mmap.mmap] = {}
     try:
         for tensor in sorted(header.tensors, key=lambda entry: entry.name):

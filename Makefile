@@ -1,0 +1,65 @@
+# Everything runs in .venv; cmake and ninja come from PyPI. A C++ compiler, make, git and Python >= 3.11 are needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+
+# The bindings alone: the library is the patched engine.
+export CMAKE_ARGS := -DLLAMA_BUILD=OFF
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all bench lint dev engine docs upstream-tests sanitize clean
+
+help:
+	@echo "make demo            convert, quantize, chat and measure the default model"
+	@echo "make test            all tests"
+	@echo "make lint            ruff and mypy"
+	@echo "make dev             environment with every tool, and pre-commit"
+	@echo "make upstream-tests  llama.cpp's own tests on the patched tree"
+	@echo "make sanitize        the operators and the architecture under ASan and UBSan"
+	@echo "make docs            regenerate docs/cli.md"
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (first time: a minute or two)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	@echo "installing the tests' requirements"
+	$(PIP) install -c constraints.txt -e ".[reference,test]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) install -c constraints.txt -e ".[reference,test,dev]"
+	@touch $@
+
+engine: $(VENV)/.core
+	$(BIN)/sb-edge engine build
+
+demo: engine
+	$(BIN)/sb-edge demo
+
+test: $(VENV)/.test engine
+	$(BIN)/python -m pytest
+
+dev: $(VENV)/.dev
+	$(BIN)/pre-commit install
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/typecheck.py
+
+docs: $(VENV)/.core
+	$(BIN)/python -m sb_edge.cli.reference docs/cli.md
+
+upstream-tests: engine
+	$(BIN)/python -m sb_edge.engine.upstream_tests
+
+sanitize: $(VENV)/.core
+	$(BIN)/sb-edge engine build --debug
+	SB_EDGE_ENGINE_VARIANT=debug $(BIN)/python -m sb_edge.engine.upstream_tests
+
+clean:
+	rm -rf build out $(VENV)

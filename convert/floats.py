@@ -1,0 +1,87 @@
+"""Floating-point values to the bytes that stand for them in a file, and a check for NaN and infinity.
+
+All functions take one-dimensional float32, float16 or bfloat16 arrays; float16 and bfloat16 are rounded to
+nearest, ties to even. Pieces of about a megabyte stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+_INTEGERS: dict[int, np.dtype[np.unsignedinteger]] = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+_INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+
+Encoder = Callable[[np.ndarray], np.ndarray | None]
+
+
+def is_finite(values: np.ndarray, scratch: np.ndarray | None = None) -> bool:
+    """True if no value is NaN or infinite.
+
+    Works on the bit patterns: without its sign bit, a pattern from infinity's on is not finite. That is one
+    shift and one maximum, for bfloat16 too, which numpy itself only checks value by value.
+
+    Args:
+        values: to check.
+        scratch: uint8, at least as many bytes; spares an allocation.
+    """
+    if not values.size:
+        return True
+    integer = _INTEGERS[values.dtype.itemsize]
+    out = None if scratch is None else scratch[: values.nbytes].view(integer)
+    shifted = np.left_shift(values.view(integer), integer.type(1), out=out)
+    return int(shifted.max()) < 2 * _INFINITY[values.dtype.name]
+
+
+def encoder(kind: str) -> Encoder:
+    """A function from values to their bytes (uint8) as "f32", "f16", "bf16" or "q8_0".
+
+    The function returns None if a value exceeds the type's range. For "q8_0" it takes multiples of 32 values.
+    """
+    return {"f32": _to_f32, "f16": _to_f16, "bf16": _to_bf16, "q8_0": _to_q8_0}[kind]
+
+
+def to_float32(values: np.ndarray) -> np.ndarray:
+    """The values as float32; no copy if they are."""
+    if values.dtype == ml_dtypes.bfloat16:
+        # bfloat16 is float32's upper half
+        wide = values.view(np.uint16).astype(np.uint32)
+        wide <<= np.uint32(16)
+        return wide.view(np.float32)
+    return values.astype(np.float32, copy=False)
+
+
+def _to_f32(values: np.ndarray) -> np.ndarray:
+    return to_float32(values).view(np.uint8)
+
+
+def _to_f16(values: np.ndarray) -> np.ndarray | None:
+    if values.dtype == np.float16:
+        return values.view(np.uint8)
+    with np.errstate(over="ignore"):
+        narrow = to_float32(values).astype(np.float16)
+    return narrow.view(np.uint8) if is_finite(narrow) else None
+
+
+def _to_bf16(values: np.ndarray) -> np.ndarray | None:
+    if values.dtype == ml_dtypes.bfloat16:
+        return values.view(np.uint8)
+    bits = to_float32(values).view(np.uint32)
+    # add just under half of the dropped part, and one more if the kept part is odd
+    rounded = np.right_shift(bits, np.uint32(16))
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    narrow = rounded.astype(np.uint16).view(ml_dtypes.bfloat16)
+    return narrow.view(np.uint8) if is_finite(narrow) else None
+
+
+def _to_q8_0(values: np.ndarray) -> np.ndarray | None:
+    """Blocks of 32: a float16 scale max|x| / 127 and 32 int8 (ggml's block_q8_0)."""
+    blocks = gguf.quants.quantize(to_float32(values).reshape(-1, 32), gguf.GGMLQuantizationType.Q8_0)
+    scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).reshape(-1)
+    return blocks.reshape(-1) if is_finite(scales) else None

@@ -1,0 +1,147 @@
+"""From a Transformer to a SpikingBrain checkpoint (report, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from sb_edge.config import SpikingBrainConfig
+from sb_edge.convert.base_model import BaseModelReader, open_base
+from sb_edge.convert.checkpoint import CheckpointWriter
+from sb_edge.convert.random_weights import normal
+from sb_edge.convert.tensors import expected_tensors
+from sb_edge.errors import CheckpointError, ConfigError
+from sb_edge.progress import progress_bar
+
+DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+GATE_RANK = 16
+GATE_BIAS = 2.0
+"""At the start every gate is a constant: log a = logsigmoid(2)/16, a state that halves in about 87 tokens."""
+
+
+@dataclass(frozen=True)
+class TransplantReport:
+    """What a transplant made.
+
+    Attributes:
+        folder: the checkpoint.
+        config: its configuration.
+        n_copied: tensors taken over from the base.
+        n_new: tensors that the base does not have: gates and per-head norms, untrained.
+    """
+
+    folder: Path
+    config: SpikingBrainConfig
+    n_copied: int
+    n_new: int
+
+
+def transplant(
+    base: Path,
+    folder: Path,
+    *,
+    gla_layers: Sequence[int] | None = None,
+    window: int = 4096,
+    dtype: str = "bf16",
+    seed: int = 0,
+    norm_scale: float = 1.0,
+    ignore_rope_scaling: bool = False,
+) -> TransplantReport:
+    """Make a SpikingBrain checkpoint that keeps everything of a base model but its attention.
+
+    Layers of both kinds take the base's q, k, v and o projections; FFNs, norms and embeddings are kept. A GLA
+    layer gets a low-rank gate, constant at the start, and a per-head norm; they are untrained, so the more layers
+    become GLA, the less of the base's quality is left before distillation.
+
+    Args:
+        base: a Llama- or Qwen2-shaped checkpoint folder or GGUF.
+        folder: the checkpoint to write; must not exist.
+        gla_layers: the layers that become GLA; None: the even ones, as in the 7B.
+        window: of the other layers.
+        dtype: "f32", "f16" or "bf16".
+        seed: of the gates' first projection.
+        norm_scale: every weight of the per-head norms.
+        ignore_rope_scaling: drop the base's scaling of rotary frequencies instead of refusing it.
+
+    Raises:
+        CheckpointError, ConfigError, GgufError: the base is missing, damaged or of another shape.
+        OutputError: the folder exists or cannot be written.
+    """
+    source = open_base(base)
+    _refuse_scaling(source, ignore_rope_scaling)
+    config = _config(source, gla_layers, window)
+    bias = source.has("model.layers.0.attn.q_proj.bias")
+    table = expected_tensors(config, attention_bias=bias, gate_rank=GATE_RANK)
+    target = DTYPES[dtype]
+    shapes = {name: (spec.shape, target) for name, spec in table.items()}
+    n_new = 0
+    with (
+        CheckpointWriter(folder, config, shapes) as writer,
+        progress_bar("transplanting", sum(math.prod(shape) for shape, _ in shapes.values())) as advance,
+    ):
+        for name, spec in table.items():
+            values = _new_parameter(name, spec.shape, seed, norm_scale)
+            n_new += values is not None
+            if values is None:
+                values = source.read(name, spec.shape)
+            with np.errstate(over="ignore"):
+                stored = values.astype(target)
+            if not np.isfinite(stored.astype(np.float32)).all():
+                raise CheckpointError(
+                    f"a tensor holds NaN or infinity, or does not fit {dtype}", path=base, item=name
+                )
+            writer.write(name, stored)
+            advance(values.size)
+        source.write_tokenizer(writer.path)
+    return TransplantReport(folder, config, len(table) - n_new, n_new)
+
+
+def _refuse_scaling(source: BaseModelReader, ignore: bool) -> None:
+    if source.shape.rope_scaling and not ignore:
+        raise ConfigError(
+            "scaled rotary frequencies are not supported",
+            path=source.path,
+            item="rope_scaling",
+            hint="--ignore-rope-scaling drops them; within the window that changes the model a little",
+        )
+
+
+def _config(source: BaseModelReader, gla_layers: Sequence[int] | None, window: int) -> SpikingBrainConfig:
+    shape = source.shape
+    layers = range(shape.num_hidden_layers)
+    gla = set(layers[::2] if gla_layers is None else gla_layers)
+    beyond = sorted(gla - set(layers))
+    if beyond:
+        raise ConfigError(
+            "there is no such layer",
+            path=source.path,
+            item="gla_layers",
+            found=beyond[0],
+            expected=f"0 to {shape.num_hidden_layers - 1}",
+        )
+    return SpikingBrainConfig(
+        **shape.model_dump(exclude={"rope_scaling"}),
+        sliding_window=window,
+        attn_layers=[layer for layer in layers if layer not in gla],
+    )
+
+
+def _new_parameter(name: str, shape: tuple[int, ...], seed: int, norm_scale: float) -> np.ndarray | None:
+    """A GLA layer's own parameters; None for a tensor that the base has."""
+    if name.endswith(".g_norm.weight"):
+        return np.full(shape, norm_scale, np.float32)
+    if name.endswith(".gk_proj.0.weight"):
+        pieces = [piece.copy() for piece in normal(seed, name, math.prod(shape), shape[1] ** -0.5)]
+        return np.concatenate(pieces).reshape(shape)
+    if name.endswith(".gk_proj.1.weight"):
+        # Zero, as in low-rank adapters: training moves the gate away from its constant.
+        return np.zeros(shape, np.float32)
+    if name.endswith(".gk_proj.1.bias"):
+        return np.full(shape, GATE_BIAS, np.float32)
+    return None

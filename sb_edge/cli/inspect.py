@@ -1,0 +1,199 @@
+"""`sb-edge inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sb_edge.gguf_reader import GgufHeader
+
+
+@click.command()
+@click.argument("file")
+@click.option(
+    "--context",
+    type=click.IntRange(1, 2**31 - 1),
+    help="Tokens to forecast memory for. Default: the model's limit.",
+)
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option(
+    "--json",
+    "json_target",
+    metavar="FILE",
+    help="Write JSON to FILE; `-`: standard output, and nothing else there.",
+)
+def command(file: str, context: int | None, tensors: bool, json_target: str | None) -> None:
+    """Show a GGUF's architecture, layers, tensors and memory needs.
+
+    FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
+    """
+    from sb_edge.gguf_reader import read_header
+    from sb_edge.models import resolve_gguf
+    from sb_edge.output import emit
+
+    header = read_header(resolve_gguf(file))
+    document = describe(header, context, tensors)
+    emit(document, json_target, lambda console: render(document, console))
+
+
+def describe(header: GgufHeader, context: int | None, tensors: bool) -> dict[str, Any]:
+    """What `sb-edge inspect --json` writes: sizes in bytes, `shape` in ggml's reverse, [out, in]."""
+    from pathlib import Path
+
+    from sb_edge.memory import forecast, recurrent_layers, vocabulary_size
+
+    metadata = header.metadata
+    document: dict[str, Any] = {
+        "files": [str(path) for path in header.files],
+        "file_bytes": sum(Path(path).stat().st_size for path in header.files),
+        "architecture": header.arch,
+        "name": _text(metadata, "general.name"),
+        "file_type": file_type_name(metadata.get("general.file_type")),
+        "n_params": header.n_params,
+        "vocabulary": {
+            "model": _text(metadata, "tokenizer.ggml.model"),
+            "pre": _text(metadata, "tokenizer.ggml.pre"),
+            "size": vocabulary_size(header),
+        },
+        "chat_template": "tokenizer.chat_template" in metadata,
+        "hyperparameters": _hyperparameters(header),
+        "layers": None,
+        "memory": None,
+        "tensor_types": _by_type(header),
+    }
+    if f"{header.arch}.block_count" in metadata:
+        window = header.integer("attention.sliding_window", 0)
+        attention = "S" if window else "A"
+        document["layers"] = "".join(
+            "G" if recurrent else attention for recurrent in recurrent_layers(header)
+        )
+        context = context or max(header.integer("context_length", 0), 0) or 4096
+        need = forecast(header, context)
+        document["memory"] = {
+            "context": context,
+            "weights": need.weights,
+            "kv": need.kv,
+            "state": need.state,
+            "buffers": need.buffers,
+            "total": need.total,
+        }
+    if tensors:
+        document["tensors"] = [
+            {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape), "nbytes": tensor.nbytes}
+            for tensor in header.tensors
+        ]
+    return document
+
+
+def _text(metadata: dict[str, Any], key: str) -> str | None:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _hyperparameters(header: GgufHeader) -> dict[str, Any]:
+    """The architecture's keys without its name; lists stay out, the layer map says what they say."""
+    prefix = f"{header.arch}."
+    return {
+        key.removeprefix(prefix): _plain(value)
+        for key, value in header.metadata.items()
+        if key.startswith(prefix) and isinstance(value, int | float | str)
+    }
+
+
+def _plain(value: float | str) -> float | str | None:
+    import math
+
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _by_type(header: GgufHeader) -> list[dict[str, Any]]:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for tensor in header.tensors:
+        counts[tensor.type] += 1
+        sizes[tensor.type] += tensor.nbytes
+    return [{"type": name, "tensors": counts[name], "nbytes": size} for name, size in sizes.most_common()]
+
+
+def file_type_name(number: object) -> str | None:
+    """llama.cpp's name of `general.file_type`, such as "Q4_K_M"; None if the file does not say."""
+    import gguf
+
+    if not isinstance(number, int):
+        return None
+    try:
+        return gguf.LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except ValueError:
+        return f"unknown ({number})"
+
+
+def render(document: dict[str, Any], console: Console) -> None:
+    """Print `describe`'s document for a person; text from the file is escaped."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in _facts(document):
+        grid.add_row(label, Text(_printable(value)))
+    console.print(grid)
+    _print_tensors(document, console)
+
+
+def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
+    from sb_edge.cli.sizes import human
+
+    vocabulary = document["vocabulary"]
+    absent = vocabulary["model"] in (None, "no_vocab", "none")
+    tokens = "none" if absent else f"{vocabulary['model']} ({vocabulary['pre']})"
+    facts = [
+        (
+            "file",
+            f"{document['files'][0]} ({human(document['file_bytes'])}, {len(document['files'])} part(s))",
+        ),
+        ("name", str(document["name"])),
+        ("architecture", document["architecture"]),
+        ("file type", str(document["file_type"])),
+        ("parameters", f"{document['n_params']:,}"),
+        ("vocabulary", f"{tokens}, {vocabulary['size']:,} tokens"),
+        ("chat template", "yes" if document["chat_template"] else "no"),
+    ]
+    if document["layers"] is not None:
+        legend = {"G": "gated linear attention", "S": "sliding-window attention", "A": "attention"}
+        kinds = Counter(document["layers"])
+        facts.append(("layers", document["layers"]))
+        facts.append(("", ", ".join(f"{kind} = {legend[kind]} ({count})" for kind, count in kinds.items())))
+    facts += [(key, str(value)) for key, value in document["hyperparameters"].items()]
+    if document["memory"] is not None:
+        need = document["memory"]
+        parts = ", ".join(f"{key} {human(need[key])}" for key in ("weights", "kv", "state", "buffers"))
+        facts.append((f"memory at {need['context']:,} tokens", f"{human(need['total'])}: {parts}"))
+    return facts
+
+
+def _print_tensors(document: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    from sb_edge.cli.sizes import human
+
+    summary = Table(box=None, pad_edge=False)
+    for name in ("type", "tensors", "size"):
+        summary.add_column(name, justify="left" if name == "type" else "right")
+    for row in document["tensor_types"]:
+        summary.add_row(row["type"], str(row["tensors"]), human(row["nbytes"]))
+    console.print(summary)
+    for tensor in document.get("tensors", []):
+        shape = "x".join(map(str, tensor["shape"]))
+        line = f"{_printable(tensor['name']):32} {tensor['type']:8} {shape:>16} {human(tensor['nbytes']):>10}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """Control characters made visible; they could rewrite the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

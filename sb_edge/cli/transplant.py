@@ -1,0 +1,64 @@
+"""`sb-edge transplant`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--gla-layers",
+    help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]",
+)
+@click.option("--window", type=click.IntRange(min=1), default=4096, show_default=True, help="Window of the others.")
+@click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the new parameters.")
+@click.option("--norm-scale", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Weight of the new norms.")
+@click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")
+def command(
+    base: Path,
+    output: Path,
+    gla_layers: str | None,
+    window: int,
+    dtype: str,
+    seed: int,
+    norm_scale: float,
+    ignore_rope_scaling: bool,
+) -> None:
+    """Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.
+
+    BASE is a checkpoint's folder, a GGUF, or `default-base`. Everything but attention is kept; the new gates and
+    norms are untrained, so the result needs distillation to be as good as the base.
+    """
+    from sb_edge.convert.transplant import transplant
+    from sb_edge.models import resolve_gguf
+
+    report = transplant(
+        base if base.exists() else resolve_gguf(str(base)),
+        output,
+        gla_layers=None if gla_layers is None else _layers(gla_layers),
+        window=window,
+        dtype=dtype,
+        seed=seed,
+        norm_scale=norm_scale,
+        ignore_rope_scaling=ignore_rope_scaling,
+    )
+    click.echo(
+        f"{report.folder}: {report.n_copied} tensors from the base, {report.n_new} new and untrained; "
+        f"GLA layers {', '.join(str(n) for n, gla in enumerate(report.config.recurrent_layers) if gla)}"
+    )
+
+
+def _layers(text: str) -> list[int]:
+    layers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            layers.extend(range(int(first), int(last if dash else first) + 1))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list such as 0,2,4 or 6-9", param_hint="--gla-layers") from None
+    return layers

@@ -1,0 +1,101 @@
+"""What `make demo` runs after set-up: from nothing to an answer and a measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from sb_edge.bench.decode import run_decode
+from sb_edge.bench.machine import describe_machine
+from sb_edge.bench.perplexity import held_out_text, perplexity
+from sb_edge.bench.plan import BenchModel, DecodeSettings
+from sb_edge.bench.report import Facts, LayerMap, Section, Transcript, Turn, write_report
+from sb_edge.bench.tables import rich_table
+from sb_edge.engine import build_engine
+from sb_edge.engine.engine import activate
+from sb_edge.gguf_reader import read_header
+from sb_edge.memory import recurrent_layers
+from sb_edge.models import BASE_NAME, default, default_base
+from sb_edge.runtime.chat import Chat
+from sb_edge.runtime.sampling import GREEDY
+from sb_edge.runtime.session import Model, Session, default_threads
+
+QUESTION = "What is the capital of France, and what is it known for?"
+DEPTHS = (0, 2048, 8192, 16384)
+
+
+def run_demo(folder: Path, *, depths: tuple[int, ...] = DEPTHS, n_threads: int | None = None) -> Path:
+    """Build engine and default model where they are missing, ask one question, measure decoding over depth.
+
+    Args:
+        folder: gets report.html and the measurements, which a second run takes up again.
+        depths: of the measurement.
+        n_threads: None: the physical cores.
+
+    Returns:
+        The report.
+
+    Raises:
+        SbEdgeError: any step failed.
+    """
+    console = Console()
+    folder.mkdir(parents=True, exist_ok=True)
+    console.rule("engine")
+    engine = activate(build_engine())
+    console.print(f"llama.cpp {engine.info.commit[:7]}, {len(engine.info.patches)} patches, {engine.info.variant}")
+
+    console.rule("model")
+    base, model = default_base(), default()
+    recurrent = recurrent_layers(read_header(model))
+    console.print(f"{model.name}: {''.join('G' if gla else 'S' for gla in recurrent)}  (G: GLA, S: SWA)")
+    qualities = _perplexities(console, {"default": model, "default-base": base}, n_threads)
+
+    console.rule("chat")
+    answer = _ask(console, model, n_threads)
+
+    console.rule("decode speed over depth")
+    models = [BenchModel("default", model), BenchModel("default-base", base)]
+    settings = DecodeSettings(depths, n_threads or default_threads(), repetitions=3)
+    rows = run_decode(models, settings, output=folder / "decode.jsonl")
+    console.print(rich_table(rows))
+
+    sections: list[Section] = [
+        answer,
+        LayerMap(
+            "Layers of the default model",
+            recurrent,
+            f"Everything but attention is taken over from {BASE_NAME}. The GLA layers are untrained: they were "
+            "chosen so that the model stays coherent, and show the engine at work, not what training would give.",
+        ),
+        qualities,
+    ]
+    report = folder / "report.html"
+    write_report(report, rows, describe_machine(engine), sections)
+    console.print(f"report: {report}")
+    return report
+
+
+def _perplexities(console: Console, models: dict[str, Path], n_threads: int | None) -> Facts:
+    pairs, tokens = [], 0
+    for name, path in models.items():
+        with Model(path) as loaded:
+            measured = perplexity(loaded, held_out_text(), n_threads=n_threads)
+        tokens = measured.tokens
+        pairs.append((name, f"{measured.value:.2f}"))
+        console.print(f"perplexity of {name}: {measured.value:.2f}")
+    return Facts(
+        "Perplexity", pairs, f"On {tokens} tokens of text written for this project; lower is better."
+    )
+
+
+def _ask(console: Console, path: Path, n_threads: int | None) -> Transcript:
+    with Model(path) as model, Session(model, n_ctx=2048, n_threads=n_threads, n_outputs=1) as session:
+        chat = Chat(session, GREEDY, n_predict=96)
+        console.print(f"> {QUESTION}", style="bold", highlight=False)
+        generation, pieces = chat.say(QUESTION)
+        for piece in pieces:
+            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"\n{generation.stats}", style="dim", highlight=False)
+    turns = [Turn(message["role"], message["content"]) for message in chat.messages]
+    return Transcript("One answer", turns, str(generation.stats))

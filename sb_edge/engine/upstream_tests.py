@@ -1,0 +1,68 @@
+"""llama.cpp's own tests that concern this project, run on the built engine: `make upstream-tests`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sb_edge.engine import Engine, find_engine
+
+ARCH = "^spikingbrain$"
+
+
+@dataclass(frozen=True)
+class UpstreamTest:
+    """One run of a test program. `{models}` in an argument stands for a folder with a tiny model of ours."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+
+
+TESTS = (
+    UpstreamTest("test-gguf"),
+    UpstreamTest("test-quantize-fns"),
+    UpstreamTest("test-backend-ops", ("test", "-b", "CPU", "-o", "GATED_LINEAR_ATTN,RWKV_WKV6,RWKV_WKV7,SSM_SCAN")),
+    UpstreamTest("test-llama-archs", ("-s", "1")),
+    UpstreamTest("test-llama-archs", ("-s", "1", "-a", ARCH)),
+    UpstreamTest("test-save-load-state", ("--models", "{models}")),
+    UpstreamTest("test-recurrent-state-rollback", ("--models", "{models}")),
+)
+
+
+def make_models(engine: Engine, folder: Path) -> None:
+    """Tiny random models of the architecture, as upstream's own test run makes them."""
+    command = [engine.tool("test-llama-archs"), "-s", "1", "-a", ARCH, "-o", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def run(engine: Engine, test: UpstreamTest, models: Path) -> subprocess.CompletedProcess[str]:
+    """Run one test; its output is captured."""
+    arguments = [argument.format(models=models) for argument in test.arguments]
+    return subprocess.run(
+        [engine.tool(test.name), *arguments], capture_output=True, text=True, errors="replace", check=False
+    )
+
+
+def main() -> int:
+    """Run all of them; the exit status is the number of failures."""
+    engine = find_engine()
+    failures = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        make_models(engine, Path(scratch))
+        for test in TESTS:
+            start = time.monotonic()
+            done = run(engine, test, Path(scratch))
+            failures += done.returncode != 0
+            status = "passed" if done.returncode == 0 else f"FAILED ({done.returncode})"
+            print(f"{status:8} {time.monotonic() - start:6.1f} s  {test.name} {' '.join(test.arguments)}")
+            if done.returncode != 0:
+                print("\n".join((done.stdout + done.stderr).splitlines()[-20:]))
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Choosing the next token, with the engine's own samplers in llama.cpp's order."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from types import TracebackType
+
+from sb_edge.runtime.binding import library
+from sb_edge.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """llama.cpp's sampling options and their defaults.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
+        min_p: drop tokens less likely than this share of the likeliest; 0 keeps all.
+        repeat_penalty: above 1 makes recent tokens less likely.
+        repeat_last_n: how many recent tokens that looks at.
+        seed: None draws one.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Sampler:
+    """A chain of samplers; reads the logits of a session's last output."""
+
+    def __init__(self, session: Session, sampling: Sampling) -> None:
+        lib = library()
+        self._session = session
+        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for sampler in self._samplers(sampling):
+            lib.llama_sampler_chain_add(self._chain, sampler)
+
+    def _samplers(self, sampling: Sampling) -> list[int]:
+        lib = library()
+        chain = []
+        if sampling.repeat_penalty != 1.0:
+            n_vocab = self._session.model.n_vocab
+            chain.append(
+                lib.llama_sampler_init_penalties(
+                    n_vocab, sampling.repeat_last_n, sampling.repeat_penalty, 0.0, 0.0
+                )
+            )
+        if sampling.temperature <= 0:
+            return [*chain, lib.llama_sampler_init_greedy()]
+        seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+        return [
+            *chain,
+            lib.llama_sampler_init_top_k(sampling.top_k),
+            lib.llama_sampler_init_top_p(sampling.top_p, 1),
+            lib.llama_sampler_init_min_p(sampling.min_p, 1),
+            lib.llama_sampler_init_temp(sampling.temperature),
+            lib.llama_sampler_init_dist(seed),
+        ]
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        library().llama_sampler_free(self._chain)
+
+    def next_token(self) -> int:
+        """Choose a token from the last logits, and remember it for the repeat penalty."""
+        return int(library().llama_sampler_sample(self._chain, self._session.handle, -1))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from sb_edge.cli import COMMANDS, cli
+from sb_edge.cli.reference import render
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sb_edge", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_they_say(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.get_short_help_str(200) == COMMANDS[name][1]
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; from sb_edge.cli import cli; cli.main(['--help'], standalone_mode=False); "
+        "heavy = {'numpy', 'torch', 'rich', 'pydantic', 'matplotlib', 'llama_cpp', 'gguf'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == render(), "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["convert", "no/such/folder"], 1, "no/such/folder: not found"),
+        (["inspect", "no-such.gguf"], 1, "built-in model: default"),
+        (["generate", "no-such.gguf", "-p", "x"], 1, "not found"),
+        (["transplant", "no/such/base", "-o", "x"], 1, "not found"),
+        (["convert", "--outtype", "q9", "x"], 2, "Invalid value"),
+        (["generate"], 2, "Missing argument"),
+        (["no-such-command"], 2, "No such command"),
+        (["transplant", "x", "-o", "y", "--gla-layers", "a-b"], 2, "--gla-layers"),
+    ],
+)
+def test_errors_are_one_line_with_the_right_status(arguments: list[str], status: int, message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if status == 1:
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in run("--debug", "convert", "no/such/folder").stderr
+
+
+def test_packages_equal_the_folders() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {name: Path(folder) for name, folder in settings["package-dir"].items()}
+    found = {"sb_edge"}
+    for name, folder in folders.items():
+        found.add(name)
+        for module in (ROOT / folder).rglob("__init__.py"):
+            inner = module.parent.relative_to(ROOT / folder).parts
+            if inner:
+                found.add(".".join([name, *inner]))
+    assert set(settings["packages"]) == found
+    # every folder at the top that holds a package is mapped
+    tops = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert tops == {str(folder) for folder in folders.values()}
+
+
+@pytest.mark.parametrize("name", ["convert", "quant", "bench"])
+def test_packages_refuse_to_be_imported_from_the_root(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert f"import this package as sb_edge.{name}" in done.stderr

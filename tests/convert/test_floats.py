@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sb_edge.convert.floats import encoder, is_finite, to_float32
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
+def test_is_finite_agrees_with_numpy(dtype, bits):
+    integer = np.uint32 if dtype is np.float32 else np.uint16
+    values = np.array(bits, np.uint32).astype(integer).view(dtype)
+    assert is_finite(values) == bool(np.isfinite(values.astype(np.float32)).all())
+    assert is_finite(values, np.empty(4096, np.uint8)) == is_finite(values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_one_bad_value_is_found_anywhere(dtype, bad):
+    for place in (0, 1, 499, 998):
+        values = np.zeros(999, dtype)
+        values[place] = bad
+        assert not is_finite(values)
+    assert is_finite(np.zeros(0, dtype))
+    assert is_finite(np.array([ml_dtypes.finfo(dtype).max, -ml_dtypes.finfo(dtype).max], dtype))
+
+
+@given(hnp.arrays(np.float32, 64, elements=st.floats(-60000, 60000, width=32)))
+def test_casts_round_like_numpy_and_ml_dtypes(values):
+    for kind, dtype in (("f32", np.float32), ("f16", np.float16), ("bf16", ml_dtypes.bfloat16)):
+        np.testing.assert_array_equal(encoder(kind)(values), values.astype(dtype).view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
+def test_every_pair_of_types(dtype, kind):
+    target = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[kind]
+    values = np.random.default_rng(0).normal(size=1000).astype(dtype)
+    expected = values.astype(np.float32).astype(target)
+    np.testing.assert_array_equal(encoder(kind)(values), expected.view(np.uint8))
+    np.testing.assert_array_equal(to_float32(values), values.astype(np.float32))
+
+
+def test_values_beyond_the_range_are_reported():
+    assert encoder("f16")(np.array([70000], np.float32)) is None
+    assert encoder("f16")(np.array([1e38], ml_dtypes.bfloat16)) is None
+    assert encoder("bf16")(np.array([np.finfo(np.float32).max])) is None
+    assert encoder("q8_0")(np.full(32, 1e9, np.float32)) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_q8_0_is_within_half_a_step(dtype):
+    values = np.random.default_rng(1).normal(size=320).astype(dtype)
+    encoded = encoder("q8_0")(values).reshape(10, 34)
+    back = gguf.quants.dequantize(encoded, gguf.GGMLQuantizationType.Q8_0).reshape(-1)
+    wide = values.astype(np.float32)
+    step = np.repeat(np.abs(wide.reshape(-1, 32)).max(1) / 127, 32)
+    assert (np.abs(back - wide) <= 0.51 * step + np.abs(wide) * 1e-3).all()

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sb_edge.convert.base_model import open_base
+from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.convert.transplant import transplant
+from sb_edge.errors import CheckpointError, ConfigError, GgufError, OutputError
+
+HIDDEN, HEADS, KV_HEADS, FFN, VOCAB, LAYERS = 64, 4, 2, 96, 50, 3
+
+
+def weights(bias: bool = False, tied: bool = True) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    kv = HIDDEN // HEADS * KV_HEADS
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    if not tied:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
+    for n in range(LAYERS):
+        prefix = f"model.layers.{n}."
+        shapes |= {
+            prefix + "input_layernorm.weight": (HIDDEN,),
+            prefix + "post_attention_layernorm.weight": (HIDDEN,),
+            prefix + "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+            prefix + "self_attn.k_proj.weight": (kv, HIDDEN),
+            prefix + "self_attn.v_proj.weight": (kv, HIDDEN),
+            prefix + "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            prefix + "mlp.gate_proj.weight": (FFN, HIDDEN),
+            prefix + "mlp.up_proj.weight": (FFN, HIDDEN),
+            prefix + "mlp.down_proj.weight": (HIDDEN, FFN),
+        }
+        if bias:
+            shapes |= {
+                prefix + "self_attn.q_proj.bias": (HIDDEN,),
+                prefix + "self_attn.k_proj.bias": (kv,),
+                prefix + "self_attn.v_proj.bias": (kv,),
+            }
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def config(**changes: object) -> dict[str, object]:
+    return {
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "intermediate_size": FFN,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        **changes,
+    }
+
+
+def make_base(folder: Path, tensors: dict[str, np.ndarray] | None = None, **changes: object) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config(**changes)))
+    save_file(weights() if tensors is None else tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_everything_but_attention_is_kept(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    report = transplant(base, tmp_path / "student", gla_layers=[1], dtype="f32")
+    source = load_file(base / "model.safetensors")
+    student = Checkpoint.open(tmp_path / "student")
+    assert student.config.recurrent_layers == [False, True, False]
+    assert student.config.rope_theta == 100000
+    assert student.config.norm_eps == 1e-5
+    assert (report.n_copied, report.n_new) == (2 + 9 * LAYERS, 4)
+    for ours, theirs in {
+        "model.embeddings.weight": "model.embed_tokens.weight",
+        "model.layers.1.attn.q_proj.weight": "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.2.mlp.down_proj.weight": "model.layers.2.mlp.down_proj.weight",
+        "model.layers.0.mlp_norm.weight": "model.layers.0.post_attention_layernorm.weight",
+    }.items():
+        np.testing.assert_array_equal(student.read(ours), source[theirs])
+    # the gate starts as a constant
+    assert not student.read("model.layers.1.attn.gk_proj.1.weight").any()
+    assert np.unique(student.read("model.layers.1.attn.gk_proj.1.bias")).tolist() == [2.0]
+
+
+def test_the_even_layers_become_gla_by_default(tmp_path: Path) -> None:
+    report = transplant(make_base(tmp_path / "base"), tmp_path / "student")
+    assert report.config.recurrent_layers == [True, False, True]
+
+
+def test_qwen2_biases_and_an_untied_head_are_kept(tmp_path: Path) -> None:
+    base = make_base(
+        tmp_path / "base", weights(bias=True, tied=False), model_type="qwen2", tie_word_embeddings=False
+    )
+    transplant(base, tmp_path / "student", dtype="f32")
+    source, student = load_file(base / "model.safetensors"), Checkpoint.open(tmp_path / "student")
+    np.testing.assert_array_equal(
+        student.read("model.layers.2.attn.k_proj.bias"), source["model.layers.2.self_attn.k_proj.bias"]
+    )
+    np.testing.assert_array_equal(student.read("lm_head.weight"), source["lm_head.weight"])
+
+
+def interleave(rows: np.ndarray, n_head: int) -> np.ndarray:
+    """The row order of llama GGUFs, as the converter of llama.cpp makes it."""
+    return rows.reshape(n_head, 2, rows.shape[0] // n_head // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_llama_gguf(path: Path, arch: str = "llama") -> dict[str, np.ndarray]:
+    source = weights()
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(2048)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(100000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*(chr(0x100 + n) for n in range(VOCAB - 1)), "\u0101\u0102"])
+    writer.add_token_types([3, *[1] * (VOCAB - 1)])
+    writer.add_token_merges(["\u0101 \u0102"])
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "input_layernorm.weight": "attn_norm.weight",
+        "post_attention_layernorm.weight": "ffn_norm.weight",
+        "self_attn.q_proj.weight": "attn_q.weight",
+        "self_attn.k_proj.weight": "attn_k.weight",
+        "self_attn.v_proj.weight": "attn_v.weight",
+        "self_attn.o_proj.weight": "attn_output.weight",
+        "mlp.gate_proj.weight": "ffn_gate.weight",
+        "mlp.up_proj.weight": "ffn_up.weight",
+        "mlp.down_proj.weight": "ffn_down.weight",
+    }
+    for name, values in source.items():
+        target = names.get(name)
+        if target is None:
+            _, _, number, rest = name.split(".", 3)
+            target = f"blk.{number}.{names[rest]}"
+        if arch == "llama" and target.endswith("attn_q.weight"):
+            values = interleave(values, HEADS)
+        if arch == "llama" and target.endswith("attn_k.weight"):
+            values = interleave(values, KV_HEADS)
+        writer.add_tensor(target, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return source
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_rows_of_a_gguf_come_back_in_the_half_split_order(tmp_path: Path, arch: str) -> None:
+    source = write_llama_gguf(tmp_path / "base.gguf", arch)
+    transplant(tmp_path / "base.gguf", tmp_path / "student", dtype="f32")
+    student = Checkpoint.open(tmp_path / "student")
+    for projection in "qkvo":
+        np.testing.assert_array_equal(
+            student.read(f"model.layers.1.attn.{projection}_proj.weight"),
+            source[f"model.layers.1.self_attn.{projection}_proj.weight"],
+        )
+    tokenizer = json.loads((tmp_path / "student" / "tokenizer.json").read_text())
+    assert tokenizer["model"]["merges"] == ["\u0101 \u0102"]
+    assert [token["content"] for token in tokenizer["added_tokens"]] == ["\u0100"]
+
+
+def test_the_exported_tokenizer_loads_and_cuts_text_the_same(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    write_llama_gguf(tmp_path / "base.gguf")
+    open_base(tmp_path / "base.gguf").write_tokenizer(tmp_path)
+    loaded = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert loaded.get_vocab_size() == VOCAB
+    assert loaded.token_to_id("\u0101") == 1
+
+
+def without(name: str) -> dict[str, np.ndarray]:
+    return {key: values for key, values in weights().items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "error", "message"),
+    [
+        (None, {"model_type": "mamba"}, ConfigError, "model_type: cannot be transplanted"),
+        (None, {"hidden_act": "gelu"}, ConfigError, "hidden_act"),
+        (None, {"num_hidden_layers": "three"}, ConfigError, "num_hidden_layers"),
+        (None, {"rope_scaling": {"rope_type": "llama3"}}, ConfigError, "--ignore-rope-scaling"),
+        (None, {"head_dim": 32}, ConfigError, "head_dim"),
+        (without("model.layers.1.mlp.up_proj.weight"), {}, CheckpointError, "model.layers.1.mlp.up_proj.weight"),
+        (weights() | {"model.layers.0.extra.weight": np.zeros(3, np.float32)}, {}, CheckpointError, "extra"),
+        (weights() | {"model.norm.weight": np.zeros(3, np.float32)}, {}, CheckpointError, "model.norm.weight"),
+        (
+            weights() | {"model.norm.weight": np.full(HIDDEN, np.nan, np.float32)},
+            {},
+            CheckpointError,
+            "model.norm.weight",
+        ),
+    ],
+)
+def test_bad_bases_are_refused(
+    tmp_path: Path,
+    tensors: dict[str, np.ndarray] | None,
+    changes: dict[str, object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    base = make_base(tmp_path / "base", tensors, **changes)
+    with pytest.raises(error, match=message):
+        transplant(base, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_other_refusals(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    with pytest.raises(ConfigError, match="no such layer"):
+        transplant(base, tmp_path / "student", gla_layers=[3])
+    with pytest.raises(CheckpointError, match="not found"):
+        transplant(tmp_path / "nothing", tmp_path / "student")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\x00")
+    with pytest.raises(GgufError):
+        transplant(tmp_path / "broken.gguf", tmp_path / "student")
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "precious").touch()
+    with pytest.raises(OutputError, match="already exists"):
+        transplant(base, tmp_path / "student")
+    assert (tmp_path / "student" / "precious").exists()
