@@ -199,22 +199,26 @@ def needed_bytes(case: Case) -> int:
     return expected.total + _snapshot_bytes(case, expected) + _shift_bytes(case)
 
 
-def require_memory(cases: Sequence[Case]) -> None:
+def require_memory(cases: Sequence[Case], available: int | None = None) -> None:
     """Refuse before anything starts if one of the cases will not fit; only one model is loaded at a time.
+
+    Args:
+        cases: those still to be measured.
+        available: bytes; None: what the system says it can give without swapping.
 
     Raises:
         OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
     """
-    available = psutil.virtual_memory().available
+    if available is None:
+        available = psutil.virtual_memory().available
     for case in cases:
         needed = needed_bytes(case)
         if needed > available:
             raise OutOfMemoryForecast(
-                "will not fit in memory",
+                f"will not fit in memory: it needs {format_bytes(needed)}",
                 path=case.subject.path,
                 item=f"{case.label}, {case.type_k}/{case.type_v} cache",
                 found=f"{format_bytes(available)} available",
-                expected=format_bytes(needed),
                 hint=_smaller_alternative(case, available),
             )
 

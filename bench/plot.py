@@ -55,7 +55,7 @@ PAGE = Theme(
 )
 """Placeholders that become the page's CSS variables, so that one plot suits light and dark."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # the type of matplotlib's settings differs between its versions
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",
@@ -97,7 +97,7 @@ def memory_svg(rows: Sequence[Row]) -> str:
 
 
 def _inline_svg(draw: Callable[[Axes, Sequence[Row], Theme], None], rows: Sequence[Row]) -> str:
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": draw.__name__}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": draw.__name__}):
         figure = Figure(figsize=(8.4, 4.0), layout="constrained")
         draw(figure.subplots(), rows, PAGE)
         buffer = io.StringIO()

@@ -327,7 +327,7 @@ def _tensor_info(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         supported = "F32, F16 or BF16"
-        if dtype in _OTHER_DTYPES:
+        if isinstance(dtype, str) and dtype in _OTHER_DTYPES:
             raise error("has a type that is not supported", dtype, supported, "cast the checkpoint first")
         raise error("has an unknown type", repr(dtype), supported)
     if not isinstance(shape, list) or not all(_is_size(size) for size in shape):

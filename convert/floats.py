@@ -82,6 +82,7 @@ def _to_bf16(values: np.ndarray) -> np.ndarray | None:
 
 def _to_q8_0(values: np.ndarray) -> np.ndarray | None:
     """Blocks of 32: a float16 scale max|x| / 127 and 32 int8 (ggml's block_q8_0)."""
-    blocks = gguf.quants.quantize(to_float32(values).reshape(-1, 32), gguf.GGMLQuantizationType.Q8_0)
+    with np.errstate(over="ignore"):
+        blocks = gguf.quants.quantize(to_float32(values).reshape(-1, 32), gguf.GGMLQuantizationType.Q8_0)
     scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).reshape(-1)
     return blocks.reshape(-1) if is_finite(scales) else None

@@ -176,4 +176,4 @@ def default_file_name(metadata: gguf.Metadata, encoding: str) -> str:
     stem = gguf.naming_convention(
         metadata.name, metadata.basename, metadata.finetune, metadata.version, metadata.size_label, encoding
     )
-    return re.sub(r"[^\w.+-]+", "-", stem).strip("-.") + ".gguf"
+    return re.sub(r"-*[^\w.+-]+-*", "-", stem).strip("-.") + ".gguf"

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+# Imported here and not at first use (numpy loads it lazily): Ctrl-C during that import can be lost.
+from numpy.random import SFC64, Generator
+
 _PIECE = 1 << 20
 
 
@@ -19,7 +22,7 @@ def normal(seed: int, name: str, size: int, scale: float) -> Iterator[np.ndarray
         size: number of values.
         scale: standard deviation.
     """
-    generator = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
+    generator = Generator(SFC64([seed, zlib.crc32(name.encode())]))
     buffer = np.empty(min(size, _PIECE), np.float32)
     for start in range(0, size, _PIECE):
         piece = buffer[: min(_PIECE, size - start)]

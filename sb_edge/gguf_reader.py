@@ -153,15 +153,16 @@ def read_header(path: Path) -> GgufHeader:
     """
     path = Path(path)
     metadata, tensors = _read_file(path)
-    arch = metadata.get("general.architecture")
-    if not isinstance(arch, str) or not arch:
-        raise GgufError("does not say which architecture it is", path=path, item="general.architecture")
     count = metadata.get("split.count", 1)
     if not isinstance(count, int) or not 0 <= count <= 65535:
         raise GgufError("is not a number of parts", path=path, item="split.count", found=repr(count)[:40])
-    if count <= 1:
+    others = _other_parts(path, metadata, count) if count > 1 else []
+    arch = metadata.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        raise GgufError("does not say which architecture it is", path=path, item="general.architecture")
+    if not others:
         return GgufHeader(arch, metadata, tensors, [path])
-    files = [path, *_other_parts(path, metadata, count)]
+    files = [path, *others]
     for number, file in enumerate(files[1:], 1):
         part, more = _read_file(file)
         if part.get("split.no") != number or part.get("split.count") != count:

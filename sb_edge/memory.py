@@ -120,7 +120,8 @@ def _buffers(shape: _Shape, cells: int, n_ubatch: int, n_seq_max: int, flash_att
     kv = max(shape.kv_heads) * (shape.key_length + shape.value_length)
     mask = cells * n_ubatch * (2 if flash_attn else 4)
     scores = 0 if flash_attn else cells * n_ubatch * shape.heads * 4
-    layer = mask + max(scores, 8 * n_ubatch * shape.ffn) + 4 * n_ubatch * (3 * shape.hidden + 2 * kv)
+    rows = 3 * shape.hidden + 2 * kv if flash_attn else 4 * shape.hidden + 3 * kv
+    layer = mask + max(scores, 8 * n_ubatch * shape.ffn) + 4 * n_ubatch * rows
     output = 4 * n_ubatch * (shape.vocab + 2 * shape.hidden)
     return max(layer, output) + 4 * n_seq_max * shape.vocab
 
@@ -225,28 +226,4 @@ def require_memory(
             expected=f"{expected.total / 2**30:.2f} GiB: weights {expected.weights / 2**30:.2f}, "
             f"KV cache and states {(expected.kv + expected.state) / 2**30:.2f}",
             hint="ask for a smaller --context or --kv-type q8_0, or quantize the model further",
-        )
-
-
-def require_memory(header: GgufHeader, n_ctx: int, *, type_k: str = "f16", type_v: str = "f16") -> None:
-    """Refuse before loading what this machine's free memory will not hold.
-
-    Args:
-        header: of the model.
-        n_ctx: tokens.
-        type_k: ggml type of the cached keys.
-        type_v: ggml type of the cached values.
-
-    Raises:
-        OutOfMemoryForecast: says how much is needed and free.
-    """
-    need = forecast(header, n_ctx, type_k=type_k, type_v=type_v).total
-    free = psutil.virtual_memory().available
-    if need > free:
-        raise OutOfMemoryForecast(
-            f"will not fit in memory at {n_ctx} tokens",
-            path=header.files[0],
-            found=f"{free / 2**20:.0f} MiB free",
-            expected=f"{need / 2**20:.0f} MiB",
-            hint="choose a shorter context, a smaller quantization or a smaller model",
         )

@@ -156,9 +156,9 @@ def decode(
 ) -> None:
     """Decode speed over depth, against the memory bandwidth.
 
-    MODEL is a GGUF, `default`, `default-base`, `1b` (preset 1b) or `llama-1b` (the shape of Llama-3.2-1B), the
-    last two with random weights in Q4_0, made on first use. Without one, `default` is measured. Several cache types
-    are measured in turn: --type-k f16,q8_0 --type-v f16,q8_0.
+    MODEL is a GGUF, `default`, `default-base`, `1b` (preset 1b) or `llama-1b` (the shape of Llama-3.2-1B),
+    the last two with random weights in Q4_0, made on first use. Without one, `default` is measured. Several
+    cache types are measured in turn: --type-k f16,q8_0 --type-v f16,q8_0.
     """
     from sb_edge.bench.decode import run_decode
     from sb_edge.bench.results import write_csv, write_markdown
@@ -166,6 +166,7 @@ def decode(
     from sb_edge.output import emit
 
     settings = _settings(depths, threads, n_gen, repetitions, type_k, type_v, flash_attn, fill)
+    _require_folders(csv, markdown, plot, None if json_target in (None, "-") else Path(json_target))
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
     rows = run_decode(_models(models or ("default",), baselines), settings, output=output, on_row=_show_row)
@@ -264,6 +265,15 @@ def convert(
             )
 
     emit([{**asdict(result), "ratio": result.ratio} for result in results], json_target, render)
+
+
+def _require_folders(*files: Path | None) -> None:
+    """Find out before measuring for minutes, not after, that a result has nowhere to go."""
+    from sb_edge.errors import OutputError
+
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise OutputError("the folder does not exist", path=file.parent, hint="create it first")
 
 
 def _models(names: Sequence[str], baselines: Sequence[str]) -> list[BenchModel]:

@@ -30,6 +30,8 @@ def library() -> Any:
         EngineError: the engine is not built.
     """
     activate()
+    # An abort of the engine would start a debugger on this process to print a backtrace.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     from llama_cpp import llama_cpp
 
     llama_cpp.llama_log_set(_on_log, ctypes.c_void_p(0))

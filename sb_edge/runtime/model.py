@@ -13,6 +13,7 @@ from sb_edge.gguf_reader import GgufHeader, read_header
 from sb_edge.runtime.binding import clear_log, last_problem, library
 
 _VALUE_BYTES = 1 << 20
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 
 class Model:
@@ -31,6 +32,7 @@ class Model:
     def __init__(self, path: Path, *, use_mmap: bool = True, vocab_only: bool = False) -> None:
         self.path = Path(path)
         self.header: GgufHeader = read_header(self.path)
+        _refuse_what_aborts(self.header)
         lib = library()
         params = lib.llama_model_default_params()
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
@@ -174,3 +176,17 @@ class Model:
     def is_end_of_generation(self, token: int) -> bool:
         """Whether a token ends an answer (EOS, EOT and their kin)."""
         return bool(library().llama_vocab_is_eog(self.vocab, token))
+
+
+def _refuse_what_aborts(header: GgufHeader) -> None:
+    """Check what the engine only asserts, which would end the process."""
+    key = f"{header.arch}.block_count"
+    layers = header.metadata.get(key)
+    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS:
+        raise GgufError(
+            "impossible number of layers",
+            path=header.files[0],
+            item=key,
+            found="nothing" if layers is None else layers,
+            expected=f"1 to {_MAX_LAYERS}",
+        )

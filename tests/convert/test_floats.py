@@ -63,4 +63,5 @@ def test_q8_0_is_within_half_a_step(dtype):
     back = gguf.quants.dequantize(encoded, gguf.GGMLQuantizationType.Q8_0).reshape(-1)
     wide = values.astype(np.float32)
     step = np.repeat(np.abs(wide.reshape(-1, 32)).max(1) / 127, 32)
-    assert (np.abs(back - wide) <= 0.51 * step + np.abs(wide) * 1e-3).all()
+    # half a step of the int8, and the float16 scale's own rounding
+    assert (np.abs(back - wide) <= (0.5 * step + np.abs(wide) * 2**-11 + 1e-7) * 1.001).all()

@@ -19,7 +19,10 @@ HIDDEN, HEADS, KV_HEADS, FFN, VOCAB, LAYERS = 64, 4, 2, 96, 50, 3
 def weights(bias: bool = False, tied: bool = True) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     kv = HIDDEN // HEADS * KV_HEADS
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCAB, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
     if not tied:
         shapes["lm_head.weight"] = (VOCAB, HIDDEN)
     for n in range(LAYERS):
@@ -109,7 +112,11 @@ def test_qwen2_biases_and_an_untied_head_are_kept(tmp_path: Path) -> None:
 
 def interleave(rows: np.ndarray, n_head: int) -> np.ndarray:
     """The row order of llama GGUFs, as the converter of llama.cpp makes it."""
-    return rows.reshape(n_head, 2, rows.shape[0] // n_head // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+    return (
+        rows.reshape(n_head, 2, rows.shape[0] // n_head // 2, *rows.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(rows.shape)
+    )
 
 
 def write_llama_gguf(path: Path, arch: str = "llama") -> dict[str, np.ndarray]:
@@ -194,9 +201,19 @@ def without(name: str) -> dict[str, np.ndarray]:
         (None, {"num_hidden_layers": "three"}, ConfigError, "num_hidden_layers"),
         (None, {"rope_scaling": {"rope_type": "llama3"}}, ConfigError, "--ignore-rope-scaling"),
         (None, {"head_dim": 32}, ConfigError, "head_dim"),
-        (without("model.layers.1.mlp.up_proj.weight"), {}, CheckpointError, "model.layers.1.mlp.up_proj.weight"),
+        (
+            without("model.layers.1.mlp.up_proj.weight"),
+            {},
+            CheckpointError,
+            "model.layers.1.mlp.up_proj.weight",
+        ),
         (weights() | {"model.layers.0.extra.weight": np.zeros(3, np.float32)}, {}, CheckpointError, "extra"),
-        (weights() | {"model.norm.weight": np.zeros(3, np.float32)}, {}, CheckpointError, "model.norm.weight"),
+        (
+            weights() | {"model.norm.weight": np.zeros(3, np.float32)},
+            {},
+            CheckpointError,
+            "model.norm.weight",
+        ),
         (
             weights() | {"model.norm.weight": np.full(HIDDEN, np.nan, np.float32)},
             {},

@@ -11,14 +11,24 @@ static constexpr float sb_gate_logit_normalizer = 16.0f;
 void llama_model_spikingbrain::load_arch_hparams(llama_model_loader & ml) {
     ml.get_key(LLM_KV_ATTENTION_LAYERNORM_RMS_EPS, hparams.f_norm_rms_eps);
 
-    const uint32_t n_layer   = hparams.n_layer();
-    const uint32_t n_head    = hparams.n_head();
-    const uint32_t n_head_kv = hparams.n_head_kv();
+    // one head size and one rotary setting for the whole model
+    hparams.n_embd_head_k_swa         = hparams.n_embd_head_k_full;
+    hparams.n_embd_head_v_swa         = hparams.n_embd_head_v_full;
+    hparams.n_rot_swa                 = hparams.n_rot_full;
+    hparams.rope_freq_base_train_swa  = hparams.rope_freq_base_train;
+    hparams.rope_freq_scale_train_swa = hparams.rope_freq_scale_train;
+
+    const uint32_t n_layer     = hparams.n_layer();
+    const uint32_t n_head      = hparams.n_head();
+    const uint32_t n_head_kv   = hparams.n_head_kv();
     const uint32_t n_embd_head = hparams.n_embd_head_k();
 
     if (n_embd_head == 0 || n_embd_head != hparams.n_embd_head_v()) {
         throw std::runtime_error(format("spikingbrain: key and value head sizes must be equal, found %u and %u",
                 n_embd_head, hparams.n_embd_head_v()));
+    }
+    if (hparams.n_rot() == 0 || hparams.n_rot() > n_embd_head || hparams.n_rot() % 2 != 0) {
+        throw std::runtime_error(format("spikingbrain: %u rotary dimensions do not fit heads of %u", hparams.n_rot(), n_embd_head));
     }
     for (uint32_t il = 0; il < n_layer; ++il) {
         if (hparams.n_head(il) != n_head || hparams.n_head_kv(il) != n_head_kv) {
@@ -42,10 +52,6 @@ void llama_model_spikingbrain::load_arch_hparams(llama_model_loader & ml) {
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         hparams.is_swa_impl[il] = !hparams.is_recr(il);
     }
-    // one rotary setting for the whole model
-    hparams.rope_freq_base_train_swa  = hparams.rope_freq_base_train;
-    hparams.rope_freq_scale_train_swa = hparams.rope_freq_scale_train;
-
     // all query heads of a group read one state, so a layer keeps n_head_kv of them
     hparams.n_embd_state_gla = n_embd_head*n_embd_head*n_head_kv;
 
@@ -110,7 +116,9 @@ llama_model_spikingbrain::graph::graph(const llama_model & model, const llm_grap
     ggml_tensor * inp_pos     = build_inp_pos();
     ggml_tensor * inp_out_ids = build_inp_out_ids();
 
-    // a model without GLA layers never reads the state indices, but its memory still sets them
+    // inputs are set whether they are read or not: a model without SWA layers does not read the positions,
+    // one without GLA layers not the state indices
+    ggml_build_forward_expand(gf, inp_pos);
     ggml_build_forward_expand(gf, inp_hybrid->get_recr()->s_copy);
 
     for (int il = 0; il < n_layer; ++il) {

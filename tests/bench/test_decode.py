@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from sb_edge.bench import decode
+from sb_edge.bench.decode import run_decode
+from sb_edge.bench.fill import CHUNK, synthetic_fill
+from sb_edge.bench.plan import BenchModel, DecodeSettings, examine, make_plan
+from sb_edge.bench.results import Row
+from sb_edge.bench.roofline import token_traffic
+from sb_edge.bench.validate import validate_fill
+from sb_edge.errors import InferenceError, OutOfMemoryForecast, SbEdgeError
+from sb_edge.gguf_reader import read_header
+from sb_edge.runtime.session import Model, Session
+
+pytestmark = pytest.mark.engine
+
+FAST = DecodeSettings((0, 40), 1, n_gen=3, repetitions=2)
+
+
+def ignore(_units: float) -> None:
+    """Progress that nobody watches."""
+
+
+def test_a_row_for_every_model_and_depth(tiny_gguf: Path, tiny_llama: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    models = [BenchModel("tiny", tiny_gguf), BenchModel("llama", tiny_llama)]
+    rows = run_decode(models, FAST, on_row=lambda row, done, total: seen.append((row.label, done, total)))
+    assert [(row.n_depth, row.model) for row in rows] == [
+        (0, "tiny"),
+        (0, "llama"),
+        (40, "tiny"),
+        (40, "llama"),
+    ]
+    assert seen == [("tg3", 1, 4), ("tg3", 2, 4), ("tg3 @ d40", 3, 4), ("tg3 @ d40", 4, 4)]
+
+
+def test_what_a_row_says(tiny_gguf: Path) -> None:
+    row = run_decode([BenchModel("tiny", tiny_gguf)], FAST)[1]
+    assert len(row.samples_ns) == len(row.samples_ts) == row.repetitions == 2
+    assert row.median_ts == pytest.approx(sum(row.samples_ts) / 2)
+    assert row.model_filename == tiny_gguf.name
+    assert row.model_type.startswith("spikingbrain")
+    assert row.fill == "real"
+    assert row.state_bytes > 0
+    assert row.kv_bytes > 0
+    assert row.rss_bytes > row.model_size
+    # tokens 1, 2, 3 after 40 attend to 41, 42, 43 positions
+    assert row.bytes_per_token == token_traffic(read_header(tiny_gguf), 42).total
+    assert row.roofline_fraction == pytest.approx(row.bytes_per_token * row.median_ts / row.read_bandwidth)
+
+
+def test_finished_rows_are_not_measured_again(tiny_gguf: Path, tmp_path: Path) -> None:
+    output, model = tmp_path / "rows.jsonl", BenchModel("tiny", tiny_gguf)
+    shallow = run_decode([model], replace(FAST, depths=(0,)), output=output)
+    measured: list[int] = []
+    rows = run_decode([model], FAST, output=output, on_row=lambda row, *_: measured.append(row.n_depth))
+    assert measured == [40]
+    assert rows[0] == shallow[0]
+    assert len(output.read_text().splitlines()) == 2
+    assert run_decode([model], FAST, output=output) == rows
+
+
+def test_the_same_weights_under_two_names_are_measured_once(tiny_gguf: Path) -> None:
+    measured: list[Row] = []
+    models = [BenchModel("one", tiny_gguf), BenchModel("two", tiny_gguf)]
+    rows = run_decode(models, replace(FAST, depths=(0,)), on_row=lambda row, *_: measured.append(row))
+    assert [row.model for row in rows] == ["one", "two"]
+    assert len(measured) == 1
+
+
+def test_what_will_not_fit_is_refused_before_anything_starts(tiny_llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    started: list[Row] = []
+    with pytest.raises(OutOfMemoryForecast, match="will not fit in memory"):
+        run_decode(
+            [BenchModel("llama", tiny_llama)],
+            replace(FAST, depths=(0, 2**40)),
+            output=output,
+            on_row=lambda row, *_: started.append(row),
+        )
+    assert started == []
+    assert output.read_bytes() == b""
+
+
+def test_a_killed_run_resumes_without_losing_or_doubling_rows(tiny_gguf: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    depths = list(range(24))
+    command = [
+        sys.executable, "-m", "sb_edge", "bench", "decode", str(tiny_gguf), "--baseline", "none", "-t", "1",
+        "--depths", ",".join(map(str, depths)), "-n", "2", "-r", "1", "-o", str(output), "--json", "-",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (output.exists() and output.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    killed = output.read_bytes()
+    kept = killed[: killed.rfind(b"\n") + 1].splitlines()
+    assert 2 <= len(kept) < len(depths)
+    output.write_bytes(killed + b'{"build_commit":"0c1')  # what a kill in the middle of a write leaves
+
+    finished = subprocess.run(command, capture_output=True, check=True)
+    lines = output.read_bytes().splitlines()
+    assert lines[: len(kept)] == kept
+    assert [json.loads(line)["n_depth"] for line in lines] == depths
+    assert [row["n_depth"] for row in json.loads(finished.stdout)] == depths
+
+
+def test_continuing_from_a_shallower_depth_gives_the_same_context(tiny_gguf: Path) -> None:
+    subject = examine(BenchModel("tiny", tiny_gguf))
+    shallow, deep = make_plan([subject], replace(FAST, depths=(30, 80), cache_types=(("f32", "f32"),)))
+    tokens = np.random.default_rng(0).integers(256, size=80)
+    logits = []
+    for first in (None, shallow):
+        with decode._Snapshots() as snapshots, Model(tiny_gguf) as model:
+            if first is not None:
+                with decode._open_session(model, first) as session:
+                    decode._prefill(session, first, tokens[:30], snapshots)
+            with decode._open_session(model, deep) as session:
+                decode._prefill(session, deep, tokens, snapshots)
+                assert session.position() == 80
+                logits.append(session.evaluate([7]))
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 40])
+def test_every_repetition_starts_at_the_depth(tiny_gguf: Path, tiny_llama: Path, depth: int) -> None:
+    for path in (tiny_gguf, tiny_llama):
+        (case,) = make_plan([examine(BenchModel("m", path))], replace(FAST, depths=(depth,)))
+        with (
+            decode._Snapshots() as snapshots,
+            Model(path) as model,
+            decode._open_session(model, case) as session,
+        ):
+            decode._prefill(session, case, np.arange(depth), snapshots)
+            rewind = decode._rewinder(session, case)
+            logits = []
+            for _ in range(3):
+                rewind()
+                assert session.position() == depth
+                logits.append(session.evaluate([1, 2, 3]))
+            np.testing.assert_array_equal(logits[0], logits[1])
+            np.testing.assert_array_equal(logits[0], logits[2])
+
+
+@pytest.mark.parametrize("depth", [100, CHUNK, 3 * CHUNK + 17])
+def test_a_synthetic_fill_reaches_the_depth_exactly(tiny_llama: Path, depth: int) -> None:
+    done: list[float] = []
+    with Model(tiny_llama) as model, Session(model, n_ctx=4096, n_seq_max=2, kv_unified=True) as session:
+        synthetic_fill(session, depth, [i % 256 for i in range(CHUNK)], done.append)
+        assert session.position() == depth
+        assert session.position(1) == 0
+        assert sum(done) == depth
+        assert np.isfinite(session.evaluate([1])).all()
+        assert session.position() == depth + 1
+
+
+def test_a_synthetic_fill_attends_to_the_copies(tiny_llama: Path) -> None:
+    """One chunk repeated equals a real prefill in the first layer's keys; deeper layers saw another past."""
+    tokens = [i % 256 for i in range(CHUNK)]
+    with Model(tiny_llama) as model:
+        with Session(model, n_ctx=4096, n_seq_max=2, kv_unified=True) as session:
+            synthetic_fill(session, 2 * CHUNK, tokens, ignore)
+            synthetic = session.evaluate([1])
+        with Session(model, n_ctx=4096) as session:
+            session.evaluate(tokens)
+            one = session.evaluate([1])
+        with Session(model, n_ctx=4096) as session:
+            session.evaluate(tokens + tokens)
+            real = session.evaluate([1])
+    assert np.abs(synthetic - real).max() < np.abs(one - real).max()
+
+
+def test_a_recurrent_model_cannot_be_filled_synthetically(tiny_gguf: Path) -> None:
+    with (
+        Model(tiny_gguf) as model,
+        Session(model, n_ctx=512) as session,
+        pytest.raises(InferenceError, match="cannot be filled synthetically"),
+    ):
+        synthetic_fill(session, 64, [1, 2, 3], ignore)
+
+
+def test_a_synthetic_fill_starts_from_nothing(tiny_llama: Path) -> None:
+    with Model(tiny_llama) as model, Session(model, n_ctx=512, n_seq_max=2, kv_unified=True) as session:
+        session.evaluate([1])
+        with pytest.raises(InferenceError, match="starts from an empty context"):
+            synthetic_fill(session, 64, [1, 2, 3], ignore)
+
+
+def test_fill_check_compares_both(tiny_llama: Path) -> None:
+    (check,) = validate_fill([BenchModel("llama", tiny_llama)], replace(FAST, depths=(600,)))
+    assert (check.real.fill, check.synthetic.fill) == ("real", "synthetic")
+    assert check.ratio == pytest.approx(check.synthetic.median_ts / check.real.median_ts)
+    assert check.to_json()["ratio"] == check.ratio
+
+
+def test_fill_check_needs_something_to_compare(tiny_gguf: Path) -> None:
+    with pytest.raises(SbEdgeError, match="always filled for real"):
+        validate_fill([BenchModel("tiny", tiny_gguf)], replace(FAST, depths=(8,)))
+
+
+def test_no_file_stays_open(tiny_gguf: Path) -> None:
+    run_decode([BenchModel("tiny", tiny_gguf)], FAST)
+    before = psutil.Process().num_fds()
+    run_decode([BenchModel("tiny", tiny_gguf)], FAST)
+    assert psutil.Process().num_fds() <= before

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sb_edge.bench.machine import Machine
+from sb_edge.bench.plot import LABEL_GAP, _spread, memory_svg, save_plot, speed_svg
+from sb_edge.bench.report import Facts, LayerMap, Transcript, Turn, write_report
+from sb_edge.bench.results import Row
+from sb_edge.errors import OutputError
+
+VOID = {"meta", "br"}
+SECTIONS = (
+    Transcript(
+        "Chat", [Turn("user", "Is 1 < 2?"), Turn("assistant", "<script>alert('yes')</script>")], "greedy"
+    ),
+    LayerMap("Layers", [True, False, True], "untrained"),
+    Facts("Perplexity", [("default", "19.3"), ("base", "18.9")]),
+)
+
+
+class Outline(HTMLParser):
+    """Checks that elements are closed in order; collects what the page would load, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def parse(path: Path) -> Outline:
+    outline = Outline()
+    outline.feed(path.read_text(encoding="utf-8"))
+    outline.close()
+    return outline
+
+
+def test_the_page_is_sound_and_self_contained(tmp_path: Path, rows: list[Row], machine: Machine) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, rows, machine, SECTIONS)
+    outline = parse(path)
+    assert outline.open == []
+    assert all(target.startswith("#") for target in outline.loads)
+    page = path.read_text(encoding="utf-8")
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "script" not in outline.tags
+    assert "link" not in outline.tags
+    assert outline.tags.count("svg") == 2
+
+
+def test_the_page_says_everything(tmp_path: Path, rows: list[Row], machine: Machine) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, rows, machine, SECTIONS)
+    text = " ".join(parse(path).words)
+    for expected in (
+        "tg32 @ d262144*†", "llama-1b", "synthetic fill", "<script>alert('yes')</script>", "GLA", "SWA",
+        "untrained", "19.3", machine.cpu, "0001-a.patch", "build 0123", "tokens per second",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+def test_a_page_without_measurements(tmp_path: Path, machine: Machine) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, [], machine)
+    assert "svg" not in parse(path).tags
+
+
+def test_the_page_follows_light_and_dark(tmp_path: Path, rows: list[Row], machine: Machine) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, rows, machine)
+    page = path.read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in page
+    defined, used = set(re.findall(r"(--[a-z0-9-]+):", page)), set(re.findall(r"var\((--[a-z0-9-]+)\)", page))
+    assert used <= defined
+
+
+@pytest.mark.parametrize("draw", [speed_svg, memory_svg])
+def test_plots_are_sound_svg_in_the_pages_colours(rows: list[Row], draw: Callable[[list[Row]], str]) -> None:
+    svg = draw(rows)
+    root = ElementTree.fromstring(svg)
+    assert root.get("viewBox")
+    assert root.get("width") is None
+    drawn = "".join(root.itertext())
+    for label in ("1b", "llama-1b", "256k", "tokens in the context"):
+        assert label in drawn
+    assert {"var(--series-1)", "var(--series-2)", "var(--ink)"} <= set(re.findall(r"var\([^)]*\)", svg))
+    assert not re.search(r"#0[1-4]0[1-4]0[1-6]", svg)
+
+
+def test_plot_files(tmp_path: Path, rows: list[Row]) -> None:
+    save_plot(rows, tmp_path / "plot.png")
+    save_plot(rows, tmp_path / "plot.svg")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1200
+    assert ElementTree.parse(tmp_path / "plot.svg").getroot().tag.endswith("svg")
+
+
+def test_plots_of_one_row(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    save_plot([make_row(n_depth=0)], tmp_path / "plot.png")
+    assert "tg32" not in speed_svg([make_row()])
+
+
+def test_a_plot_of_nothing_is_refused(tmp_path: Path, rows: list[Row]) -> None:
+    with pytest.raises(OutputError, match="no rows"):
+        save_plot([], tmp_path / "plot.png")
+    with pytest.raises(OutputError, match=r"unknown kind of plot \(found \.gif"):
+        save_plot(rows, tmp_path / "plot.gif")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("heights", [[0.5], [0.1, 0.11, 0.12], [0.97, 0.98, 0.99], [-1.0, 0.0, 2.0]])
+def test_labels_are_moved_apart(heights: list[float]) -> None:
+    moved = _spread(heights)
+    assert all(upper - lower >= LABEL_GAP - 1e-9 for lower, upper in pairwise(moved))
+    assert max(moved) <= 1.0

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sb_edge.cli.inspect import command
+from sb_edge.convert.llama_shape import LlamaShape, write_llama_gguf
+from sb_edge.errors import GgufError
+
+
+def run(*args: object) -> str:
+    result = CliRunner().invoke(command, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_shows_the_layer_map_and_the_memory(golden_gguf):
+    text = run(golden_gguf, "--context", 100)
+    for expected in ("spikingbrain", "GSGS", "G = gated linear attention (2)", "memory at 100 tokens", "F32"):
+        assert expected in text
+    assert "blk.0" not in text
+    assert "blk.0.ssm_f_a.weight" in run(golden_gguf, "--tensors")
+
+
+def test_json(golden_gguf):
+    document = json.loads(run(golden_gguf, "--context", 100, "--tensors", "--json", "-"))
+    assert document["architecture"] == "spikingbrain" and document["layers"] == "GSGS"
+    assert document["n_params"] == 663872 and document["file_type"] == "F32"
+    assert document["vocabulary"] == {"model": "no_vocab", "pre": None, "size": 256}
+    memory = document["memory"]
+    assert memory["context"] == 100
+    assert memory["total"] == sum(memory[part] for part in ("weights", "kv", "state", "buffers"))
+    assert document["tensor_types"] == [{"type": "F32", "tensors": 59, "nbytes": 663872 * 4}]
+    assert len(document["tensors"]) == 59
+    assert document["tensors"][0] == {
+        "name": "token_embd.weight",
+        "type": "F32",
+        "shape": [256, 128],
+        "nbytes": 131072,
+    }
+    assert document["hyperparameters"]["attention.sliding_window"] == 16
+
+
+def test_json_to_a_file_beside_the_text(golden_gguf, tmp_path):
+    assert "GSGS" in run(golden_gguf, "--json", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["memory"]["context"] == 2048
+
+
+def test_other_architectures(tmp_path):
+    path = tmp_path / "llama.gguf"
+    write_llama_gguf(path, shape=LlamaShape(n_layer=3, hidden=64, n_head=4, n_head_kv=2, ffn=96, vocab=128))
+    document = json.loads(run(path, "--json", "-"))
+    assert document["architecture"] == "llama" and document["layers"] == "AAA"
+    assert "A = attention (3)" in run(path)
+
+
+def test_file_without_a_model(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "imatrix")
+    writer.add_name("a\x1b[31m [bold]b")
+    writer.add_tensor("x", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    text = run(tmp_path / "odd.gguf")
+    assert "imatrix" in text and r"a\x1b[31m [bold]b" in text and "\x1b" not in text
+    document = json.loads(run(tmp_path / "odd.gguf", "--json", "-"))
+    assert document["layers"] is None and document["memory"] is None
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(10))
+    for name in ("bad.gguf", "none.gguf"):
+        with pytest.raises(GgufError, match=name):
+            CliRunner().invoke(command, [str(tmp_path / name)], catch_exceptions=False)
