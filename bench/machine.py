@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from sb_edge.cpu import default_threads
 from sb_edge.engine import Engine
 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -70,7 +71,7 @@ def describe_machine(engine: Engine) -> Machine:
     """Describe this machine and `engine`."""
     return Machine(
         cpu=_cpu_name(),
-        physical_cores=usable_cores(),
+        physical_cores=default_threads(),
         logical_cores=len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         governor=_governor(),
@@ -80,12 +81,6 @@ def describe_machine(engine: Engine) -> Machine:
         engine_commit=engine.info.commit,
         patches=tuple(engine.info.patches),
     )
-
-
-def usable_cores() -> int:
-    """Physical cores that this process may run on; the default number of threads."""
-    allowed = len(os.sched_getaffinity(0))
-    return min(psutil.cpu_count(logical=False) or allowed, allowed)
 
 
 def _cpu_name() -> str:

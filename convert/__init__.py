@@ -1,4 +1,6 @@
 """Checkpoint -> GGUF, transplant and initialisation. Imported as sb_edge.convert."""
 
 if __name__ != "sb_edge.convert":
-    raise ImportError("import this package as sb_edge.convert (it is the folder convert/ of the repository, mapped there)")
+    raise ImportError(
+        "import this package as sb_edge.convert (it is the folder convert/ of the repository, mapped there)"
+    )

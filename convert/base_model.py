@@ -171,7 +171,9 @@ class HuggingFaceBase(BaseModelReader):
 
     def _ignored(self) -> set[str]:
         # Written by old versions of transformers; computed from the config.
-        return {f"model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(self.shape.num_hidden_layers)}
+        return {
+            f"model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(self.shape.num_hidden_layers)
+        }
 
     def _load(self, name: str, stored: str) -> np.ndarray:
         return to_float32(read_tensor(self._stored[stored]))
@@ -255,7 +257,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _shape_of_config(document: dict[str, Any], path: Path) -> BaseShape:
     if document.get("hidden_act", "silu") != "silu":
         raise ConfigError(
-            "is not supported", path=path, item="hidden_act", found=repr(document["hidden_act"]), expected="'silu'"
+            "is not supported",
+            path=path,
+            item="hidden_act",
+            found=repr(document["hidden_act"]),
+            expected="'silu'",
         )
     values = {
         "tie_word_embeddings": False,
@@ -301,7 +307,9 @@ def _shape_of_gguf(header: GgufHeader, path: Path) -> BaseShape:
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
     values["rope_theta"] = values["rope_theta"] or 10000.0
     values["tie_word_embeddings"] = "output.weight" not in names
-    values["rope_scaling"] = "rope_freqs.weight" in names or f"{header.arch}.rope.scaling.type" in header.metadata
+    values["rope_scaling"] = (
+        "rope_freqs.weight" in names or f"{header.arch}.rope.scaling.type" in header.metadata
+    )
     embeddings = names.get("token_embd.weight")
     values["vocab_size"] = embeddings.shape[0] if embeddings else None
     for ours, theirs in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")):

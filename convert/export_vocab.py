@@ -27,7 +27,11 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
     """
     keys = header.metadata
     tokens, merges = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.merges")
-    if keys.get("tokenizer.ggml.model") != "gpt2" or not isinstance(tokens, list) or not isinstance(merges, list):
+    if (
+        keys.get("tokenizer.ggml.model") != "gpt2"
+        or not isinstance(tokens, list)
+        or not isinstance(merges, list)
+    ):
         raise GgufError(
             "holds no byte-level BPE",
             path=path,

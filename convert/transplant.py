@@ -21,8 +21,12 @@ from sb_edge.progress import progress_bar
 DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 GATE_RANK = 16
-GATE_BIAS = 2.0
-"""At the start every gate is a constant: log a = logsigmoid(2)/16, a state that halves in about 87 tokens."""
+GATE_BIAS = 0.0
+"""Every gate starts as a constant: log a = logsigmoid(0)/16 = -0.043, a state that halves in 16 tokens."""
+
+NORM_SCALE = 0.2
+"""Attention outputs of SmolLM2-135M-Instruct are 0.12 to 0.34 times as large as its values would be for white
+inputs, 0.2 in most layers: averaging over tokens shrinks them."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,14 @@ def transplant(
     window: int = 4096,
     dtype: str = "bf16",
     seed: int = 0,
-    norm_scale: float = 1.0,
+    norm_scale: float = NORM_SCALE,
     ignore_rope_scaling: bool = False,
 ) -> TransplantReport:
     """Make a SpikingBrain checkpoint that keeps everything of a base model but its attention.
 
     Layers of both kinds take the base's q, k, v and o projections; FFNs, norms and embeddings are kept. A GLA
-    layer gets a low-rank gate, constant at the start, and a per-head norm; they are untrained, so the more layers
-    become GLA, the less of the base's quality is left before distillation.
+    layer gets a low-rank gate, constant at the start, and a per-head norm; they are untrained, so the more
+    layers become GLA, the less of the base's quality is left before distillation.
 
     Args:
         base: a Llama- or Qwen2-shaped checkpoint folder or GGUF.
@@ -66,7 +70,8 @@ def transplant(
         window: of the other layers.
         dtype: "f32", "f16" or "bf16".
         seed: of the gates' first projection.
-        norm_scale: every weight of the per-head norms.
+        norm_scale: the per-head norm's weights, relative to the size that the layer's values would have for
+            white inputs (channel by channel, over all heads).
         ignore_rope_scaling: drop the base's scaling of rotary frequencies instead of refusing it.
 
     Raises:
@@ -86,7 +91,7 @@ def transplant(
         progress_bar("transplanting", sum(math.prod(shape) for shape, _ in shapes.values())) as advance,
     ):
         for name, spec in table.items():
-            values = _new_parameter(name, spec.shape, seed, norm_scale)
+            values = _new_parameter(source, config, name, spec.shape, seed, norm_scale)
             n_new += values is not None
             if values is None:
                 values = source.read(name, spec.shape)
@@ -132,10 +137,17 @@ def _config(source: BaseModelReader, gla_layers: Sequence[int] | None, window: i
     )
 
 
-def _new_parameter(name: str, shape: tuple[int, ...], seed: int, norm_scale: float) -> np.ndarray | None:
+def _new_parameter(
+    source: BaseModelReader,
+    config: SpikingBrainConfig,
+    name: str,
+    shape: tuple[int, ...],
+    seed: int,
+    norm_scale: float,
+) -> np.ndarray | None:
     """A GLA layer's own parameters; None for a tensor that the base has."""
     if name.endswith(".g_norm.weight"):
-        return np.full(shape, norm_scale, np.float32)
+        return norm_scale * _value_size(source, config, name.removesuffix("attn.g_norm.weight"))
     if name.endswith(".gk_proj.0.weight"):
         pieces = [piece.copy() for piece in normal(seed, name, math.prod(shape), shape[1] ** -0.5)]
         return np.concatenate(pieces).reshape(shape)
@@ -145,3 +157,12 @@ def _new_parameter(name: str, shape: tuple[int, ...], seed: int, norm_scale: flo
     if name.endswith(".gk_proj.1.bias"):
         return np.full(shape, GATE_BIAS, np.float32)
     return None
+
+
+def _value_size(source: BaseModelReader, config: SpikingBrainConfig, layer: str) -> np.ndarray:
+    """[d]: the RMS, over heads, of the channels of v for normalised inputs with independent channels."""
+    projection = source.read(layer + "attn.v_proj.weight", (config.kv_dim, config.hidden_size))
+    norm = source.read(layer + "attn_norm.weight", (config.hidden_size,))
+    variance = np.square(projection * norm).sum(axis=1).reshape(config.num_key_value_heads, config.head_dim)
+    size: np.ndarray = np.sqrt(variance.mean(axis=0))
+    return size

@@ -52,7 +52,8 @@ class SpikingBrainConfig(BaseModel):
     def _shapes_agree(self) -> SpikingBrainConfig:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size: {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size: {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -60,11 +61,15 @@ class SpikingBrainConfig(BaseModel):
                 f"num_attention_heads {self.num_attention_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"hidden_size: the head size {self.head_dim} is odd, rotary embedding needs it even")
+            raise ValueError(
+                f"hidden_size: the head size {self.head_dim} is odd, rotary embedding needs it even"
+            )
         if self.attn_layers is not None:
             beyond = [layer for layer in self.attn_layers if layer >= self.num_hidden_layers]
             if beyond:
-                raise ValueError(f"attn_layers: layer {beyond[0]} of a model with {self.num_hidden_layers} layers")
+                raise ValueError(
+                    f"attn_layers: layer {beyond[0]} of a model with {self.num_hidden_layers} layers"
+                )
             if len(set(self.attn_layers)) != len(self.attn_layers):
                 raise ValueError("attn_layers: a layer is listed twice")
         return self

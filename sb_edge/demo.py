@@ -12,14 +12,14 @@ from sb_edge.bench.perplexity import held_out_text, perplexity
 from sb_edge.bench.plan import BenchModel, DecodeSettings
 from sb_edge.bench.report import Facts, LayerMap, Section, Transcript, Turn, write_report
 from sb_edge.bench.tables import rich_table
-from sb_edge.engine import build_engine
-from sb_edge.engine.engine import activate
+from sb_edge.cpu import default_threads
+from sb_edge.engine import activate, build_engine
 from sb_edge.gguf_reader import read_header
 from sb_edge.memory import recurrent_layers
 from sb_edge.models import BASE_NAME, default, default_base
 from sb_edge.runtime.chat import Chat
 from sb_edge.runtime.sampling import GREEDY
-from sb_edge.runtime.session import Model, Session, default_threads
+from sb_edge.runtime.session import Model, Session
 
 QUESTION = "What is the capital of France, and what is it known for?"
 DEPTHS = (0, 2048, 8192, 16384)
@@ -43,7 +43,9 @@ def run_demo(folder: Path, *, depths: tuple[int, ...] = DEPTHS, n_threads: int |
     folder.mkdir(parents=True, exist_ok=True)
     console.rule("engine")
     engine = activate(build_engine())
-    console.print(f"llama.cpp {engine.info.commit[:7]}, {len(engine.info.patches)} patches, {engine.info.variant}")
+    console.print(
+        f"llama.cpp {engine.info.commit[:7]}, {len(engine.info.patches)} patches, {engine.info.variant}"
+    )
 
     console.rule("model")
     base, model = default_base(), default()
@@ -57,7 +59,14 @@ def run_demo(folder: Path, *, depths: tuple[int, ...] = DEPTHS, n_threads: int |
     console.rule("decode speed over depth")
     models = [BenchModel("default", model), BenchModel("default-base", base)]
     settings = DecodeSettings(depths, n_threads or default_threads(), repetitions=3)
-    rows = run_decode(models, settings, output=folder / "decode.jsonl")
+    rows = run_decode(
+        models,
+        settings,
+        output=folder / "decode.jsonl",
+        on_row=lambda row, done, total: console.print(
+            f"{done} of {total}: {row.label}, {row.median_ts:.1f} tokens/s"
+        ),
+    )
     console.print(rich_table(rows))
 
     sections: list[Section] = [
@@ -65,8 +74,9 @@ def run_demo(folder: Path, *, depths: tuple[int, ...] = DEPTHS, n_threads: int |
         LayerMap(
             "Layers of the default model",
             recurrent,
-            f"Everything but attention is taken over from {BASE_NAME}. The GLA layers are untrained: they were "
-            "chosen so that the model stays coherent, and show the engine at work, not what training would give.",
+            f"Everything but attention is taken over from {BASE_NAME}. The GLA layers are untrained: they "
+            "were chosen so that the model stays coherent. They show the engine at work, not what training "
+            "would give.",
         ),
         qualities,
     ]

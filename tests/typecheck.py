@@ -1,7 +1,7 @@
 """Run mypy on the package as it is installed.
 
-At the top of the repository mypy would see three files and pass: the folders convert/, quant/, bench/ and patches/
-are subpackages only by their mapping in pyproject.toml. So the mapping is laid out as links first.
+At the top of the repository mypy would see three files and pass: the folders convert/, quant/, bench/ and
+patches/ are subpackages only by their mapping in pyproject.toml. So the mapping is laid out as links first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def lay_out() -> None:
 def main() -> int:
     lay_out()
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "sb_edge"]
-    return subprocess.run(command, env={**os.environ, "MYPYPATH": str(MAPPED)}, cwd=MAPPED, check=False).returncode
+    return subprocess.run(
+        command, env={**os.environ, "MYPYPATH": str(MAPPED)}, cwd=MAPPED, check=False
+    ).returncode
 
 
 if __name__ == "__main__":

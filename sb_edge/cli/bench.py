@@ -297,15 +297,15 @@ def _settings(
     flash_attn: Any,
     fill: Any,
 ) -> DecodeSettings:
-    from sb_edge.bench.machine import usable_cores
     from sb_edge.bench.plan import DecodeSettings
+    from sb_edge.cpu import default_threads
 
     count = max(len(type_k), len(type_v))
     if {len(type_k), len(type_v)} - {1, count}:
         raise click.UsageError("--type-k and --type-v name different numbers of types; one each, or as many")
     return DecodeSettings(
         depths=depths,
-        n_threads=threads or usable_cores(),
+        n_threads=threads or default_threads(),
         n_gen=n_gen,
         repetitions=repetitions,
         cache_types=tuple(zip(_repeat(type_k, count), _repeat(type_v, count), strict=True)),

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking; repeat it for more turns.")
+@click.option(
+    "-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking; repeat it for more turns."
+)
 @click.option("--system", help="A system message.")
-@click.option("--stats/--no-stats", default=True, help="Print tokens per second after each answer, to standard error.")
+@click.option(
+    "--stats/--no-stats", default=True, help="Print tokens per second after each answer, to standard error."
+)
 @sampling_options
 @session_options
 def command(
@@ -38,8 +42,8 @@ def command(
 ) -> None:
     """Talk with a model; its state is kept between turns.
 
-    MODEL is a GGUF with a chat template, `default` or `default-base`. Only what is new in a turn is evaluated.
-    At the prompt, /clear begins anew and /exit or Ctrl-D ends; Ctrl-C breaks an answer off.
+    MODEL is a GGUF with a chat template, `default` or `default-base`. Only what is new in a turn is
+    evaluated. At the prompt, /clear begins anew and /exit or Ctrl-D ends; Ctrl-C breaks an answer off.
     """
     from sb_edge.memory import require_memory
     from sb_edge.models import resolve_gguf

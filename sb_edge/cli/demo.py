@@ -11,7 +11,11 @@ from sb_edge.cli.options import threads_option
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, help="Folder of the report."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/demo"),
+    show_default=True,
+    help="Folder of the report.",
 )
 @click.option("--depths", default="0,2048,8192,16384", show_default=True, help="Depths to measure at.")
 @threads_option

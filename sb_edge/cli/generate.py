@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -12,7 +13,9 @@ from sb_edge.cli.options import sampling_options, session_options
 @click.command()
 @click.argument("model")
 @click.option("-p", "--prompt", required=True, help="The text to continue; - reads standard input.")
-@click.option("--load-state", type=click.Path(path_type=Path), help="Append the prompt to what --save-state saved.")
+@click.option(
+    "--load-state", type=click.Path(path_type=Path), help="Append the prompt to what --save-state saved."
+)
 @click.option("--save-state", type=click.Path(path_type=Path), help="Save the state after the last token.")
 @click.option("--stats/--no-stats", default=True, help="Print tokens per second to standard error.")
 @sampling_options
@@ -46,7 +49,7 @@ def command(
     from sb_edge.runtime.session import Model, Session
 
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
     with Model(resolve_gguf(model)) as loaded:
         loaded.require_vocab()

@@ -12,7 +12,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 KV_TYPE_NAMES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 json_option = click.option(
-    "--json", "json_target", metavar="FILE", help="Write JSON to FILE; - for standard output, and nothing else there."
+    "--json",
+    "json_target",
+    metavar="FILE",
+    help="Write JSON to FILE; - for standard output, and nothing else there.",
 )
 
 threads_option = click.option(
@@ -23,9 +26,22 @@ threads_option = click.option(
 def session_options(command: Command) -> Command:
     """Context size, threads and KV types of a session."""
     for option in (
-        click.option("--kv-type", type=click.Choice(KV_TYPE_NAMES), default="f16", show_default=True, help="Type of the KV cache."),
+        click.option(
+            "--kv-type",
+            type=click.Choice(KV_TYPE_NAMES),
+            default="f16",
+            show_default=True,
+            help="Type of the KV cache.",
+        ),
         threads_option,
-        click.option("-c", "--context", type=click.IntRange(min=16), default=8192, show_default=True, help="Context in tokens."),
+        click.option(
+            "-c",
+            "--context",
+            type=click.IntRange(min=16),
+            default=8192,
+            show_default=True,
+            help="Context in tokens.",
+        ),
     ):
         command = option(command)
     return command
@@ -34,14 +50,59 @@ def session_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """llama.cpp's sampling options, with its names and defaults."""
     for option in (
-        click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), help="Makes the answer repeatable."),
-        click.option("--repeat-last-n", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens that --repeat-penalty looks at."),
-        click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Above 1: repeat less."),
-        click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Drop tokens below this share of the likeliest."),
-        click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="Keep the likeliest tokens up to this probability."),
-        click.option("--top-k", type=click.IntRange(min=0), default=40, show_default=True, help="Keep the k likeliest tokens; 0: all."),
-        click.option("--temp", type=click.FloatRange(min=0), default=0.8, show_default=True, help="Temperature; 0: greedy."),
-        click.option("-n", "--n-predict", type=click.IntRange(min=1), default=256, show_default=True, help="At most so many new tokens."),
+        click.option(
+            "--seed", type=click.IntRange(min=0, max=2**32 - 1), help="Makes the answer repeatable."
+        ),
+        click.option(
+            "--repeat-last-n",
+            type=click.IntRange(min=0),
+            default=64,
+            show_default=True,
+            help="Tokens that --repeat-penalty looks at.",
+        ),
+        click.option(
+            "--repeat-penalty",
+            type=click.FloatRange(min=0, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Above 1: repeat less.",
+        ),
+        click.option(
+            "--min-p",
+            type=click.FloatRange(0, 1),
+            default=0.05,
+            show_default=True,
+            help="Drop tokens below this share of the likeliest.",
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(0, 1),
+            default=0.95,
+            show_default=True,
+            help="Keep the likeliest tokens up to this probability.",
+        ),
+        click.option(
+            "--top-k",
+            type=click.IntRange(min=0),
+            default=40,
+            show_default=True,
+            help="Keep the k likeliest tokens; 0: all.",
+        ),
+        click.option(
+            "--temp",
+            type=click.FloatRange(min=0),
+            default=0.8,
+            show_default=True,
+            help="Temperature; 0: greedy.",
+        ),
+        click.option(
+            "-n",
+            "--n-predict",
+            type=click.IntRange(min=1),
+            default=256,
+            show_default=True,
+            help="At most so many new tokens.",
+        ),
     ):
         command = option(command)
     return command

@@ -14,10 +14,20 @@ import click
     "--gla-layers",
     help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]",
 )
-@click.option("--window", type=click.IntRange(min=1), default=4096, show_default=True, help="Window of the others.")
+@click.option(
+    "--window", type=click.IntRange(min=1), default=4096, show_default=True, help="Window of the others."
+)
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the new parameters.")
-@click.option("--norm-scale", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Weight of the new norms.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the new parameters."
+)
+@click.option(
+    "--norm-scale",
+    type=click.FloatRange(min=0),
+    default=0.2,
+    show_default=True,
+    help="Size of the new norms, relative to the values.",
+)
 @click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")
 def command(
     base: Path,
@@ -31,8 +41,8 @@ def command(
 ) -> None:
     """Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.
 
-    BASE is a checkpoint's folder, a GGUF, or `default-base`. Everything but attention is kept; the new gates and
-    norms are untrained, so the result needs distillation to be as good as the base.
+    BASE is a checkpoint's folder, a GGUF, or `default-base`. Everything but attention is kept; the new gates
+    and norms are untrained, so the result needs distillation to be as good as the base.
     """
     from sb_edge.convert.transplant import transplant
     from sb_edge.models import resolve_gguf
@@ -60,5 +70,7 @@ def _layers(text: str) -> list[int]:
             first, dash, last = part.partition("-")
             layers.extend(range(int(first), int(last if dash else first) + 1))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list such as 0,2,4 or 6-9", param_hint="--gla-layers") from None
+        raise click.BadParameter(
+            f"{text!r} is not a list such as 0,2,4 or 6-9", param_hint="--gla-layers"
+        ) from None
     return layers

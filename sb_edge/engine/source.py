@@ -64,9 +64,7 @@ def fetch_sdist(upstream: Upstream, folder: Path) -> Path:
     Raises:
         EngineError: no pip, no network, or content other than the pinned one.
     """
-    return fetch_file(
-        Pinned(upstream.package, upstream.version, upstream.filename, upstream.sha256), folder
-    )
+    return fetch_file(Pinned(upstream.package, upstream.version, upstream.filename, upstream.sha256), folder)
 
 
 def _wanted(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

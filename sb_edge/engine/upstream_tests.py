@@ -25,7 +25,9 @@ class UpstreamTest:
 TESTS = (
     UpstreamTest("test-gguf"),
     UpstreamTest("test-quantize-fns"),
-    UpstreamTest("test-backend-ops", ("test", "-b", "CPU", "-o", "GATED_LINEAR_ATTN,RWKV_WKV6,RWKV_WKV7,SSM_SCAN")),
+    UpstreamTest(
+        "test-backend-ops", ("test", "-b", "CPU", "-o", "GATED_LINEAR_ATTN,RWKV_WKV6,RWKV_WKV7,SSM_SCAN")
+    ),
     UpstreamTest("test-llama-archs", ("-s", "1")),
     UpstreamTest("test-llama-archs", ("-s", "1", "-a", ARCH)),
     UpstreamTest("test-save-load-state", ("--models", "{models}")),
@@ -35,7 +37,7 @@ TESTS = (
 
 def make_models(engine: Engine, folder: Path) -> None:
     """Tiny random models of the architecture, as upstream's own test run makes them."""
-    command = [engine.tool("test-llama-archs"), "-s", "1", "-a", ARCH, "-o", str(folder)]
+    command = [str(engine.tool("test-llama-archs")), "-s", "1", "-a", ARCH, "-o", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
 
 

@@ -15,6 +15,7 @@ from sb_edge.errors import InferenceError
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's numbers of the types that a KV cache can have."""
 
+_LEVEL_DEBUG = 1
 _LEVEL_WARN = 3
 _LEVEL_CONTINUE = 5
 
@@ -99,7 +100,7 @@ def _remember(level: int, text: bytes | None, _user_data: object) -> None:
     line = (text or b"").decode("utf-8", "replace").rstrip("\n")
     if os.environ.get("SB_EDGE_DEBUG"):
         sys.stderr.write((text or b"").decode("utf-8", "replace"))
-    if level == _LEVEL_CONTINUE or not line:
+    if level in (_LEVEL_DEBUG, _LEVEL_CONTINUE) or not line:
         return
     _log.append(line)
     if level >= _LEVEL_WARN:

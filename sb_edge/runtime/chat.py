@@ -83,8 +83,8 @@ class Chat:
     """Turns of a conversation on one session.
 
     Only what is new in a turn is evaluated: a recurrent state cannot be taken back, so as long as the
-    conversation as rendered begins with what the session has seen, the rest is appended; otherwise (a template
-    that rewrites earlier turns) the session is cleared and reads the conversation again.
+    conversation as rendered begins with what the session has seen, the rest is appended; otherwise (a
+    template that rewrites earlier turns) the session is cleared and reads the conversation again.
     """
 
     session: Session
@@ -108,8 +108,9 @@ class Chat:
         """Add a user's turn and answer it.
 
         Returns:
-            The generation, for its statistics, and the answer's text piece by piece. The turn is complete when
-            the iterator ends or is closed; an answer broken off stays in the conversation as far as it came.
+            The generation, for its statistics, and the answer's text piece by piece. The turn is complete
+            when the iterator ends or is closed; an answer broken off stays in the conversation as far as it
+            came.
 
         Raises:
             InferenceError: the conversation no longer fits the context.

@@ -10,24 +10,19 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import psutil
 
+from sb_edge.cpu import default_threads
 from sb_edge.errors import InferenceError, StateError
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import load_state, save_state
 
-__all__ = ["Model", "Session", "default_threads"]
+__all__ = ["Model", "Session"]
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _MEMORY_LINE = re.compile(r"(llama_kv_cache|llama_memory_recurrent).*: size = +([0-9.]+) MiB")
 
 OnTensor = Callable[[str, np.ndarray], None]
-
-
-def default_threads() -> int:
-    """Physical cores: decoding is bound by memory, and two threads on one core share its port to it."""
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
 
 
 class Session:
@@ -47,8 +42,8 @@ class Session:
             "auto" means "off" with one.
         swa_full: keep the whole context in the cache of the windowed layers.
         kv_unified: one KV cache for all sequences.
-        on_tensor: called with the name and the value, float32 [n_rows, width], of each graph tensor whose name
-            matches `tensor_filter` ("l_out-N" is layer N's output).
+        on_tensor: called with the name and the value, float32 [n_rows, width], of each graph tensor whose
+            name matches `tensor_filter` ("l_out-N" is layer N's output).
         tensor_filter: a regular expression for the whole name.
 
     Raises:

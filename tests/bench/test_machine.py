@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from sb_edge.bench.bandwidth import read_bandwidth
-from sb_edge.bench.machine import Machine, describe_machine, usable_cores
+from sb_edge.bench.machine import Machine, describe_machine
+from sb_edge.cpu import default_threads
 from sb_edge.errors import SbEdgeError
 
 
@@ -23,7 +24,7 @@ def test_bandwidth_refuses_impossible_counts(arguments: dict[str, int]) -> None:
 
 
 def test_there_is_a_core_to_run_on() -> None:
-    assert usable_cores() >= 1
+    assert default_threads() >= 1
 
 
 def test_the_identity_is_the_hardware(machine: Machine) -> None:

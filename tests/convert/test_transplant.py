@@ -90,7 +90,7 @@ def test_everything_but_attention_is_kept(tmp_path: Path) -> None:
         np.testing.assert_array_equal(student.read(ours), source[theirs])
     # the gate starts as a constant
     assert not student.read("model.layers.1.attn.gk_proj.1.weight").any()
-    assert np.unique(student.read("model.layers.1.attn.gk_proj.1.bias")).tolist() == [2.0]
+    assert np.unique(student.read("model.layers.1.attn.gk_proj.1.bias")).tolist() == [0.0]
 
 
 def test_the_even_layers_become_gla_by_default(tmp_path: Path) -> None:

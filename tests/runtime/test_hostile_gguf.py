@@ -75,7 +75,11 @@ def rewrite(source: Path, target: Path, changes: dict[str, object]) -> None:
 
 def load(paths: list[Path]) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, *map(str, paths)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", LOAD, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     outcomes = done.stdout.splitlines()
     assert done.returncode == 0, f"{paths[len(outcomes)].name}: {done.stderr[-800:]}"

@@ -38,7 +38,10 @@ def test_engine_equals_reference(change: dict[str, object], bias: bool, tmp_path
     write_random_checkpoint(config, tmp_path / "model", attention_bias=bias, seed=3, dtype="f32")
     convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf", outtype="f32")
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, 75).tolist()
-    with Model(tmp_path / "model.gguf") as model, Session(model, n_ctx=256, type_k="f32", type_v="f32") as session:
+    with (
+        Model(tmp_path / "model.gguf") as model,
+        Session(model, n_ctx=256, type_k="f32", type_v="f32") as session,
+    ):
         pieces = [session.evaluate(tokens[at : at + 29], all_logits=True) for at in range(0, len(tokens), 29)]
     found = np.concatenate(pieces)
     reference = Reference(tmp_path / "model", device="cpu", dtype="float32")

@@ -46,9 +46,7 @@ def nmse(found: np.ndarray, expected: np.ndarray) -> float:
     return float(((found - expected) ** 2).sum() / (expected**2).sum())
 
 
-def test_a_saved_state_continues_in_a_new_process(
-    model: Model, tokens: list[int], tmp_path: Path
-) -> None:
+def test_a_saved_state_continues_in_a_new_process(model: Model, tokens: list[int], tmp_path: Path) -> None:
     expected = whole(model, tokens)
     with Session(model, n_ctx=256, type_k="f32", type_v="f32") as session:
         session.evaluate(tokens[:50])
@@ -100,7 +98,10 @@ def test_the_cache_has_the_size_of_the_window(model: Model) -> None:
 def test_watching_tensors(model: Model, tokens: list[int]) -> None:
     seen: dict[str, tuple[int, ...]] = {}
     with Session(
-        model, n_ctx=256, on_tensor=lambda name, values: seen.update({name: values.shape}), tensor_filter=r"l_out-\d"
+        model,
+        n_ctx=256,
+        on_tensor=lambda name, values: seen.update({name: values.shape}),
+        tensor_filter=r"l_out-\d",
     ) as session:
         session.evaluate(tokens[:7], all_logits=True)
     assert seen == {f"l_out-{layer}": (7, 128) for layer in range(4)}
@@ -119,14 +120,21 @@ def test_an_error_while_watching_comes_out(model: Model, tokens: list[int]) -> N
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [([], "no tokens"), ([0, 256], "found 256, expected 0 to 255"), ([-1], "found -1"), ([0] * 257, "context is full")],
+    [
+        ([], "no tokens"),
+        ([0, 256], "found 256, expected 0 to 255"),
+        ([-1], "found -1"),
+        ([0] * 257, "context is full"),
+    ],
 )
 def test_bad_tokens_are_refused(model: Model, bad: list[int], message: str) -> None:
     with Session(model, n_ctx=256) as session, pytest.raises(InferenceError, match=message):
         session.evaluate(bad)
 
 
-def test_a_state_of_other_weights_is_refused(model: Model, data: Path, tokens: list[int], tmp_path: Path) -> None:
+def test_a_state_of_other_weights_is_refused(
+    model: Model, data: Path, tokens: list[int], tmp_path: Path
+) -> None:
     from sb_edge.convert.convert import convert_checkpoint
     from sb_edge.convert.initialise import init_checkpoint
 
