@@ -59,7 +59,7 @@ def run(
     """Measure bf16 checkpoints of about `size_gib` and a quarter of it, copying and converting in turn.
 
     Args:
-        size_gib: of the larger checkpoint, GiB; at least 1.
+        size_gib: of the larger checkpoint, GiB; none is smaller than a quarter of one.
         repetitions: of each; medians are reported.
         outtype: of the conversion; "auto" keeps bf16.
         folder: where to work; default: the folder for temporary files. It needs three times the size.

@@ -18,10 +18,10 @@ from sb_edge.gguf_reader import read_header
 from sb_edge.memory import recurrent_layers
 from sb_edge.models import BASE_NAME, default, default_base
 from sb_edge.runtime.chat import Chat
-from sb_edge.runtime.sampling import GREEDY
+from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Model, Session
 
-QUESTION = "What is the capital of France, and what is it known for?"
+QUESTION = "What is the capital of France?"
 DEPTHS = (0, 2048, 8192, 16384)
 
 
@@ -101,7 +101,7 @@ def _perplexities(console: Console, models: dict[str, Path], n_threads: int | No
 
 def _ask(console: Console, path: Path, n_threads: int | None) -> Transcript:
     with Model(path) as model, Session(model, n_ctx=2048, n_threads=n_threads, n_outputs=1) as session:
-        chat = Chat(session, GREEDY, n_predict=96)
+        chat = Chat(session, Sampling(temperature=0, repeat_penalty=1.1), n_predict=96)
         console.print(f"> {QUESTION}", style="bold", highlight=False)
         generation, pieces = chat.say(QUESTION)
         for piece in pieces:

