@@ -47,10 +47,11 @@ def command(
     from sb_edge.convert.transplant import transplant
     from sb_edge.models import resolve_gguf
 
+    layers = None if gla_layers is None else _layers(gla_layers)
     report = transplant(
         base if base.exists() else resolve_gguf(str(base)),
         output,
-        gla_layers=None if gla_layers is None else _layers(gla_layers),
+        gla_layers=layers,
         window=window,
         dtype=dtype,
         seed=seed,
