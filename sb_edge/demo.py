@@ -57,14 +57,14 @@ def run_demo(folder: Path, *, depths: tuple[int, ...] = DEPTHS, n_threads: int |
     answer = _ask(console, model, n_threads)
 
     console.rule("decode speed over depth")
-    models = [BenchModel("default", model), BenchModel("default-base", base)]
+    models = [BenchModel("default", model), BenchModel("base", base)]
     settings = DecodeSettings(depths, n_threads or default_threads(), repetitions=3)
     rows = run_decode(
         models,
         settings,
         output=folder / "decode.jsonl",
         on_row=lambda row, done, total: console.print(
-            f"{done} of {total}: {row.label}, {row.median_ts:.1f} tokens/s"
+            f"{done} of {total}: {row.model} {row.label}, {row.median_ts:.1f} tokens/s"
         ),
     )
     console.print(rich_table(rows))
