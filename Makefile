@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint dev engine docs upstream-tests sanitize clean
+.PHONY: help demo test lint dev engine docs upstream-tests sanitize clean
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
