@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ DATA = Path(__file__).parent / "data"
 
 os.environ["SB_EDGE_CACHE"] = str(cache_root())
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; some tests press Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

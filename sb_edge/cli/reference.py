@@ -20,7 +20,7 @@ shows tracebacks and the engine's log.
 
 def render() -> str:
     """The whole document."""
-    context = click.Context(cli, info_name="sb-edge", terminal_width=100)
+    context = click.Context(cli, info_name="sb-edge", terminal_width=100, help_option_names=["-h", "--help"])
     sections = [f"## {title}\n\n```text\n{text}\n```\n" for title, text in _sections(cli, context)]
     return "\n".join([_HEAD, *sections])
 
