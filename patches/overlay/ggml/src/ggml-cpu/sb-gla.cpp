@@ -103,10 +103,10 @@ struct sb_vec {
 #endif
 
 // `width` is a constant sb_block for whole blocks, so that these become plain vector loads and stores.
-template <typename W> sb_vec sb_load(const float * x, W width) {
-    sb_vec v = {};
+// Vectors go by reference: passed by value, their registers would depend on the target.
+template <typename W> void sb_load(sb_vec & v, const float * x, W width) {
+    v = sb_vec{};
     memcpy(&v, x, width*sizeof(float));
-    return v;
 }
 
 template <typename W> void sb_store(float * x, const sb_vec & v, W width) {
@@ -121,9 +121,13 @@ void sb_gla_token(
         const float * k, const float * v, const float * a, const float * q,
         const float * prev, float * cur, float * out) {
     sb_vec acc[G] = {};
-    const sb_vec vj = update ? sb_load(v, width) : sb_vec{};
+    sb_vec vj     = {};
+    if (update) {
+        sb_load(vj, v, width);
+    }
     for (int64_t i = 0; i < d; ++i) {
-        sb_vec s = sb_load(prev + i*d, width);
+        sb_vec s;
+        sb_load(s, prev + i*d, width);
         if (update) {
             s = a[i]*s + k[i]*vj;
             sb_store(cur + i*d, s, width);
