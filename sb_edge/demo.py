@@ -22,10 +22,9 @@ from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Model, Session
 
 QUESTION = "What is the capital of France?"
-DEPTHS = (0, 2048, 8192, 16384)
 
 
-def run_demo(folder: Path, *, depths: tuple[int, ...] = DEPTHS, n_threads: int | None = None) -> Path:
+def run_demo(folder: Path, *, depths: tuple[int, ...], n_threads: int | None = None) -> Path:
     """Build engine and default model where they are missing, ask one question, measure decoding over depth.
 
     Args:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sb_edge.cli.options import json_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -56,7 +58,7 @@ def build(portable: bool, debug: bool, jobs: int | None, force: bool) -> None:
 @command.command("info")
 @_portable
 @_debug
-@click.option("--json", "json_target", metavar="FILE", help="Write it as JSON; -: standard output only.")
+@json_option
 def info(portable: bool, debug: bool, json_target: str | None) -> None:
     """Say what the engine was built from and with.
 

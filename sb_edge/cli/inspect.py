@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sb_edge.cli.options import json_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,12 +23,7 @@ if TYPE_CHECKING:
     help="Tokens to forecast memory for. Default: the model's limit.",
 )
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-@click.option(
-    "--json",
-    "json_target",
-    metavar="FILE",
-    help="Write JSON to FILE; `-`: standard output, and nothing else there.",
-)
+@json_option
 def command(file: str, context: int | None, tensors: bool, json_target: str | None) -> None:
     """Show a GGUF's architecture, layers, tensors and memory needs.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sb_edge.cli.options import json_option
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -65,7 +67,7 @@ class PieceSizes(click.ParamType):
     show_default=True,
     help="The reference's weights and activations.",
 )
-@click.option("--json", "json_target", metavar="FILE", help="Write the result as JSON; -: standard output.")
+@json_option
 def command(
     gguf: str,
     checkpoint: Path | None,
