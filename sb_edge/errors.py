@@ -98,3 +98,7 @@ class ParityError(SbEdgeError):
 
 class DeviceError(SbEdgeError):
     """The reference was asked for a device that this machine does not have."""
+
+
+class SpikeError(SbEdgeError):
+    """A spiking setting is impossible: k, a projection's name, a count that a coding cannot carry."""

@@ -62,6 +62,26 @@ def ggml_base() -> ctypes.CDLL:
     return base
 
 
+def cpu_function(name: str) -> int:
+    """The address of a function that the CPU backend names; a portable engine has one such backend a CPU type.
+
+    Raises:
+        InferenceError: the engine has no such function.
+    """
+    library()
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    ggml = ctypes.CDLL(str(activate().library_dir / f"libggml.{suffix}"))
+    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
+    find = ggml_base().ggml_backend_reg_get_proc_address
+    find.restype = ctypes.c_void_p
+    find.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    address = find(ggml.ggml_backend_reg_by_name(b"CPU"), name.encode())
+    if not address:
+        raise InferenceError("is no function of the engine's CPU backend", item=name)
+    return int(address)
+
+
 def recent_log() -> list[str]:
     """The engine's last log lines."""
     return list(_log)

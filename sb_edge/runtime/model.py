@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from sb_edge.errors import GgufError, InferenceError
+from sb_edge.config import ARCH
+from sb_edge.errors import GgufError, InferenceError, SpikeError
 from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.quant.spike_check import check_plan
+from sb_edge.quant.spike_plan import OVERRIDE_KEY, PROJECTIONS, SpikePlan, require_k
 from sb_edge.runtime.binding import clear_log, last_problem, library
 
 _VALUE_BYTES = 1 << 20
@@ -23,20 +27,28 @@ class Model:
         path: the GGUF, or the first file of a split one.
         use_mmap: map the weights instead of reading them.
         vocab_only: load the vocabulary alone.
+        spikes: None: as the file says; 0: none at all; another number: the k of every coded projection, and of
+            all projections of a file that codes none.
 
     Raises:
         GgufError: not a sound GGUF, or one that the engine cannot run.
+        SpikeError: `spikes` is no number that k can be, or the architecture has no spikes.
         EngineError: the engine is not built.
     """
 
-    def __init__(self, path: Path, *, use_mmap: bool = True, vocab_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, use_mmap: bool = True, vocab_only: bool = False, spikes: float | None = None
+    ) -> None:
         self.path = Path(path)
         self.header: GgufHeader = read_header(self.path)
         _refuse_what_aborts(self.header)
+        self.spike_plan = _effective_plan(self.header, spikes)
         lib = library()
         params = lib.llama_model_default_params()
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
         params.vocab_only = vocab_only
+        overrides = _overrides(lib, spikes)
+        params.kv_overrides = overrides
         clear_log()
         self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
         if not self.handle:
@@ -61,6 +73,42 @@ class Model:
         if self.handle:
             library().llama_model_free(self.handle)
             self.handle = None
+
+    def set_spike_k(self, layer: int, projection: str, k: float) -> None:
+        """Give one projection another k, 0 to leave its input uncoded; sessions made from now on use it.
+
+        Raises:
+            SpikeError: no number that k can be, or no projection that was coded when the model was loaded.
+        """
+        if k != 0:
+            require_k(k, f"k of {projection} in layer {layer}")
+        change = library()._lib.llama_spikingbrain_set_spike_k
+        change.restype = ctypes.c_bool
+        change.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float]
+        if self.spike_plan is None or not change(self.handle, layer, projection.encode(), k):
+            raise SpikeError("was not coded when the model was loaded", item=f"{projection} of layer {layer}")
+        self.spike_plan = self.spike_plan.with_k(layer, projection, k, len(self.recurrent_layers))
+
+    @cached_property
+    def recurrent_layers(self) -> list[bool]:
+        """Per layer: True for GLA, False for SWA; all False for another architecture."""
+        layers = self.header.integer("block_count")
+        if self.arch != ARCH:
+            return [False] * layers
+        given = self.header.metadata.get(f"{ARCH}.attention.recurrent_layers")
+        return [layer % 2 == 0 for layer in range(layers)] if given is None else [bool(gla) for gla in given]
+
+    @cached_property
+    def spike_widths(self) -> dict[str, int]:
+        """Channels of each projection's input."""
+        hidden = self.header.integer("embedding_length")
+        heads = self.header.integer("attention.head_count")
+        head_dim = self.header.integer("attention.key_length", hidden // heads)
+        others = {
+            "attn_output": heads * head_dim,
+            "ffn_down": self.header.integer("feed_forward_length"),
+        }
+        return {name: others.get(name, hidden) for name in PROJECTIONS}
 
     @property
     def arch(self) -> str:
@@ -176,6 +224,32 @@ class Model:
     def is_end_of_generation(self, token: int) -> bool:
         """Whether a token ends an answer (EOS, EOT and their kin)."""
         return bool(library().llama_vocab_is_eog(self.vocab, token))
+
+
+def _effective_plan(header: GgufHeader, spikes: float | None) -> SpikePlan | None:
+    """What the engine will do with these weights and this override."""
+    plan = check_plan(header) if header.arch == ARCH else None
+    if spikes is None:
+        return plan
+    if header.arch != ARCH:
+        raise SpikeError(
+            "this architecture has no spikes", path=header.files[0], found=header.arch, expected=ARCH
+        )
+    if spikes == 0:
+        return None
+    require_k(spikes, "k")
+    return SpikePlan(k=spikes) if plan is None else plan.overridden(spikes)
+
+
+def _overrides(lib: Any, spikes: float | None) -> Any:
+    """llama.cpp's list of key overrides, ended by an empty key; None if there is nothing to override."""
+    if spikes is None:
+        return None
+    overrides = (lib.llama_model_kv_override * 2)()
+    overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT
+    overrides[0].key = OVERRIDE_KEY.encode()
+    overrides[0].value.val_f64 = float(spikes)
+    return overrides
 
 
 def _refuse_what_aborts(header: GgufHeader) -> None:

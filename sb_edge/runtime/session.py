@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -42,8 +41,8 @@ class Session:
             "auto" means "off" with one.
         swa_full: keep the whole context in the cache of the windowed layers.
         kv_unified: one KV cache for all sequences.
-        on_tensor: called with the name and the value, float32 [n_rows, width], of each graph tensor whose
-            name matches `tensor_filter` ("l_out-N" is layer N's output).
+        on_tensor: called with the name and the value, float32 or int8 [n_rows, width], of each graph tensor
+            whose name matches `tensor_filter` ("l_out-N" is layer N's output).
         tensor_filter: a regular expression for the whole name.
 
     Raises:
@@ -286,9 +285,12 @@ class Session:
 def _read_tensor(tensor: int) -> np.ndarray:
     base = ggml_base()
     count, rows = base.ggml_nelements(tensor), base.ggml_nrows(tensor)
-    if base.ggml_element_size(tensor) != struct.calcsize("f"):
-        raise InferenceError("only float32 tensors can be watched", item=base.ggml_get_name(tensor).decode())
-    values = np.empty((rows, count // rows if rows else 0), dtype=np.float32)
+    dtype = {4: np.float32, 1: np.int8}.get(base.ggml_element_size(tensor))
+    if dtype is None:
+        raise InferenceError(
+            "only float32 and int8 tensors can be watched", item=base.ggml_get_name(tensor).decode()
+        )
+    values = np.empty((rows, count // rows if rows else 0), dtype=dtype)
     base.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, values.nbytes)
     return values
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.engine import find_engine
-from sb_edge.engine.upstream_tests import TESTS, UpstreamTest, make_models, run
+from sb_edge.engine.upstream_tests import TESTS, UpstreamTest, make_models, run, tests_of
 
 pytestmark = pytest.mark.engine
 
@@ -15,13 +15,17 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    make_models(find_engine(), folder)
+    if find_engine().info.variant != "portable":
+        make_models(find_engine(), folder)
     return folder
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: " ".join([test.name, *test.arguments]))
 def test_upstream(test: UpstreamTest, models: Path) -> None:
-    done = run(find_engine(), test, models)
+    engine = find_engine()
+    if test not in tests_of(engine):
+        pytest.skip("upstream's program loads no backends, which a portable engine has as files of their own")
+    done = run(engine, test, models)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     assert "FAIL" not in done.stdout
     if "spikingbrain" in " ".join(test.arguments):

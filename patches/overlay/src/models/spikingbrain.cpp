@@ -8,6 +8,45 @@
 // log a = logsigmoid(gate logits) / 16
 static constexpr float sb_gate_logit_normalizer = 16.0f;
 
+// Names of the projections in `spikingbrain.spike.projections`; ssm_f is the gate: ssm_f_b, or ssm_f_a where it has low rank.
+static constexpr const char * sb_projection_names[llama_model_spikingbrain::N_PROJECTIONS] = {
+    "attn_q", "attn_k", "attn_v", "ssm_f", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
+};
+
+// Coded rows number their blocks of channels with 16 bits.
+static constexpr uint32_t sb_max_coded_width = UINT16_MAX*32;
+
+static int sb_find_projection(const std::string & name) {
+    const auto * end = std::end(sb_projection_names);
+    return std::find(std::begin(sb_projection_names), end, name) - std::begin(sb_projection_names);
+}
+
+static float sb_require_k(float k, const char * key, bool zero_allowed) {
+    if (!std::isfinite(k) || k < 0.0f || (k == 0.0f && !zero_allowed)) {
+        throw std::runtime_error(format("spikingbrain: %s is %g, expected a positive number", key, k));
+    }
+    return k;
+}
+
+static int64_t sb_find_array(const gguf_context * meta, const char * key, gguf_type type) {
+    const int64_t id = gguf_find_key(meta, key);
+    if (id >= 0 && (gguf_get_kv_type(meta, id) != GGUF_TYPE_ARRAY || gguf_get_arr_type(meta, id) != type)) {
+        throw std::runtime_error(format("spikingbrain: %s is no array of %s", key, gguf_type_name(type)));
+    }
+    return id;
+}
+
+static bool sb_find_number(const llama_model_loader & ml, const char * key, float & value) {
+    const int64_t id = gguf_find_key(ml.metadata, key);
+    if (id >= 0) {
+        if (gguf_get_kv_type(ml.metadata, id) != GGUF_TYPE_FLOAT32) {
+            throw std::runtime_error(format("spikingbrain: %s is no f32", key));
+        }
+        value = gguf_get_val_f32(ml.metadata, id);
+    }
+    return id >= 0;
+}
+
 void llama_model_spikingbrain::load_arch_hparams(llama_model_loader & ml) {
     ml.get_key(LLM_KV_ATTENTION_LAYERNORM_RMS_EPS, hparams.f_norm_rms_eps);
 
@@ -59,11 +98,114 @@ void llama_model_spikingbrain::load_arch_hparams(llama_model_loader & ml) {
     hparams.n_lora_decay = 16;
     ml.get_key(LLM_KV_ATTENTION_DECAY_LORA_RANK, hparams.n_lora_decay, false);
 
+    load_spiking(ml);
+
     switch (n_layer) {
         case 16: type = LLM_TYPE_1B; break;
         case 28: type = LLM_TYPE_7B; break;
         default: type = LLM_TYPE_UNKNOWN;
     }
+}
+
+// Which projections are coded and with which k: keys of the file, unless a kv override replaces them all.
+void llama_model_spikingbrain::load_spiking(llama_model_loader & ml) {
+    static const char * key_projections = "spikingbrain.spike.projections";
+    static const char * key_k           = "spikingbrain.spike.k";
+    static const char * key_layer_k     = "spikingbrain.spike.layer_k";
+    static const char * key_query_k     = "spikingbrain.spike.query_k";
+    static const char * key_kv_rounding = "spikingbrain.spike.kv_rounding";
+    static const char * key_override    = "spikingbrain.spike.override";
+
+    const uint32_t n_layer = hparams.n_layer();
+    spiking.assign(hparams.n_layer_all, spiking_layer());
+
+    std::vector<int> projections;
+    const int64_t id_projections = sb_find_array(ml.metadata, key_projections, GGUF_TYPE_STRING);
+    for (size_t i = 0; id_projections >= 0 && i < gguf_get_arr_n(ml.metadata, id_projections); ++i) {
+        const std::string name = gguf_get_arr_str(ml.metadata, id_projections, i);
+        projections.push_back(sb_find_projection(name));
+        if (projections.back() == N_PROJECTIONS) {
+            throw std::runtime_error(format("spikingbrain: %s names '%s', which is no projection", key_projections, name.c_str()));
+        }
+    }
+
+    float k = 0.0f;
+    if (sb_find_number(ml, key_k, k)) {
+        sb_require_k(k, key_k, false);
+    } else if (!projections.empty()) {
+        throw std::runtime_error(format("spikingbrain: %s without %s", key_projections, key_k));
+    }
+    if (sb_find_number(ml, key_query_k, spike_query_k)) {
+        sb_require_k(spike_query_k, key_query_k, true);
+    }
+    const int64_t id_rounding = gguf_find_key(ml.metadata, key_kv_rounding);
+    if (id_rounding >= 0) {
+        if (gguf_get_kv_type(ml.metadata, id_rounding) != GGUF_TYPE_BOOL) {
+            throw std::runtime_error(format("spikingbrain: %s is no bool", key_kv_rounding));
+        }
+        spike_kv_rounding = gguf_get_val_bool(ml.metadata, id_rounding);
+    }
+
+    const int64_t id_layer_k = sb_find_array(ml.metadata, key_layer_k, GGUF_TYPE_FLOAT32);
+    if (id_layer_k >= 0 && gguf_get_arr_n(ml.metadata, id_layer_k) != n_layer*projections.size()) {
+        throw std::runtime_error(format("spikingbrain: %s has %zu values, expected %u layers of %zu projections", key_layer_k,
+                gguf_get_arr_n(ml.metadata, id_layer_k), n_layer, projections.size()));
+    }
+    const float * layer_k = id_layer_k >= 0 ? (const float *) gguf_get_arr_data(ml.metadata, id_layer_k) : nullptr;
+    for (uint32_t il = 0; il < n_layer; ++il) {
+        for (size_t i = 0; i < projections.size(); ++i) {
+            spiking[il].k[projections[i]] = layer_k ? sb_require_k(layer_k[il*projections.size() + i], key_layer_k, true) : k;
+        }
+    }
+
+    const auto override = ml.kv_overrides.find(key_override);
+    if (override != ml.kv_overrides.end()) {
+        if (override->second.tag != LLAMA_KV_OVERRIDE_TYPE_FLOAT) {
+            throw std::runtime_error(format("spikingbrain: %s is no float", key_override));
+        }
+        const float forced = sb_require_k((float) override->second.val_f64, key_override, true);
+        for (uint32_t il = 0; il < n_layer; ++il) {
+            for (float & own : spiking[il].k) {
+                own = own > 0.0f || projections.empty() ? forced : 0.0f;
+            }
+        }
+        spike_query_k     = spike_query_k > 0.0f ? forced : 0.0f;
+        spike_kv_rounding = spike_kv_rounding && forced > 0.0f;
+    }
+
+    bool any_coded = false;
+    bool any_gate  = false;
+    for (uint32_t il = 0; il < n_layer; ++il) {
+        spiking[il].k[SSM_F] = hparams.is_recr(il) ? spiking[il].k[SSM_F] : 0.0f;
+        any_gate  |= hparams.is_recr(il);
+        any_coded |= *std::max_element(spiking[il].k.begin(), spiking[il].k.end()) > 0.0f;
+    }
+    if (!any_gate && std::find(projections.begin(), projections.end(), SSM_F) != projections.end()) {
+        throw std::runtime_error(format("spikingbrain: %s names 'ssm_f', but the model has no GLA layer", key_projections));
+    }
+    if (any_coded && std::max(hparams.n_embd, hparams.n_ff()) > sb_max_coded_width) {
+        throw std::runtime_error(format("spikingbrain: rows of more than %u channels cannot be coded", sb_max_coded_width));
+    }
+}
+
+bool llama_model_spikingbrain::set_spike_k(uint32_t il, const std::string & name, float k) {
+    const int proj = sb_find_projection(name);
+    if (il >= spiking.size() || proj == N_PROJECTIONS || !spiking[il].loaded[proj] || !(k >= 0.0f) || !std::isfinite(k)) {
+        return false;
+    }
+    spiking[il].k[proj] = k;
+    return true;
+}
+
+extern "C" LLAMA_API bool llama_spikingbrain_set_spike_k(llama_model * model, int32_t il, const char * projection, float k) {
+    auto * sb = dynamic_cast<llama_model_spikingbrain *>(model);
+    return sb != nullptr && sb->set_spike_k(il, projection, k);
+}
+
+// A coded projection's weight goes where the coded product can read it, not into a layout made for activations.
+int llama_model_spikingbrain::weight_flags(uint32_t il, projection proj) {
+    spiking[il].loaded[proj] = spiking[il].k[proj] > 0.0f;
+    return spiking[il].loaded[proj] ? llama_model_loader::TENSOR_SPIKE_MUL_MAT : 0;
 }
 
 void llama_model_spikingbrain::load_arch_tensors(llama_model_loader &) {
@@ -84,22 +226,31 @@ void llama_model_spikingbrain::load_arch_tensors(llama_model_loader &) {
 
         layer.attn_norm = create_tensor(tn(LLM_TENSOR_ATTN_NORM, "weight", i), {n_embd}, 0);
 
-        create_tensor_qkv(layer, i, n_embd, n_embd_head_k*n_head, n_embd_k_gqa, n_embd_v_gqa, 0);
-        layer.wo = create_tensor(tn(LLM_TENSOR_ATTN_OUT, "weight", i), {n_embd_head_k*n_head, n_embd}, 0);
+        const int64_t n_embd_q = n_embd_head_k*n_head;
+        layer.wq   = create_tensor(tn(LLM_TENSOR_ATTN_Q,   "weight", i), {n_embd, n_embd_q},     weight_flags(i, ATTN_Q));
+        layer.wk   = create_tensor(tn(LLM_TENSOR_ATTN_K,   "weight", i), {n_embd, n_embd_k_gqa}, weight_flags(i, ATTN_K));
+        layer.wv   = create_tensor(tn(LLM_TENSOR_ATTN_V,   "weight", i), {n_embd, n_embd_v_gqa}, weight_flags(i, ATTN_V));
+        layer.wq_b = create_tensor(tn(LLM_TENSOR_ATTN_Q,   "bias",   i), {n_embd_q},     TENSOR_NOT_REQUIRED);
+        layer.wk_b = create_tensor(tn(LLM_TENSOR_ATTN_K,   "bias",   i), {n_embd_k_gqa}, TENSOR_NOT_REQUIRED);
+        layer.wv_b = create_tensor(tn(LLM_TENSOR_ATTN_V,   "bias",   i), {n_embd_v_gqa}, TENSOR_NOT_REQUIRED);
+        layer.wo   = create_tensor(tn(LLM_TENSOR_ATTN_OUT, "weight", i), {n_embd_q, n_embd},     weight_flags(i, ATTN_OUTPUT));
 
         if (hparams.is_recr(i)) {
+            const int gate_flags = weight_flags(i, SSM_F);
             if (n_rank > 0) {
-                layer.ssm_f_a = create_tensor(tn(LLM_TENSOR_SSM_F_A, "weight", i), {n_embd, n_rank}, 0);
+                layer.ssm_f_a = create_tensor(tn(LLM_TENSOR_SSM_F_A, "weight", i), {n_embd, n_rank}, gate_flags);
+                layer.ssm_f_b = create_tensor(tn(LLM_TENSOR_SSM_F_B, "weight", i), {n_rank, n_embd_k_gqa}, 0);
+            } else {
+                layer.ssm_f_b = create_tensor(tn(LLM_TENSOR_SSM_F_B, "weight", i), {n_embd, n_embd_k_gqa}, gate_flags);
             }
-            layer.ssm_f_b  = create_tensor(tn(LLM_TENSOR_SSM_F_B, "weight", i), {n_rank > 0 ? n_rank : n_embd, n_embd_k_gqa}, 0);
             layer.ssm_dt_b = create_tensor(tn(LLM_TENSOR_SSM_F_B, "bias",   i), {n_embd_k_gqa}, 0);
             layer.ssm_norm = create_tensor(tn(LLM_TENSOR_SSM_NORM, "weight", i), {n_embd_head_v}, 0);
         }
 
         layer.ffn_norm = create_tensor(tn(LLM_TENSOR_FFN_NORM, "weight", i), {n_embd}, 0);
-        layer.ffn_gate = create_tensor(tn(LLM_TENSOR_FFN_GATE, "weight", i), {n_embd, n_ff}, 0);
-        layer.ffn_up   = create_tensor(tn(LLM_TENSOR_FFN_UP,   "weight", i), {n_embd, n_ff}, 0);
-        layer.ffn_down = create_tensor(tn(LLM_TENSOR_FFN_DOWN, "weight", i), {n_ff, n_embd}, 0);
+        layer.ffn_gate = create_tensor(tn(LLM_TENSOR_FFN_GATE, "weight", i), {n_embd, n_ff}, weight_flags(i, FFN_GATE));
+        layer.ffn_up   = create_tensor(tn(LLM_TENSOR_FFN_UP,   "weight", i), {n_embd, n_ff}, weight_flags(i, FFN_UP));
+        layer.ffn_down = create_tensor(tn(LLM_TENSOR_FFN_DOWN, "weight", i), {n_ff, n_embd}, weight_flags(i, FFN_DOWN));
     }
 }
 
@@ -107,8 +258,8 @@ std::unique_ptr<llm_graph_context> llama_model_spikingbrain::build_arch_graph(co
     return std::make_unique<graph>(*this, params);
 }
 
-llama_model_spikingbrain::graph::graph(const llama_model & model, const llm_graph_params & params) :
-    llm_graph_context(params) {
+llama_model_spikingbrain::graph::graph(const llama_model_spikingbrain & model, const llm_graph_params & params) :
+    llm_graph_context(params), sb(model) {
     ggml_tensor * inpL = build_inp_embd(model.tok_embd);
 
     auto * inp_hybrid = build_inp_mem_hybrid_iswa();
@@ -144,12 +295,7 @@ llama_model_spikingbrain::graph::graph(const llama_model & model, const llm_grap
         cur = build_norm(ffn_inp, layer.ffn_norm, nullptr, LLM_NORM_RMS, il);
         cb(cur, "ffn_norm", il);
 
-        cur = build_ffn(cur,
-                layer.ffn_up,   nullptr, nullptr,
-                layer.ffn_gate, nullptr, nullptr,
-                layer.ffn_down, nullptr, nullptr,
-                nullptr, LLM_FFN_SILU, LLM_FFN_PAR, il);
-        cb(cur, "ffn_out", il);
+        cur = build_mlp(layer, cur, il);
 
         cur = ggml_add(ctx0, cur, ffn_inp);
         cur = build_cvec(cur, il);
@@ -169,13 +315,69 @@ llama_model_spikingbrain::graph::graph(const llama_model & model, const llm_grap
     ggml_build_forward_expand(gf, cur);
 }
 
+// in.x: [n, n_tokens] -> w's [m, n_tokens]. Projections that read one input with one k share its counts.
+ggml_tensor * llama_model_spikingbrain::graph::build_projection(
+        projection proj, ggml_tensor * w, ggml_tensor * w_s, input & in, int il) {
+    const float k = sb.spiking[il].k[proj];
+    if (k == 0.0f) {
+        return build_lora_mm(w, in.x, w_s);
+    }
+
+    auto found = std::find_if(in.coded.begin(), in.coded.end(), [k](const auto & entry) { return entry.first == k; });
+    if (found == in.coded.end()) {
+        ggml_tensor * counts = ggml_spike_code(ctx0, in.x, k);
+        cb(counts, (std::string("spike_") + sb_projection_names[proj]).c_str(), il);
+        found = in.coded.insert(in.coded.end(), { k, counts });
+    }
+    ggml_tensor * res = ggml_spike_mul_mat(ctx0, w, found->second);
+    if (w_s) {
+        res = ggml_mul(ctx0, res, w_s);
+    }
+
+    // adapters were trained on activations
+    for (const auto & [adapter, strength] : *loras) {
+        if (llama_adapter_lora_weight * lw = adapter->get_weight(w)) {
+            ggml_tensor * ab = ggml_mul_mat(ctx0, lw->b, ggml_mul_mat(ctx0, lw->a, in.x));
+            res = ggml_add(ctx0, res, ggml_scale(ctx0, ab, lw->get_scale(adapter->alpha, strength)));
+        }
+    }
+    return res;
+}
+
+// in.x: [n_embd, n_tokens] -> [d, n, n_tokens], n heads
+ggml_tensor * llama_model_spikingbrain::graph::build_heads(
+        projection proj, ggml_tensor * w, ggml_tensor * w_s, ggml_tensor * b, int64_t n, input & in, int il) {
+    ggml_tensor * cur = build_projection(proj, w, w_s, in, il);
+    if (b) {
+        cur = ggml_add(ctx0, cur, b);
+    }
+    return ggml_reshape_3d(ctx0, cur, hparams.n_embd_head_k(), n, n_tokens);
+}
+
+// cur: [n_embd, n_tokens] -> [n_embd, n_tokens]
+ggml_tensor * llama_model_spikingbrain::graph::build_mlp(const llama_layer & layer, ggml_tensor * cur, int il) {
+    input in = { cur };
+    ggml_tensor * gate = build_projection(FFN_GATE, layer.ffn_gate, layer.ffn_gate_s, in, il);
+    ggml_tensor * up   = build_projection(FFN_UP,   layer.ffn_up,   layer.ffn_up_s,   in, il);
+    cb(gate, "ffn_gate", il);
+    cb(up,   "ffn_up",   il);
+
+    input gated = { ggml_swiglu_split(ctx0, gate, up) };
+    cb(gated.x, "ffn_swiglu", il);
+
+    cur = build_projection(FFN_DOWN, layer.ffn_down, layer.ffn_down_s, gated, il);
+    cb(cur, "ffn_out", il);
+    return cur;
+}
+
 // cur: [n_embd, n_tokens] -> [n_embd, n_tokens]
 ggml_tensor * llama_model_spikingbrain::graph::build_swa(
         const llama_layer & layer, ggml_tensor * cur, ggml_tensor * inp_pos,
         llm_graph_input_attn_kv_iswa * inp_attn, int il) {
-    const int64_t n_embd_head = hparams.n_embd_head_k();
-
-    auto [q, k, v] = build_qkv(layer, cur, n_embd_head, n_head, n_head_kv, il);
+    input in = { cur };
+    ggml_tensor * q = build_heads(ATTN_Q, layer.wq, layer.wq_s, layer.wq_b, n_head,    in, il);
+    ggml_tensor * k = build_heads(ATTN_K, layer.wk, layer.wk_s, layer.wk_b, n_head_kv, in, il);
+    ggml_tensor * v = build_heads(ATTN_V, layer.wv, layer.wv_s, layer.wv_b, n_head_kv, in, il);
 
     q = ggml_rope_ext(ctx0, q, inp_pos, nullptr, n_rot, rope_type, n_ctx_orig, freq_base, freq_scale,
             ext_factor, attn_factor, beta_fast, beta_slow);
@@ -184,8 +386,17 @@ ggml_tensor * llama_model_spikingbrain::graph::build_swa(
     cb(q, "Qcur_rope", il);
     cb(k, "Kcur_rope", il);
 
-    cur = build_attn(inp_attn, layer.wo, nullptr, layer.wo_s, q, k, v, nullptr, nullptr, nullptr,
-            1.0f/sqrtf(float(n_embd_head)), il);
+    if (sb.spike_query_k > 0.0f) {
+        q = ggml_spike_round(ctx0, q, sb.spike_query_k);
+    }
+    if (sb.spike_kv_rounding) {
+        k = ggml_int8_round(ctx0, k);
+        v = ggml_int8_round(ctx0, v);
+    }
+
+    input heads = { build_attn(inp_attn, nullptr, nullptr, nullptr, q, k, v, nullptr, nullptr, nullptr,
+            1.0f/sqrtf(float(hparams.n_embd_head_k())), il) };
+    cur = build_projection(ATTN_OUTPUT, layer.wo, layer.wo_s, heads, il);
     cb(cur, "attn_out", il);
     return cur;
 }
@@ -198,18 +409,21 @@ ggml_tensor * llama_model_spikingbrain::graph::build_gla(
 
     GGML_ASSERT(n_seqs != 0 && ubatch.equal_seqs());
 
-    auto [q, k, v] = build_qkv(layer, cur, n_embd_head, n_head, n_head_kv, il);
+    input in = { cur };
+    ggml_tensor * q = build_heads(ATTN_Q, layer.wq, layer.wq_s, layer.wq_b, n_head,    in, il);
+    ggml_tensor * k = build_heads(ATTN_K, layer.wk, layer.wk_s, layer.wk_b, n_head_kv, in, il);
+    ggml_tensor * v = build_heads(ATTN_V, layer.wv, layer.wv_s, layer.wv_b, n_head_kv, in, il);
     q = ggml_relu(ctx0, q); // [d, H,   n_tokens]
     k = ggml_relu(ctx0, k); // [d, Hkv, n_tokens]
     cb(q, "gla_q", il);
     cb(k, "gla_k", il);
 
     // a = exp(logsigmoid(z)/16) = exp(-softplus(-z)/16), [d, Hkv, n_tokens]
-    ggml_tensor * a = cur;
+    ggml_tensor * a = build_projection(SSM_F, layer.ssm_f_a ? layer.ssm_f_a : layer.ssm_f_b, nullptr, in, il);
     if (layer.ssm_f_a) {
-        a = build_lora_mm(layer.ssm_f_a, a);
+        a = build_lora_mm(layer.ssm_f_b, a);
     }
-    a = ggml_add(ctx0, build_lora_mm(layer.ssm_f_b, a), layer.ssm_dt_b);
+    a = ggml_add(ctx0, a, layer.ssm_dt_b);
     a = ggml_softplus(ctx0, ggml_neg(ctx0, a));
     a = ggml_exp(ctx0, ggml_scale(ctx0, a, -1.0f/sb_gate_logit_normalizer));
     a = ggml_reshape_3d(ctx0, a, n_embd_head, n_head_kv, n_tokens);
@@ -220,9 +434,6 @@ ggml_tensor * llama_model_spikingbrain::graph::build_gla(
     const int64_t n_state = hparams.n_embd_s();
 
     ggml_tensor * state = build_rs(inp_rs, s_all, n_state, n_seqs);
-
-    // v is a view where one fused projection gives q, k and v
-    v = ggml_is_contiguous(v) ? v : ggml_cont(ctx0, v);
 
     ggml_tensor * out = ggml_gated_linear_attn(ctx0, k, v, q, a, state, 1.0f/sqrtf(float(n_embd_head)));
     cb(out, "gla_out", il);
@@ -239,7 +450,8 @@ ggml_tensor * llama_model_spikingbrain::graph::build_gla(
     cur = ggml_reshape_2d(ctx0, cur, n_embd_head*n_head, n_tokens);
     cb(cur, "gla_norm", il);
 
-    cur = build_lora_mm(layer.wo, cur, layer.wo_s);
+    input heads = { cur };
+    cur = build_projection(ATTN_OUTPUT, layer.wo, layer.wo_s, heads, il);
     cb(cur, "attn_out", il);
     return cur;
 }

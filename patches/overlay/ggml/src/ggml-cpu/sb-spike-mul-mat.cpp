@@ -1,0 +1,390 @@
+#include "sb-spike-cpu.h"
+#include "sb-spike-counters.h"
+#include "sb-spike-simd.h"
+
+#include "ggml-cpu-impl.h"
+#include "ggml-impl.h"
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include <algorithm>
+#include <vector>
+
+#if defined(__clang__)
+#define SB_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define SB_UNROLL _Pragma("GCC unroll 8")
+#else
+#define SB_UNROLL
+#endif
+
+namespace {
+
+// From this many tokens on, rows of weights are unpacked once for all of them.
+constexpr int64_t sb_unpack_from = 8;
+
+// Bytes of digits that stay in the second-level cache while the rows of weights pass by.
+constexpr int64_t sb_tokens_bytes = 256*1024;
+
+// Rows that a thread takes at once: at least so many, else a share of a thread's part.
+constexpr int64_t sb_min_chunk       = 16;
+constexpr int64_t sb_chunks_a_thread = 8;
+
+// ---- rows of weights: load(row, block) and scale(row, block) ----
+
+struct sb_rows_q4_0 {
+    const char * data;
+    size_t       stride;
+
+    const block_q4_0 & at(int64_t row, int64_t block) const {
+        return ((const block_q4_0 *) (data + row*stride))[block];
+    }
+    sb_simd::weights load(int64_t row, int64_t block) const {
+        return sb_simd::load_nibbles(at(row, block).qs);
+    }
+    sb_simd::floats scale(int64_t row, int64_t block) const {
+        return sb_simd::half(at(row, block).d);
+    }
+    float plain_scale(int64_t row, int64_t block) const {
+        return ggml_fp16_to_fp32(at(row, block).d);
+    }
+    void unpack(int64_t row, int64_t block, int8_t * w) const {
+        sb_simd::store_nibbles(at(row, block).qs, w);
+    }
+};
+
+struct sb_rows_q8_0 {
+    const char * data;
+    size_t       stride;
+
+    const block_q8_0 & at(int64_t row, int64_t block) const {
+        return ((const block_q8_0 *) (data + row*stride))[block];
+    }
+    sb_simd::weights load(int64_t row, int64_t block) const {
+        return sb_simd::load_int8(at(row, block).qs);
+    }
+    sb_simd::floats scale(int64_t row, int64_t block) const {
+        return sb_simd::half(at(row, block).d);
+    }
+    float plain_scale(int64_t row, int64_t block) const {
+        return ggml_fp16_to_fp32(at(row, block).d);
+    }
+    void unpack(int64_t row, int64_t block, int8_t * w) const {
+        memcpy(w, at(row, block).qs, SB_SPIKE_BLOCK);
+    }
+};
+
+// A few rows unpacked to bytes and float scales, numbered from `first`.
+struct sb_rows_unpacked {
+    int64_t             first;
+    int64_t             n_blocks;
+    std::vector<int8_t> bytes;
+    std::vector<float>  scales;
+
+    sb_rows_unpacked(int64_t n_blocks, int64_t n_rows) :
+        first(0), n_blocks(n_blocks), bytes(n_rows*n_blocks*SB_SPIKE_BLOCK), scales(n_rows*n_blocks) {}
+
+    template <typename Rows> void fill(const Rows & rows, int64_t row, int64_t n_rows) {
+        first = row;
+        for (int64_t i = 0; i < n_rows*n_blocks; ++i) {
+            rows.unpack(row + i/n_blocks, i % n_blocks, bytes.data() + i*SB_SPIKE_BLOCK);
+            scales[i] = rows.plain_scale(row + i/n_blocks, i % n_blocks);
+        }
+    }
+    sb_simd::weights load(int64_t row, int64_t block) const {
+        return sb_simd::load_int8(bytes.data() + ((row - first)*n_blocks + block)*SB_SPIKE_BLOCK);
+    }
+    sb_simd::floats scale(int64_t row, int64_t block) const {
+        return sb_simd::splat(scales[(row - first)*n_blocks + block]);
+    }
+};
+
+// ---- the product ----
+
+struct sb_product {
+    int64_t      n;        // channels
+    int64_t      n_tokens;
+    const char * codes;
+    size_t       codes_stride;
+    char *       out;
+    size_t       out_stride;
+
+    const sb_spike_row * token(int64_t t) const {
+        return (const sb_spike_row *) (codes + t*codes_stride);
+    }
+    float * result(int64_t t) const {
+        return (float *) (out + t*out_stride);
+    }
+};
+
+// What the digits beyond the first add to a row's sum.
+template <typename Rows>
+float sb_bursts(const Rows & rows, int64_t row, const sb_spike_row * code, int64_t n) {
+    const uint16_t * blocks = sb_spike_burst_blocks_const(code, n);
+    sb_simd::floats  acc    = sb_simd::splat(0.0f);
+    for (int32_t i = 0; i < code->n_burst_blocks; ++i) {
+        const int64_t   block = blocks[i];
+        const auto      w     = rows.load(row, block);
+        sb_simd::floats scale = rows.scale(row, block);
+        for (int plane = 1; plane < code->n_planes; ++plane) {
+            const auto s = sb_simd::load_counts(sb_spike_plane_const(code, n, plane) + block*SB_SPIKE_BLOCK);
+            scale = sb_simd::multiply(scale, SB_SPIKE_BASE);
+            acc   = sb_simd::multiply_add(acc, sb_simd::dot(w, s), scale);
+        }
+    }
+    return sb_simd::sum(acc);
+}
+
+// M rows by N tokens. All loops over the tile unroll, so that its sums stay in registers.
+template <int M, int N, typename Rows>
+void sb_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t token) {
+    const int64_t n_blocks = sb_spike_n_blocks(p.n);
+
+    const int8_t *  digits[N];
+    sb_simd::floats acc[M][N];
+    SB_UNROLL
+    for (int j = 0; j < N; ++j) {
+        digits[j] = sb_spike_plane_const(p.token(token + j), p.n, 0);
+        SB_UNROLL
+        for (int i = 0; i < M; ++i) {
+            acc[i][j] = sb_simd::splat(0.0f);
+        }
+    }
+    for (int64_t block = 0; block < n_blocks; ++block) {
+        sb_simd::counts s[N];
+        SB_UNROLL
+        for (int j = 0; j < N; ++j) {
+            s[j] = sb_simd::load_counts(digits[j] + block*SB_SPIKE_BLOCK);
+        }
+        SB_UNROLL
+        for (int i = 0; i < M; ++i) {
+            const auto w     = rows.load(row + i, block);
+            const auto scale = rows.scale(row + i, block);
+            SB_UNROLL
+            for (int j = 0; j < N; ++j) {
+                acc[i][j] = sb_simd::multiply_add(acc[i][j], sb_simd::dot(w, s[j]), scale);
+            }
+        }
+    }
+    float sums[N][M];
+    SB_UNROLL
+    for (int j = 0; j < N; ++j) {
+        SB_UNROLL
+        for (int i = 0; i < M; ++i) {
+            sums[j][i] = sb_simd::sum(acc[i][j]);
+        }
+    }
+    for (int j = 0; j < N; ++j) {
+        const sb_spike_row * code = p.token(token + j);
+        for (int i = 0; i < M; ++i) {
+            const float more = code->n_burst_blocks > 0 ? sb_bursts(rows, row + i, code, p.n) : 0.0f;
+            p.result(token + j)[row + i] = code->threshold*(sums[j][i] + more);
+        }
+    }
+}
+
+// One row by one token, in the order of memory: rows side by side would defeat the prefetcher where each is read once.
+template <typename Rows>
+void sb_single(const sb_product & p, const Rows & rows, int64_t row, int64_t token) {
+    constexpr int chains = 4;
+    const int64_t        n_blocks = sb_spike_n_blocks(p.n);
+    const sb_spike_row * code     = p.token(token);
+    const int8_t *       digits   = sb_spike_plane_const(code, p.n, 0);
+
+    sb_simd::floats acc[chains];
+    SB_UNROLL
+    for (int i = 0; i < chains; ++i) {
+        acc[i] = sb_simd::splat(0.0f);
+    }
+    int64_t block = 0;
+    for (; block + chains <= n_blocks; block += chains) {
+        SB_UNROLL
+        for (int i = 0; i < chains; ++i) {
+            const auto s = sb_simd::load_counts(digits + (block + i)*SB_SPIKE_BLOCK);
+            acc[i] = sb_simd::multiply_add(acc[i], sb_simd::dot(rows.load(row, block + i), s), rows.scale(row, block + i));
+        }
+    }
+    for (; block < n_blocks; ++block) {
+        const auto s = sb_simd::load_counts(digits + block*SB_SPIKE_BLOCK);
+        acc[0] = sb_simd::multiply_add(acc[0], sb_simd::dot(rows.load(row, block), s), rows.scale(row, block));
+    }
+    const float sum  = sb_simd::sum(acc[0]) + sb_simd::sum(acc[1]) + sb_simd::sum(acc[2]) + sb_simd::sum(acc[3]);
+    const float more = code->n_burst_blocks > 0 ? sb_bursts(rows, row, code, p.n) : 0.0f;
+    p.result(token)[row] = code->threshold*(sum + more);
+}
+
+template <int M, typename Rows>
+void sb_row_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t token, int64_t token_end) {
+    for (; token + sb_simd::tokens <= token_end; token += sb_simd::tokens) {
+        sb_tile<M, sb_simd::tokens>(p, rows, row, token);
+    }
+    for (; token < token_end; ++token) {
+        sb_tile<M, 1>(p, rows, row, token);
+    }
+}
+
+template <typename Rows>
+void sb_row_range(const sb_product & p, const Rows & rows, sb_rows_unpacked & unpacked, int64_t row, int64_t row_end) {
+    if (p.n_tokens < sb_unpack_from) {
+        for (; row < row_end; ++row) {
+            for (int64_t token = 0; token < p.n_tokens; ++token) {
+                sb_single(p, rows, row, token);
+            }
+        }
+        return;
+    }
+    const int64_t step = std::max<int64_t>(16, sb_tokens_bytes/p.n/sb_simd::tokens*sb_simd::tokens);
+    for (int64_t token = 0; token < p.n_tokens; token += step) {
+        const int64_t token_end = std::min(token + step, p.n_tokens);
+        for (int64_t at = row; at < row_end; at += sb_simd::rows) {
+            const int64_t n_rows = std::min<int64_t>(sb_simd::rows, row_end - at);
+            unpacked.fill(rows, at, n_rows);
+            if (n_rows == sb_simd::rows) {
+                sb_row_tile<sb_simd::rows>(p, unpacked, at, token, token_end);
+                continue;
+            }
+            for (int64_t i = at; i < row_end; ++i) {
+                sb_row_tile<1>(p, unpacked, i, token, token_end);
+            }
+        }
+    }
+}
+
+// ---- other types of weights, and the reference: rows as floats ----
+
+const float * sb_float_row(const ggml_tensor * w, int64_t row, std::vector<float> & buffer) {
+    const void * data = (const char *) w->data + row*w->nb[1];
+    if (w->type == GGML_TYPE_F32) {
+        return (const float *) data;
+    }
+    ggml_get_type_traits(w->type)->to_float(data, buffer.data(), w->ne[0]);
+    return buffer.data();
+}
+
+float sb_dot_floats(int64_t n, const float * w, const sb_spike_row * code) {
+    constexpr int lanes = 16;
+    const int8_t * digits = sb_spike_plane_const(code, n, 0);
+    float sum[lanes] = {};
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        for (int j = 0; j < lanes; ++j) {
+            sum[j] += w[i + j]*digits[i + j];
+        }
+    }
+    for (; i < n; ++i) {
+        sum[0] += w[i]*digits[i];
+    }
+    const uint16_t * blocks = sb_spike_burst_blocks_const(code, n);
+    for (int32_t b = 0; b < code->n_burst_blocks; ++b) {
+        const int64_t start = blocks[b]*SB_SPIKE_BLOCK;
+        for (int64_t c = start; c < std::min<int64_t>(start + SB_SPIKE_BLOCK, n); ++c) {
+            sum[b % lanes] += w[c]*(float) (sb_spike_count_of(code, n, c, true) - digits[c]);
+        }
+    }
+    float total = 0.0f;
+    for (const float part : sum) {
+        total += part;
+    }
+    return total;
+}
+
+void sb_rows_of_floats(const sb_product & p, const ggml_tensor * w, int64_t row, int64_t row_end) {
+    std::vector<float> buffer(w->ne[0]);
+    for (; row < row_end; ++row) {
+        const float * floats = sb_float_row(w, row, buffer);
+        for (int64_t t = 0; t < p.n_tokens; ++t) {
+            p.result(t)[row] = p.token(t)->threshold*sb_dot_floats(p.n, floats, p.token(t));
+        }
+    }
+}
+
+// The sum as it is written, in double; each count put together on its own.
+void sb_reference(const sb_product & p, const ggml_tensor * w, int64_t row, int64_t row_end) {
+    std::vector<float> buffer(w->ne[0]);
+    for (; row < row_end; ++row) {
+        const float * floats = sb_float_row(w, row, buffer);
+        for (int64_t t = 0; t < p.n_tokens; ++t) {
+            const sb_spike_row * code      = p.token(t);
+            const uint16_t *     blocks    = sb_spike_burst_blocks_const(code, p.n);
+            const uint16_t *     block_end = blocks + code->n_burst_blocks;
+            double sum = 0.0;
+            for (int64_t i = 0; i < p.n; ++i) {
+                const bool burst = std::find(blocks, block_end, i/SB_SPIKE_BLOCK) != block_end;
+                sum += (double) floats[i]*(double) sb_spike_count_of(code, p.n, i, burst);
+            }
+            p.result(t)[row] = (float) (code->threshold*sum);
+        }
+    }
+}
+
+template <typename Rows>
+void sb_accumulate(const Rows & rows, int64_t n, const sb_spike_row * code, int64_t * acc) {
+    const uint16_t * blocks    = sb_spike_burst_blocks_const(code, n);
+    const uint16_t * block_end = blocks + code->n_burst_blocks;
+    for (int64_t block = 0; block < sb_spike_n_blocks(n); ++block) {
+        const bool burst = std::find(blocks, block_end, block) != block_end;
+        const auto w     = rows.load(0, block);
+        int64_t    unit  = 1;
+        acc[block] = 0;
+        for (int plane = 0; plane < (burst ? code->n_planes : 1); ++plane) {
+            const auto s = sb_simd::load_counts(sb_spike_plane_const(code, n, plane) + block*SB_SPIKE_BLOCK);
+            acc[block] += unit*sb_simd::sum(sb_simd::dot(w, s));
+            unit *= SB_SPIKE_BASE;
+        }
+    }
+}
+
+} // namespace
+
+bool sb_spike_accumulate(int type, int64_t n, const void * w, const void * row, int64_t * acc) {
+    const auto * code = (const sb_spike_row *) row;
+    switch (type) {
+        case GGML_TYPE_Q4_0: sb_accumulate(sb_rows_q4_0{ (const char *) w, 0 }, n, code, acc); return true;
+        case GGML_TYPE_Q8_0: sb_accumulate(sb_rows_q8_0{ (const char *) w, 0 }, n, code, acc); return true;
+        default:             return false;
+    }
+}
+
+bool sb_spike_mul_mat_supports(enum ggml_type type) {
+    return type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float != nullptr;
+}
+
+void ggml_compute_forward_spike_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor * w     = dst->src[0];
+    const ggml_tensor * codes = dst->src[1];
+
+    sb_product p;
+    p.n            = w->ne[0];
+    p.n_tokens     = ggml_nrows(codes);
+    p.codes        = (const char *) codes->data;
+    p.codes_stride = codes->nb[1];
+    p.out          = (char *) dst->data;
+    p.out_stride   = dst->nb[1];
+
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+
+    // Threads take whole tiles of rows when they are ready, because cores differ and are not always free.
+    const int64_t n_rows    = w->ne[1];
+    const int64_t share     = n_rows/(params->nth*sb_chunks_a_thread);
+    const int64_t chunk     = std::max<int64_t>(sb_min_chunk, share/sb_simd::rows*sb_simd::rows);
+    const bool    unpacks   = p.n_tokens >= sb_unpack_from;
+    sb_rows_unpacked unpacked(sb_spike_n_blocks(p.n), unpacks ? sb_simd::rows : 0);
+
+    for (int64_t i = params->ith; i*chunk < n_rows; i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int64_t row     = i*chunk;
+        const int64_t row_end = std::min(row + chunk, n_rows);
+        if (params->use_ref) {
+            sb_reference(p, w, row, row_end);
+        } else if (w->type == GGML_TYPE_Q4_0) {
+            sb_row_range(p, sb_rows_q4_0{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
+        } else if (w->type == GGML_TYPE_Q8_0) {
+            sb_row_range(p, sb_rows_q8_0{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
+        } else {
+            sb_rows_of_floats(p, w, row, row_end);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+#pragma once
+
+// Integer dot products of a block of 32 int8 weights and 32 int8 digits of counts, for one instruction set each.
+// A type `sb_simd` gives:
+//   weights, counts  what a block is loaded into; prepare() does what depends on the weights alone
+//   dot()            their products summed into int32 lanes, exactly: weights in [-128, 127], counts in [-127, 127]
+//   floats           float lanes, as many: splat(), half() of an IEEE half, multiply_add(acc, sums, scale) =
+//                    acc + sums*scale, and their sum()
+//   rows, tokens     the tile of the product that fits into the registers
+
+#include "ggml.h"
+
+#include <cstdint>
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+#include <immintrin.h>
+
+struct sb_simd {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    static constexpr int rows = 4, tokens = 4; // 32 registers
+#else
+    static constexpr int rows = 2, tokens = 4;
+#endif
+
+    using counts = __m256i;
+    using sums   = __m256i;
+    using floats = __m256;
+
+#if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__)
+    // The instruction multiplies unsigned by signed bytes: the counts go in raised by 128, and `raised`, -128 times the
+    // weights' sums, takes that back.
+    struct weights {
+        __m256i w;
+        __m256i raised;
+    };
+
+    static __m256i dot_bytes(__m256i acc, __m256i u, __m256i s) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+        return _mm256_dpbusd_epi32(acc, u, s);
+#else
+        return _mm256_dpbusd_avx_epi32(acc, u, s);
+#endif
+    }
+
+    static weights prepare(__m256i w) {
+        const __m256i zero = _mm256_setzero_si256();
+        return { w, _mm256_sub_epi32(zero, dot_bytes(zero, _mm256_set1_epi8(-128), w)) };
+    }
+
+    static counts load_counts(const int8_t * s) {
+        return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) s), _mm256_set1_epi8(-128));
+    }
+
+    static sums dot(const weights & w, counts u) {
+        return dot_bytes(w.raised, u, w.w);
+    }
+#else
+    struct weights {
+        __m256i w;
+        __m256i magnitude;
+    };
+
+    static weights prepare(__m256i w) {
+        return { w, _mm256_abs_epi8(w) };
+    }
+
+    static counts load_counts(const int8_t * s) {
+        return _mm256_loadu_si256((const __m256i *) s);
+    }
+
+    // pairs: at most 2*128*127 = 32512, which int16 holds
+    static sums dot(const weights & w, counts s) {
+        const __m256i pairs = _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(s, w.w));
+        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+#endif
+
+    static weights load_int8(const int8_t * w) {
+        return prepare(_mm256_loadu_si256((const __m256i *) w));
+    }
+
+    // 32 nibbles, the low ones first, less 8
+    static __m256i nibbles(const uint8_t * q) {
+        const __m128i both = _mm_loadu_si128((const __m128i *) q);
+        const __m256i wide = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
+        return _mm256_sub_epi8(_mm256_and_si256(wide, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+    }
+
+    static weights load_nibbles(const uint8_t * q) {
+        return prepare(nibbles(q));
+    }
+
+    static void store_nibbles(const uint8_t * q, int8_t * w) {
+        _mm256_storeu_si256((__m256i *) w, nibbles(q));
+    }
+
+    static floats splat(float x) {
+        return _mm256_set1_ps(x);
+    }
+
+    static floats half(uint16_t x) {
+        return _mm256_cvtph_ps(_mm_set1_epi16((int16_t) x));
+    }
+
+    static floats multiply_add(floats acc, sums s, floats scale) {
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), scale, acc);
+    }
+
+    static floats multiply(floats x, float y) {
+        return _mm256_mul_ps(x, _mm256_set1_ps(y));
+    }
+
+    static float sum(floats x) {
+        __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+        return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+    }
+
+    static int64_t sum(sums s) {
+        int32_t lanes[8];
+        _mm256_storeu_si256((__m256i *) lanes, s);
+        int64_t total = 0;
+        for (const int32_t lane : lanes) {
+            total += lane;
+        }
+        return total;
+    }
+};
+
+#elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
+
+#include <arm_neon.h>
+
+struct sb_simd {
+    static constexpr int rows = 4, tokens = 4;
+
+    struct weights {
+        int8x16_t low;
+        int8x16_t high;
+    };
+    using counts = weights;
+    using sums   = int32x4_t;
+    using floats = float32x4_t;
+
+    static counts load_counts(const int8_t * s) {
+        return { vld1q_s8(s), vld1q_s8(s + 16) };
+    }
+
+    static weights load_int8(const int8_t * w) {
+        return load_counts(w);
+    }
+
+    static weights load_nibbles(const uint8_t * q) {
+        const uint8x16_t both  = vld1q_u8(q);
+        const int8x16_t  eight = vdupq_n_s8(8);
+        return {
+            vsubq_s8(vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), eight),
+            vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), eight),
+        };
+    }
+
+    static void store_nibbles(const uint8_t * q, int8_t * w) {
+        const weights x = load_nibbles(q);
+        vst1q_s8(w, x.low);
+        vst1q_s8(w + 16, x.high);
+    }
+
+    static sums dot(const weights & w, const counts & s) {
+        return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.low, s.low), w.high, s.high);
+    }
+
+    static floats splat(float x) {
+        return vdupq_n_f32(x);
+    }
+
+    static floats half(uint16_t x) {
+        return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(x)));
+    }
+
+    static floats multiply_add(floats acc, sums s, floats scale) {
+        return vfmaq_f32(acc, vcvtq_f32_s32(s), scale);
+    }
+
+    static floats multiply(floats x, float y) {
+        return vmulq_n_f32(x, y);
+    }
+
+    static float sum(floats x) {
+        return vaddvq_f32(x);
+    }
+
+    static int64_t sum(sums s) {
+        return vaddlvq_s32(s);
+    }
+};
+
+#else
+
+struct sb_simd {
+    static constexpr int rows = 1, tokens = 2;
+
+    struct weights {
+        int8_t x[32];
+    };
+    using counts = const int8_t *;
+    using sums   = int32_t;
+    using floats = float;
+
+    static counts load_counts(const int8_t * s) {
+        return s;
+    }
+
+    static weights load_int8(const int8_t * w) {
+        weights result;
+        for (int i = 0; i < 32; ++i) {
+            result.x[i] = w[i];
+        }
+        return result;
+    }
+
+    static void store_nibbles(const uint8_t * q, int8_t * w) {
+        for (int i = 0; i < 16; ++i) {
+            w[i]      = (int8_t) (q[i] & 15) - 8;
+            w[i + 16] = (int8_t) (q[i] >> 4) - 8;
+        }
+    }
+
+    static weights load_nibbles(const uint8_t * q) {
+        weights result;
+        store_nibbles(q, result.x);
+        return result;
+    }
+
+    static sums dot(const weights & w, counts s) {
+        int32_t total = 0;
+        for (int i = 0; i < 32; ++i) {
+            total += w.x[i]*s[i];
+        }
+        return total;
+    }
+
+    static floats splat(float x) {
+        return x;
+    }
+
+    static floats half(uint16_t x) {
+        return ggml_fp16_to_fp32(x);
+    }
+
+    static floats multiply_add(floats acc, sums s, floats scale) {
+        return acc + (float) s*scale;
+    }
+
+    static floats multiply(floats x, float y) {
+        return x*y;
+    }
+
+    static float sum(floats x) {
+        return x;
+    }
+
+    static int64_t sum(sums s) {
+        return s;
+    }
+};
+
+#endif
