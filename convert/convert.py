@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -15,14 +15,17 @@ from gguf import GGMLQuantizationType as QType
 
 from sb_edge.config import ARCH, SpikingBrainConfig
 from sb_edge.convert.checkpoint import Checkpoint
-from sb_edge.convert.floats import encoder, is_finite, to_float32
+from sb_edge.convert.floats import Encoder, encoder, is_finite, to_float32
 from sb_edge.convert.gguf_writer import PlannedTensor, file_size, planned_files, write_gguf
 from sb_edge.convert.metadata import default_file_name, load_metadata
-from sb_edge.convert.tensors import TensorLayout, TensorSpec, account_for_tensors
+from sb_edge.convert.tensors import SCALE_GROUP, TensorLayout, TensorSpec, account_for_tensors
 from sb_edge.convert.vocab import add_vocabulary, load_vocabulary
+from sb_edge.convert.w8aspike import CodesReport, CodeStore, check_scales
 from sb_edge.errors import CheckpointError
 from sb_edge.files import require_free_space
 from sb_edge.progress import Advance, progress_bar
+from sb_edge.quant.spike_check import choose_plan, released_plan
+from sb_edge.quant.spike_plan import SpikePlan
 
 OUTTYPES = {"f32": QType.F32, "f16": QType.F16, "bf16": QType.BF16, "q8_0": QType.Q8_0}
 FILE_TYPES = {
@@ -46,6 +49,8 @@ class ConversionReport:
         nbytes: size of the files; in a dry run, of the tensors.
         seconds: how long it took, synchronisation with the disk included.
         vocabulary: "gpt2", "llama" or "no_vocab", as in `tokenizer.ggml.model`.
+        spikes: which projections code their inputs; None: none does.
+        codes: what became of a W8ASpike checkpoint's integer weights; None for others and in a dry run.
     """
 
     files: tuple[Path, ...]
@@ -54,6 +59,8 @@ class ConversionReport:
     nbytes: int
     seconds: float
     vocabulary: str
+    spikes: SpikePlan | None
+    codes: CodesReport | None
 
 
 def convert_checkpoint(
@@ -64,6 +71,8 @@ def convert_checkpoint(
     metadata_file: Path | None = None,
     split_max_size: int = 0,
     dry_run: bool = False,
+    spike_k: float | None = None,
+    spike_projections: Sequence[str] | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint in the public layout to GGUF.
 
@@ -72,58 +81,86 @@ def convert_checkpoint(
         outfile: a file name, in which `{ftype}` stands for the type, or a folder; None: the checkpoint's own.
             In a folder the file is named by GGUF's convention.
         outtype: "f32", "f16", "bf16", "q8_0", or "auto": bf16 if the first 16-bit matrix is bf16, else f16
-            (the rule of llama.cpp's converter). Norms, biases and gates are always F32; under "q8_0" matrices
-            whose rows are no multiple of 32 become F16.
+            (the rule of llama.cpp's converter); for a W8ASpike checkpoint q8_0. Norms, biases and the gates'
+            pairs are always F32; under "q8_0" a W8ASpike checkpoint's integer codes are stored as they are,
+            and matrices whose rows are no multiple of 32 become F16.
         metadata_file: JSON of `general.*` keys that override the model card.
         split_max_size: bytes of tensor data a part; 0: one file.
         dry_run: check everything but the values, plan, write nothing.
+        spike_k: code the projections' inputs as spikes, with this k; None: a W8ASpike checkpoint's as the
+            release does, others not.
+        spike_projections: the coded ones, out of `spike_plan.PROJECTIONS`; None: those of the release for a
+            W8ASpike checkpoint, else all.
 
     Raises:
         CheckpointError: the checkpoint is damaged, of an unknown layout, or holds NaN or infinity.
         OutputError: the output cannot be written.
+        SpikeError: k is no positive number, or the model has no such projection.
     """
     start = time.perf_counter()
     source = Checkpoint.open(checkpoint)
     layout, table = account_for_tensors(source)
     vocabulary = load_vocabulary(source.folder, source.config)
-    outtype = _guess_outtype(source) if outtype == "auto" else outtype
+    outtype = _guess_outtype(source, layout) if outtype == "auto" else outtype
     tensors = [
-        PlannedTensor(spec.gguf_name, name, spec.shape, _qtype(spec, outtype)) for name, spec in table.items()
+        PlannedTensor(spec.gguf_name, name, spec.shape, _qtype(spec, outtype))
+        for name, spec in table.items()
+        if spec.gguf_name
     ]
+    names = [tensor.name for tensor in tensors]
+    spikes = choose_plan(
+        released_plan(names) if layout.quantized else None, names, spike_k, spike_projections
+    )
     metadata = load_metadata(source.folder, metadata_file, sum(prod(tensor.shape) for tensor in tensors))
     path = _output_path(source.folder, outfile, default_file_name(metadata, outtype.upper()), outtype)
     kind = vocabulary.model if vocabulary else "no_vocab"
     nbytes = sum(tensor.nbytes for tensor in tensors)
     if dry_run:
         files = tuple(planned_files(path, tensors, split_max_size))
-        return ConversionReport(files, outtype, tuple(tensors), nbytes, time.perf_counter() - start, kind)
+        seconds = time.perf_counter() - start
+        return ConversionReport(files, outtype, tuple(tensors), nbytes, seconds, kind, spikes, None)
 
     def set_metadata(writer: gguf.GGUFWriter) -> None:
         writer.add_type(gguf.GGUFType.MODEL)
         metadata.set_gguf_meta_model(writer)
         add_hyperparameters(writer, source.config, layout)
+        if spikes:
+            add_spikes(writer, spikes)
         writer.add_file_type(FILE_TYPES[outtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_vocabulary(writer, vocabulary)
 
     if path.parent.is_dir():
         require_free_space(path.parent, nbytes + _HEADER_ALLOWANCE, "the GGUF")
-    with progress_bar("converting", sum(source.info(name).nbytes for name in table), unit="bytes") as advance:
+    check_scales(source, table, half_precision=outtype == "q8_0")
+    weights = _Weights(source, table)
+    total = sum(source.info(tensor.source).nbytes for tensor in tensors)
+    with progress_bar("converting", total, unit="bytes") as advance:
         files = tuple(
             write_gguf(
                 path,
                 ARCH,
                 tensors,
                 set_metadata,
-                lambda tensor: _tensor_data(source, tensor, advance),
+                lambda tensor: weights.data(tensor, advance),
                 split_max_size=split_max_size,
             )
         )
-    seconds = time.perf_counter() - start
-    return ConversionReport(files, outtype, tuple(tensors), file_size(files), seconds, kind)
+    return ConversionReport(
+        files,
+        outtype,
+        tuple(tensors),
+        file_size(files),
+        time.perf_counter() - start,
+        kind,
+        spikes,
+        weights.codes.report() if layout.quantized else None,
+    )
 
 
-def _guess_outtype(source: Checkpoint) -> str:
+def _guess_outtype(source: Checkpoint, layout: TensorLayout) -> str:
+    if layout.quantized:
+        return "q8_0"
     types = [source.info(name).dtype.name for name in source.names if len(source.info(name).shape) >= 2]
     return "bf16" if next((name for name in types if name != "float32"), None) == "bfloat16" else "f16"
 
@@ -170,39 +207,64 @@ def add_hyperparameters(writer: gguf.GGUFWriter, config: SpikingBrainConfig, lay
     writer.add_array(f"{ARCH}.attention.recurrent_layers", config.recurrent_layers)
 
 
-def _tensor_data(source: Checkpoint, tensor: PlannedTensor, advance: Advance) -> Iterator[np.ndarray]:
-    """A tensor's bytes in the file, in uint8 pieces; refuses NaN and infinity on the way.
+def add_spikes(writer: gguf.GGUFWriter, plan: SpikePlan) -> None:
+    """Add the `spikingbrain.spike.*` keys (docs/gguf.md)."""
+    for key, value in plan.keys().items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_array(key, value)
 
-    The next piece is read and converted in a second thread while the caller writes this one.
-    """
-    pieces = _encoded(source, tensor)
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, pieces, None)
-        while (piece := pending.result()) is not None:
+
+class _Weights:
+    """Reads a checkpoint's tensors and encodes them for the file."""
+
+    def __init__(self, source: Checkpoint, table: Mapping[str, TensorSpec]) -> None:
+        self._source = source
+        self._table = table
+        self.codes = CodeStore()
+
+    def data(self, tensor: PlannedTensor, advance: Advance) -> Iterator[np.ndarray]:
+        """A tensor's bytes in the file, in uint8 pieces; refuses NaN and infinity on the way.
+
+        The next piece is read and converted in a second thread while the caller writes this one.
+        """
+        pieces = self._encoded(tensor)
+        with ThreadPoolExecutor(1) as pool:
             pending = pool.submit(next, pieces, None)
-            yield piece[1]
-            advance(piece[0])
+            while (piece := pending.result()) is not None:
+                pending = pool.submit(next, pieces, None)
+                yield piece[1]
+                advance(piece[0])
 
+    def _encoder(self, tensor: PlannedTensor) -> tuple[Encoder, int]:
+        """The function from values to bytes, and what the number of values given to it has to divide by."""
+        scales = self._table[tensor.source].scales
+        if scales is None:
+            block, _ = gguf.GGML_QUANT_SIZES[tensor.qtype]
+            return encoder(tensor.qtype.name.lower()), block
+        values = self._source.read(scales).reshape(-1)
+        return self.codes.encoder(tensor.name, tensor.qtype, values), SCALE_GROUP
 
-def _encoded(source: Checkpoint, tensor: PlannedTensor) -> Iterator[tuple[int, np.ndarray]]:
-    """Bytes read and bytes to write, piece by piece; a piece stays valid until the next but one."""
-    scratch = np.empty(_CHUNK_BYTES, np.uint8)
-    encode = encoder(tensor.qtype.name.lower())
-    block, _ = gguf.GGML_QUANT_SIZES[tensor.qtype]
-    done = 0
-    for values in source.chunks(tensor.source, _CHUNK_BYTES, multiple=block, buffers=2):
-        if not is_finite(values, scratch):
-            first = done + int(np.argmin(np.isfinite(to_float32(values))))
-            raise _value_error(
-                source, tensor, first, "holds NaN or infinity", "fetch or train the checkpoint again"
-            )
-        encoded = encode(values)
-        if encoded is None:
-            largest = done + int(np.argmax(np.abs(to_float32(values))))
-            problem = f"exceeds {tensor.qtype.name}'s range"
-            raise _value_error(source, tensor, largest, problem, "use --outtype bf16 or f32")
-        yield values.nbytes, encoded
-        done += values.size
+    def _encoded(self, tensor: PlannedTensor) -> Iterator[tuple[int, np.ndarray]]:
+        """Bytes read and bytes to write, piece by piece; a piece stays valid until the next but one."""
+        scratch = np.empty(_CHUNK_BYTES, np.uint8)
+        encode, multiple = self._encoder(tensor)
+        done = 0
+        for values in self._source.chunks(tensor.source, _CHUNK_BYTES, multiple=multiple, buffers=2):
+            if not is_finite(values, scratch):
+                first = done + int(np.argmin(np.isfinite(to_float32(values))))
+                problem, hint = "holds NaN or infinity", "fetch or train the checkpoint again"
+                raise _value_error(self._source, tensor, first, problem, hint)
+            encoded = encode(values)
+            if encoded is None:
+                largest = done + int(np.argmax(np.abs(to_float32(values))))
+                problem = f"exceeds {tensor.qtype.name}'s range"
+                raise _value_error(self._source, tensor, largest, problem, "use --outtype bf16 or f32")
+            yield values.nbytes, encoded
+            done += values.size
 
 
 def _value_error(

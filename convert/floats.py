@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import gguf
 import ml_dtypes
 import numpy as np
 
@@ -81,8 +80,18 @@ def _to_bf16(values: np.ndarray) -> np.ndarray | None:
 
 
 def _to_q8_0(values: np.ndarray) -> np.ndarray | None:
-    """Blocks of 32: a float16 scale max|x| / 127 and 32 int8 (ggml's block_q8_0)."""
-    with np.errstate(over="ignore"):
-        blocks = gguf.quants.quantize(to_float32(values).reshape(-1, 32), gguf.GGMLQuantizationType.Q8_0)
-    scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).reshape(-1)
-    return blocks.reshape(-1) if is_finite(scales) else None
+    """Blocks of 32: a float16 scale max|x| / 127 and 32 int8 (ggml's block_q8_0), as ggml rounds them.
+
+    `gguf.quants` gives the same bytes, several times slower.
+    """
+    wide = to_float32(values).reshape(-1, 32)
+    scales = np.abs(wide).max(axis=1, keepdims=True) / np.float32(127)
+    blocks = np.empty((len(wide), 34), np.uint8)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # scales that are zero, or nearly
+        codes = wide * np.where(scales == 0, np.float32(0), 1 / scales)
+        # To nearest, ties away from zero, by cutting off; adding 0.5 itself would carry 0.49999997 to 1.
+        codes += np.copysign(np.nextafter(np.float32(0.5), np.float32(0)), codes)
+        halves = scales.astype(np.float16)
+        blocks[:, :2] = halves.view(np.uint8)
+        blocks[:, 2:] = codes.astype(np.int8).view(np.uint8)
+    return blocks.reshape(-1) if is_finite(halves.reshape(-1)) else None

@@ -6,16 +6,21 @@ Every tensor of a checkpoint is in this table or is refused; nothing is skipped 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sb_edge.config import SpikingBrainConfig
 from sb_edge.convert.checkpoint import Checkpoint
 from sb_edge.errors import CheckpointError
 
+SCALE_GROUP = 128
+"""W8ASpike: inputs of a projection that share one scale, in each of its rows."""
+
 _BIASES = ("q_proj", "k_proj", "v_proj")
 _GATE_DOWN = "model.layers.{}.attn.gk_proj.0.weight"
 _GATE_MERGED = "model.layers.{}.attn.gk_proj.weight"
-_QUANTIZER_SCALES = ".weight_quantizer.scales"
+_PROJECTION = "_proj.weight"  # ends the names of all that W8ASpike stores scales for
+_UNROUNDED = ".mlp.down_proj.weight"  # has scales, but the release multiplies by the raw weight
+_SCALES = "_quantizer.scales"
 
 
 @dataclass(frozen=True)
@@ -23,15 +28,18 @@ class TensorSpec:
     """What one checkpoint tensor becomes.
 
     Attributes:
-        gguf_name: its name in the GGUF.
+        gguf_name: its name in the GGUF; "" for a quantizer's scales, which are not written.
         shape: numpy's and PyTorch's order, [out, in]; ggml writes it reversed.
         keep_f32: stored as F32 whatever the output type is: norms, biases and the gate's pair, which are
             small and feed an exponential.
+        scales: checkpoint name of the scales [out, in / SCALE_GROUP, 1] whose multiples this weight is
+            rounded to; None: it is used as it is.
     """
 
     gguf_name: str
     shape: tuple[int, ...]
     keep_f32: bool = False
+    scales: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,22 +48,25 @@ class TensorLayout:
 
     Attributes:
         attention_bias: q, k and v have biases.
-        gate_rank: inner size of the gate's low-rank pair; 16 in the public release.
+        gate_rank: inner size of the gate's low-rank pair, 16 in the public release; 0: one merged projection.
+        quantized: every projection has scales, as in the W8ASpike release.
     """
 
     attention_bias: bool
     gate_rank: int
+    quantized: bool = False
 
 
 def expected_tensors(
-    config: SpikingBrainConfig, *, attention_bias: bool = True, gate_rank: int = 16
+    config: SpikingBrainConfig, *, attention_bias: bool = True, gate_rank: int = 16, quantized: bool = False
 ) -> dict[str, TensorSpec]:
     """Checkpoint name to GGUF name and shape, in the order in which they are written.
 
     Args:
         config: the model's shape.
         attention_bias: q, k and v projections have biases, as in the 7B; all three or none.
-        gate_rank: inner size of the gate's low-rank pair of projections.
+        gate_rank: inner size of the gate's low-rank pair of projections; 0: one merged projection.
+        quantized: every projection has scales; what `ffn_down` has is accounted for, but not used.
     """
     hidden, ffn, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     widths = {"q_proj": hidden, "k_proj": config.kv_dim, "v_proj": config.kv_dim}
@@ -70,10 +81,7 @@ def expected_tensors(
                 table[f"{source}attn.{name}.bias"] = TensorSpec(stem + ".bias", (width,), True)
         table[source + "attn.o_proj.weight"] = TensorSpec(target + "attn_output.weight", (hidden, hidden))
         if recurrent:
-            gate = source + "attn.gk_proj."
-            table[gate + "0.weight"] = TensorSpec(target + "ssm_f_a.weight", (gate_rank, hidden), True)
-            table[gate + "1.weight"] = TensorSpec(target + "ssm_f_b.weight", (config.kv_dim, gate_rank), True)
-            table[gate + "1.bias"] = TensorSpec(target + "ssm_f_b.bias", (config.kv_dim,), True)
+            table |= _gate(source + "attn.gk_proj.", target + "ssm_f_", config, gate_rank)
             table[source + "attn.g_norm.weight"] = TensorSpec(target + "ssm_norm.weight", (head_dim,), True)
         table[source + "mlp_norm.weight"] = TensorSpec(target + "ffn_norm.weight", (hidden,), True)
         table[source + "mlp.gate_proj.weight"] = TensorSpec(target + "ffn_gate.weight", (ffn, hidden))
@@ -82,31 +90,80 @@ def expected_tensors(
     table["model.norm.weight"] = TensorSpec("output_norm.weight", (hidden,), True)
     if not config.tie_word_embeddings:
         table["lm_head.weight"] = TensorSpec("output.weight", (config.vocab_size, hidden))
-    return table
+    return _with_scales(table) if quantized else table
+
+
+def _gate(source: str, target: str, config: SpikingBrainConfig, rank: int) -> dict[str, TensorSpec]:
+    bias = TensorSpec(target + "b.bias", (config.kv_dim,), True)
+    if not rank:
+        merged = TensorSpec(target + "b.weight", (config.kv_dim, config.hidden_size))
+        return {source + "weight": merged, source + "bias": bias}
+    return {
+        source + "0.weight": TensorSpec(target + "a.weight", (rank, config.hidden_size), True),
+        source + "1.weight": TensorSpec(target + "b.weight", (config.kv_dim, rank), True),
+        source + "1.bias": bias,
+    }
+
+
+def _with_scales(table: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    quantized = {}
+    for name, spec in table.items():
+        quantized[name] = spec
+        if name.endswith(_PROJECTION):
+            rows, width = spec.shape
+            if not name.endswith(_UNROUNDED):
+                quantized[name] = replace(spec, scales=name + _SCALES)
+            quantized[name + _SCALES] = TensorSpec("", (rows, width // SCALE_GROUP, 1))
+    return quantized
 
 
 def detect_layout(checkpoint: Checkpoint) -> TensorLayout:
-    """Whether a checkpoint has attention biases, and its gate's rank.
+    """Whether a checkpoint has attention biases and scales, and its gate's rank.
 
     Raises:
-        CheckpointError: a W8ASpike checkpoint, biases on some projections only, or a gate that is no matrix.
+        CheckpointError: biases, scales or merged gates in some places only, a gate that is no matrix, or
+            scales in a model whose sizes or gates they do not fit.
     """
     names = set(checkpoint.names)
-    _refuse_w8aspike(checkpoint, names)
-    return TensorLayout(_has_biases(checkpoint, names), _gate_rank(checkpoint, names))
+    layout = TensorLayout(_has_biases(checkpoint, names), _gate_rank(checkpoint, names))
+    return replace(layout, quantized=_has_scales(checkpoint, names, layout))
 
 
-def _refuse_w8aspike(checkpoint: Checkpoint, names: set[str]) -> None:
-    layers = range(checkpoint.config.num_hidden_layers)
-    marks = [name for name in checkpoint.names if name.endswith(_QUANTIZER_SCALES)]
-    marks += [name for name in map(_GATE_MERGED.format, layers) if name in names]
-    if marks:
+def _has_scales(checkpoint: Checkpoint, names: set[str], layout: TensorLayout) -> bool:
+    first = next((name for name in checkpoint.names if name.endswith(_SCALES)), None)
+    if first is None:
+        return False
+    config = checkpoint.config
+    if layout.gate_rank and any(config.recurrent_layers):
         raise CheckpointError(
-            "W8ASpike checkpoints are not supported yet",
-            path=checkpoint.info(marks[0]).file,
-            item=marks[0],
-            hint="convert the release's unquantized checkpoint instead",
+            "scales belong to a model whose gates are one merged projection each",
+            path=checkpoint.info(first).file,
+            item=first,
+            found="gates of two projections",
+            expected="attn.gk_proj.weight, as in the W8ASpike release",
         )
+    for key in ("hidden_size", "intermediate_size"):
+        if getattr(config, key) % SCALE_GROUP:
+            raise CheckpointError(
+                "does not divide into the scales' groups",
+                path=checkpoint.folder / "config.json",
+                item=key,
+                found=getattr(config, key),
+                expected=f"a multiple of {SCALE_GROUP}",
+            )
+    expected = [
+        name + _SCALES for name in expected_tensors(config, gate_rank=0) if name.endswith(_PROJECTION)
+    ]
+    missing = [name for name in expected if name not in names]
+    if missing:
+        raise CheckpointError(
+            "is missing",
+            path=checkpoint.folder,
+            item=missing[0],
+            found=f"{len(expected) - len(missing)} of {len(expected)} scales, {first} among them",
+            expected="all or none",
+        )
+    return True
 
 
 def _has_biases(checkpoint: Checkpoint, names: set[str]) -> bool:
@@ -126,16 +183,29 @@ def _has_biases(checkpoint: Checkpoint, names: set[str]) -> bool:
 
 
 def _gate_rank(checkpoint: Checkpoint, names: set[str]) -> int:
-    gates = [_GATE_DOWN.format(layer) for layer, gla in enumerate(checkpoint.config.recurrent_layers) if gla]
-    first = next((name for name in gates if name in names), None)
-    if first is None:
+    layers = [layer for layer, gla in enumerate(checkpoint.config.recurrent_layers) if gla]
+    merged, pairs = (
+        [name for name in map(pattern.format, layers) if name in names]
+        for pattern in (_GATE_MERGED, _GATE_DOWN)
+    )
+    if merged and pairs:
+        raise CheckpointError(
+            "is another kind of gate than the rest",
+            path=checkpoint.info(merged[0]).file,
+            item=merged[0],
+            found=f"{pairs[0]} beside it",
+            expected="pairs gk_proj.0 and gk_proj.1, or merged gates",
+        )
+    if merged:
+        return 0
+    if not pairs:
         return 16
-    shape = checkpoint.info(first).shape
+    shape = checkpoint.info(pairs[0]).shape
     if len(shape) != 2 or shape[0] < 1:
         raise CheckpointError(
             "has the wrong shape",
-            path=checkpoint.info(first).file,
-            item=first,
+            path=checkpoint.info(pairs[0]).file,
+            item=pairs[0],
             found=list(shape),
             expected="[rank, hidden]",
         )
@@ -150,7 +220,10 @@ def account_for_tensors(checkpoint: Checkpoint) -> tuple[TensorLayout, dict[str,
     """
     layout = detect_layout(checkpoint)
     table = expected_tensors(
-        checkpoint.config, attention_bias=layout.attention_bias, gate_rank=layout.gate_rank
+        checkpoint.config,
+        attention_bias=layout.attention_bias,
+        gate_rank=layout.gate_rank,
+        quantized=layout.quantized,
     )
     names = set(checkpoint.names)
     _check_missing(checkpoint, table, names)

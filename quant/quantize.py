@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sb_edge.engine import Engine, find_engine
@@ -50,6 +50,8 @@ def quantize(
     allow_requantize: bool = False,
     output_tensor_type: str | None = None,
     token_embedding_type: str | None = None,
+    spike_k: float | None = None,
+    spike_projections: Sequence[str] | None = None,
     engine: Engine | None = None,
 ) -> None:
     """Write `source` quantized to `target`, which appears only when complete.
@@ -65,17 +67,24 @@ def quantize(
         allow_requantize: accept tensors that are quantized already, at a loss.
         output_tensor_type: a ggml type for output.weight.
         token_embedding_type: a ggml type for token_embd.weight.
+        spike_k: code the projections' inputs as spikes, with this k (`spike_check.choose_plan`); 0: none of
+            them; None: as `source` does.
+        spike_projections: the coded ones, out of `spike_plan.PROJECTIONS`; None: as `source`, or all.
         engine: None: `find_engine()`.
 
     Raises:
         GgufError: `source` or `imatrix` is damaged or unsuitable, or a type is unknown.
+        SpikeError: k is no such number, or the model has no such projection.
         OutputError: `target` cannot be written, or would replace `source`.
         EngineError: no engine.
     """
+    from sb_edge.convert.rewrite import with_spike_plan
     from sb_edge.gguf_reader import read_header
+    from sb_edge.quant.spike_check import change_plan, check_plan
 
     engine = engine or find_engine()
     header = read_header(source)
+    plan = change_plan(header, spike_k, spike_projections)
     _require_type("type", qtype, quantization_types(engine))
     for name, chosen in (("output tensor", output_tensor_type), ("token embedding", token_embedding_type)):
         if chosen is not None:
@@ -99,6 +108,11 @@ def quantize(
         partial.touch()  # A folder that cannot be written to is found here, with its reason.
         require_free_space(target.parent, job.result_size(), str(target))
         job.run(partial, target, len(header.tensors))
+        if plan != check_plan(header):
+            try:
+                with_spike_plan(partial, partial, plan)
+            except OutputError as error:  # says which temporary file
+                raise OutputError(error.message, path=target, hint=error.hint) from error
 
 
 def _arguments(options: dict[str, str | bool | None]) -> list[str]:

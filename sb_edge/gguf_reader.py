@@ -145,6 +145,36 @@ class GgufHeader:
         return value
 
 
+@dataclass(frozen=True)
+class FileLayout:
+    """Where the sections of one GGUF file lie, for copying them unread; bytes from its start.
+
+    Attributes:
+        version: of the format.
+        n_tensors: in this file.
+        keys: every key's name to begin and end of its entry: name, type and value.
+        table: begin and end of the tensor table, whose offsets count from `data`.
+        data: begin of the first tensor's data.
+        alignment: what `data` is a multiple of.
+    """
+
+    version: int
+    n_tensors: int
+    keys: dict[str, tuple[int, int]]
+    table: tuple[int, int]
+    data: int
+    alignment: int
+
+
+def read_layout(path: Path) -> FileLayout:
+    """Find the sections of one GGUF file; of a split model, of this part alone.
+
+    Raises:
+        GgufError: not a GGUF, truncated or corrupt.
+    """
+    return _read_file(Path(path))[2]
+
+
 def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF, or of all parts of a split one (given the first).
 
@@ -152,7 +182,7 @@ def read_header(path: Path) -> GgufHeader:
         GgufError: not a GGUF, truncated, corrupt, a part missing or not the first one.
     """
     path = Path(path)
-    metadata, tensors = _read_file(path)
+    metadata, tensors, _ = _read_file(path)
     count = metadata.get("split.count", 1)
     if not isinstance(count, int) or not 0 <= count <= 65535:
         raise GgufError("is not a number of parts", path=path, item="split.count", found=repr(count)[:40])
@@ -164,7 +194,7 @@ def read_header(path: Path) -> GgufHeader:
         return GgufHeader(arch, metadata, tensors, [path])
     files = [path, *others]
     for number, file in enumerate(files[1:], 1):
-        part, more = _read_file(file)
+        part, more, _ = _read_file(file)
         if part.get("split.no") != number or part.get("split.count") != count:
             raise GgufError(
                 "is not the part that its name says",
@@ -265,7 +295,7 @@ class _Cursor:
             raise self.error("has a name that is not valid UTF-8", item, repr(data[:40])) from None
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], list[TensorEntry]]:
+def _read_file(path: Path) -> tuple[dict[str, Any], list[TensorEntry], FileLayout]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -277,7 +307,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[TensorEntry]]:
         raise GgufError("is a folder", path=path, expected="a GGUF file") from None
 
 
-def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list[TensorEntry]]:
+def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list[TensorEntry], FileLayout]:
     if size < 24 or cursor.take(4, "magic") != b"GGUF":
         raise GgufError("is not a GGUF file", path=path, expected="GGUF in its first four bytes")
     version = cursor.number("I", "version")
@@ -294,12 +324,19 @@ def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list
     cursor.need(n_keys, "number of keys", 8 + 1 + 4 + 1)
     cursor.need(n_tensors, "number of tensors", 8 + 1 + 4 + 4 + 8)
     metadata: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for index in range(n_keys):
+        begin = cursor.position
         key = cursor.text(f"key {index}", _MAX_KEY)
         if not key or key in metadata:
             raise cursor.error("is there twice" if key else "has no name", key or f"key {index}")
         metadata[key] = _value(cursor, key)
-    return metadata, _tensors(cursor, path, size, n_tensors, _alignment(cursor, metadata))
+        spans[key] = begin, cursor.position
+    begin, alignment = cursor.position, _alignment(cursor, metadata)
+    tensors = _tensors(cursor, path, size, n_tensors, alignment)
+    table = begin, cursor.position
+    layout = FileLayout(version, n_tensors, spans, table, _pad(cursor.position, alignment), alignment)
+    return metadata, tensors, layout
 
 
 def _value(cursor: _Cursor, key: str) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sb_edge.cli.options import sampling_options, session_options
+from sb_edge.cli.spike_options import run_spikes_options
 
 if TYPE_CHECKING:
     from sb_edge.runtime.chat import Chat
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 )
 @sampling_options
 @session_options
+@run_spikes_options
 def command(
     model: str,
     prompts: tuple[str, ...],
@@ -39,32 +41,29 @@ def command(
     context: int,
     threads: int | None,
     kv_type: str,
+    spikes: float | None,
 ) -> None:
     """Talk with a model; its state is kept between turns.
 
     MODEL is a GGUF with a chat template, `default` or `default-base`. Only what is new in a turn is
     evaluated. At the prompt, /clear begins anew and /exit or Ctrl-D ends; Ctrl-C breaks an answer off.
     """
-    from sb_edge.memory import require_memory
     from sb_edge.models import resolve_gguf
     from sb_edge.runtime.chat import Chat
+    from sb_edge.runtime.open import text_session
     from sb_edge.runtime.sampling import Sampling
-    from sb_edge.runtime.session import Model, Session
 
     sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
-    with Model(resolve_gguf(model)) as loaded:
-        loaded.require_vocab()
-        require_memory(loaded.header, context, type_k=kv_type, type_v=kv_type)
-        with Session(
-            loaded, n_ctx=context, n_threads=threads, n_outputs=1, type_k=kv_type, type_v=kv_type
-        ) as session:
-            chat = Chat(session, sampling, system, n_predict)
-            if prompts:
-                for prompt in prompts:
-                    click.secho(f"> {prompt}", bold=True)
-                    _answer(chat, prompt, stats)
-            else:
-                _converse(chat, stats)
+    with text_session(
+        resolve_gguf(model), n_ctx=context, n_threads=threads, kv_type=kv_type, spikes=spikes
+    ) as session:
+        chat = Chat(session, sampling, system, n_predict)
+        if prompts:
+            for prompt in prompts:
+                click.secho(f"> {prompt}", bold=True)
+                _answer(chat, prompt, stats)
+        else:
+            _converse(chat, stats)
 
 
 def _converse(chat: Chat, stats: bool) -> None:

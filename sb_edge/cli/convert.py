@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from sb_edge.cli.sizes import Size, human
+from sb_edge.cli.spike_options import SpikeK, projections_option
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sb_edge.convert.convert import ConversionReport
 
 
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
     type=click.Choice(["f32", "f16", "bf16", "q8_0", "auto"]),
     default="auto",
     show_default=True,
-    help="Type of the matrices; norms, biases and gates are always f32. "
-    "auto: bf16 for a bf16 checkpoint, else f16.",
+    help="Type of the matrices; norms, biases and low-rank gates are always f32. "
+    "auto: q8_0 for a W8ASpike checkpoint, bf16 for a bf16 one, else f16.",
 )
 @click.option("--dry-run", is_flag=True, help="Check and list what would be written, write nothing.")
 @click.option(
@@ -42,6 +45,13 @@ if TYPE_CHECKING:
     default=0,
     help="Split into parts of at most this much tensor data. Default: one file.",
 )
+@click.option(
+    "--spike-k",
+    type=SpikeK(),
+    help="Code the inputs of projections as spikes, with this k. Default: a W8ASpike checkpoint as released "
+    "(3), others not.",
+)
+@projections_option
 def command(
     checkpoint: Path,
     outfile: Path | None,
@@ -49,6 +59,8 @@ def command(
     dry_run: bool,
     metadata_file: Path | None,
     split_max_size: int,
+    spike_k: float | None,
+    spike_projections: tuple[str, ...] | None,
 ) -> None:
     """Convert a SpikingBrain checkpoint to GGUF.
 
@@ -64,6 +76,8 @@ def command(
         metadata_file=metadata_file,
         split_max_size=split_max_size,
         dry_run=dry_run,
+        spike_k=spike_k,
+        spike_projections=spike_projections,
     )
     if dry_run:
         _show_plan(report)
@@ -76,6 +90,35 @@ def command(
         f"{human(report.nbytes)}, in {report.seconds:.1f} s, {rate:.0f} MB/s",
         err=True,
     )
+    for line in _spike_lines(report):
+        click.echo(line, err=True)
+
+
+def _spike_lines(report: ConversionReport) -> Iterator[str]:
+    """What the GGUF says about spikes, and what became of a W8ASpike checkpoint's integer weights."""
+    from sb_edge.cli.spike_options import plan_text
+
+    if report.spikes:
+        yield f"spikes: {plan_text(report.spikes)}"
+    codes = report.codes
+    if codes is None:
+        return
+    if report.outtype == "q8_0":
+        blocks = codes.requantized_blocks
+        yield (
+            f"integer weights: {codes.exact_codes:,} of {codes.codes:,} codes exact, {blocks:,} blocks "
+            f"requantized; scales rounded to half precision, by {codes.scale_error:.1e} at most"
+        )
+    else:
+        rounded = "exactly as released" if report.outtype == "f32" else f"rounded to {report.outtype}"
+        yield f"integer weights: {codes.codes:,} codes times their scales, {rounded}"
+    if codes.beyond_int8:
+        most, count = max(codes.beyond_int8.items(), key=lambda item: item[1])
+        yield (
+            f"codes beyond INT8: {sum(codes.beyond_int8.values()):,} in {len(codes.beyond_int8)} tensors, "
+            f"most in {most} ({count:,})"
+        )
+    yield "down_proj: from its unrounded weight, which is what the release multiplies by"
 
 
 def _show_plan(report: ConversionReport) -> None:
@@ -83,6 +126,8 @@ def _show_plan(report: ConversionReport) -> None:
         shape = "x".join(str(size) for size in tensor.shape)
         click.echo(f"{tensor.name:32} {tensor.qtype.name:5} {shape:>14} {tensor.nbytes:>14,}")
     click.echo(f"vocabulary: {report.vocabulary}")
+    for line in _spike_lines(report):
+        click.echo(line)
     click.echo(f"{len(report.tensors)} tensors, {human(report.nbytes)}, would be written to:")
     for file in report.files:
         click.echo(f"  {file}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.options import sampling_options, session_options
+from sb_edge.cli.spike_options import run_spikes_options
 
 
 @click.command()
@@ -20,6 +21,7 @@ from sb_edge.cli.options import sampling_options, session_options
 @click.option("--stats/--no-stats", default=True, help="Print tokens per second to standard error.")
 @sampling_options
 @session_options
+@run_spikes_options
 def command(
     model: str,
     prompt: str,
@@ -37,34 +39,31 @@ def command(
     context: int,
     threads: int | None,
     kv_type: str,
+    spikes: float | None,
 ) -> None:
     """Continue a prompt.
 
     MODEL is a GGUF, `default` or `default-base`. The text goes to standard output as it is generated.
     """
-    from sb_edge.memory import require_memory
     from sb_edge.models import resolve_gguf
     from sb_edge.runtime.generate import Generation
+    from sb_edge.runtime.open import text_session
     from sb_edge.runtime.sampling import Sampling
-    from sb_edge.runtime.session import Model, Session
 
     if prompt == "-":
         prompt = sys.stdin.read()
     sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
-    with Model(resolve_gguf(model)) as loaded:
-        loaded.require_vocab()
-        require_memory(loaded.header, context, type_k=kv_type, type_v=kv_type)
-        with Session(
-            loaded, n_ctx=context, n_threads=threads, n_outputs=1, type_k=kv_type, type_v=kv_type
-        ) as session:
-            seen = session.load(load_state) if load_state else []
-            tokens = loaded.tokenize(prompt, add_special=not seen)
-            generation = Generation(session, tokens, sampling, n_predict=n_predict)
-            for piece in generation:
-                click.echo(piece, nl=False)
-            click.echo()
-            if save_state:
-                generation.evaluate_rest()
-                session.save(save_state, [*seen, *tokens, *generation.tokens])
-            if stats:
-                click.echo(str(generation.stats), err=True)
+    with text_session(
+        resolve_gguf(model), n_ctx=context, n_threads=threads, kv_type=kv_type, spikes=spikes
+    ) as session:
+        seen = session.load(load_state) if load_state else []
+        tokens = session.model.tokenize(prompt, add_special=not seen)
+        generation = Generation(session, tokens, sampling, n_predict=n_predict)
+        for piece in generation:
+            click.echo(piece, nl=False)
+        click.echo()
+        if save_state:
+            generation.evaluate_rest()
+            session.save(save_state, [*seen, *tokens, *generation.tokens])
+        if stats:
+            click.echo(str(generation.stats), err=True)

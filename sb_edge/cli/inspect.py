@@ -39,7 +39,12 @@ def command(file: str, context: int | None, tensors: bool, json_target: str | No
 
 
 def describe(header: GgufHeader, context: int | None, tensors: bool) -> dict[str, Any]:
-    """What `sb-edge inspect --json` writes: sizes in bytes, `shape` in ggml's reverse, [out, in]."""
+    """What `sb-edge inspect --json` writes: sizes in bytes, `shape` in ggml's reverse, [out, in].
+
+    Raises:
+        GgufError: keys that the layers, the spikes or the memory follow from are wrong.
+        SpikeError: a projection is said to spike that the model does not have.
+    """
     from pathlib import Path
 
     from sb_edge.memory import forecast, recurrent_layers, vocabulary_size
@@ -60,6 +65,7 @@ def describe(header: GgufHeader, context: int | None, tensors: bool) -> dict[str
         "chat_template": "tokenizer.chat_template" in metadata,
         "hyperparameters": _hyperparameters(header),
         "layers": None,
+        "spiking": _spiking(header),
         "memory": None,
         "tensor_types": _by_type(header),
     }
@@ -87,18 +93,38 @@ def describe(header: GgufHeader, context: int | None, tensors: bool) -> dict[str
     return document
 
 
+def _spiking(header: GgufHeader) -> dict[str, Any] | None:
+    """The spike plan; `layer_k` is [layer][projection], 0 where one is not coded, or None: `k` for all."""
+    from sb_edge.cli.spike_options import coded_k
+    from sb_edge.quant.spike_check import check_plan
+
+    plan = check_plan(header)
+    if plan is None:
+        return None
+    values = coded_k(plan) or [0.0]
+    return {
+        "k": plan.k,
+        "k_min": min(values),
+        "k_max": max(values),
+        "projections": list(plan.projections),
+        "layer_k": None if plan.layer_k is None else [list(row) for row in plan.layer_k],
+        "query_k": plan.query_k,
+        "kv_rounding": plan.kv_rounding,
+    }
+
+
 def _text(metadata: dict[str, Any], key: str) -> str | None:
     value = metadata.get(key)
     return value if isinstance(value, str) else None
 
 
 def _hyperparameters(header: GgufHeader) -> dict[str, Any]:
-    """The architecture's keys without its name; lists stay out, the layer map says what they say."""
+    """The architecture's keys without its name; lists and spikes are shown in words of their own."""
     prefix = f"{header.arch}."
     return {
         key.removeprefix(prefix): _plain(value)
         for key, value in header.metadata.items()
-        if key.startswith(prefix) and isinstance(value, int | float | str)
+        if key.startswith(prefix) and ".spike." not in key and isinstance(value, int | float | str)
     }
 
 
@@ -145,6 +171,7 @@ def render(document: dict[str, Any], console: Console) -> None:
 
 def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     from sb_edge.cli.sizes import human
+    from sb_edge.config import ARCH
 
     vocabulary = document["vocabulary"]
     absent = vocabulary["model"] in (None, "no_vocab", "none")
@@ -166,12 +193,28 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         kinds = Counter(document["layers"])
         facts.append(("layers", document["layers"]))
         facts.append(("", ", ".join(f"{kind} = {legend[kind]} ({count})" for kind, count in kinds.items())))
+    if document["architecture"] == ARCH:
+        facts += _spike_facts(document["spiking"])
     facts += [(key, str(value)) for key, value in document["hyperparameters"].items()]
     if document["memory"] is not None:
         need = document["memory"]
         parts = ", ".join(f"{key} {human(need[key])}" for key in ("weights", "kv", "state", "buffers"))
         facts.append((f"memory at {need['context']:,} tokens", f"{human(need['total'])}: {parts}"))
     return facts
+
+
+def _spike_facts(spiking: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if spiking is None:
+        return [("spikes", "none")]
+    low, high = spiking["k_min"], spiking["k_max"]
+    k = f"{low:g}" if low == high else f"per projection, {low:g} to {high:g}"
+    queries = f"k = {spiking['query_k']:g}" if spiking["query_k"] else "not coded"
+    return [
+        ("spikes", f"k = {k}"),
+        ("  coded inputs of", " ".join(spiking["projections"])),
+        ("  queries (S layers)", queries),
+        ("  K and V (S layers)", "rounded to INT8" if spiking["kv_rounding"] else "not rounded"),
+    ]
 
 
 def _print_tensors(document: dict[str, Any], console: Console) -> None:

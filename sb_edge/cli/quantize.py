@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sb_edge.cli.spike_options import AUTO, SpikeK, projections_option
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -32,6 +34,12 @@ def _check_type(value: str | None, known: Iterable[str], parameter: str) -> None
 )
 @click.option("--output-tensor-type", metavar="TYPE", help="A ggml type for output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="A ggml type for token_embd.weight.")
+@click.option(
+    "--spike-k",
+    type=SpikeK(zero=True, auto=True),
+    help="Code the inputs of projections as spikes, with this k; 0: not. Default: as IN does.",
+)
+@projections_option
 def command(
     source: str,
     target: Path,
@@ -43,6 +51,8 @@ def command(
     allow_requantize: bool,
     output_tensor_type: str | None,
     token_embedding_type: str | None,
+    spike_k: float | str | None,
+    spike_projections: tuple[str, ...] | None,
 ) -> None:
     """Quantize a GGUF with llama-quantize's types.
 
@@ -62,6 +72,8 @@ def command(
     ):
         if value is not None:
             _check_type(value, tensor_types(), option)
+    if isinstance(spike_k, str):
+        raise click.BadParameter(f"{AUTO!r} is not available yet", param_hint="--spike-k")
     path = resolve_gguf(source)
     quantize(
         path,
@@ -74,6 +86,8 @@ def command(
         allow_requantize=allow_requantize,
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
+        spike_k=spike_k,
+        spike_projections=spike_projections,
         engine=engine,
     )
     click.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")

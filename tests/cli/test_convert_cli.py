@@ -55,7 +55,12 @@ def test_dry_run(data, tmp_path):
     ("args", "code", "message"),
     [
         (["nowhere"], 1, "error: nowhere: not found"),
-        (["{data}/w8aspike"], 1, "W8ASpike checkpoints are not supported yet"),
+        (["{data}/gla_swa", "--spike-k", "0"], 2, "'0' is not a positive number; the release uses 3"),
+        (["{data}/gla_swa", "--spike-k", "-1"], 2, "'-1' is not a positive number"),
+        (["{data}/gla_swa", "--spike-k", "nan"], 2, "'nan' is not a positive number"),
+        (["{data}/gla_swa", "--spike-k", "auto"], 2, "'auto' is not a positive number"),
+        (["{data}/gla_swa", "--spike-k", "3", "--spike-projections", "wq"], 2, "'wq' is not one of attn_q"),
+        (["{data}/gla_swa", "--spike-projections", "attn_q"], 1, "give --spike-k too"),
         (["{data}/gla_swa", "--metadata", "none.json"], 1, "none.json: not found"),
         (
             ["{data}/gla_swa", "--outfile", "/nonexistent/x.gguf"],

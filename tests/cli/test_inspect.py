@@ -78,3 +78,48 @@ def test_bad_files_are_named(tmp_path):
     for name in ("bad.gguf", "none.gguf"):
         with pytest.raises(GgufError, match=name):
             CliRunner().invoke(command, [str(tmp_path / name)], catch_exceptions=False)
+
+
+def test_spiking(golden_gguf, tmp_path):
+    from sb_edge.convert.rewrite import with_spike_plan
+    from sb_edge.quant.spike_plan import SpikePlan
+
+    assert json.loads(run(golden_gguf, "--json", "-"))["spiking"] is None
+    assert "none" in next(line for line in run(golden_gguf).splitlines() if line.startswith("spikes"))
+    path = tmp_path / "s.gguf"
+    with_spike_plan(golden_gguf, path, SpikePlan(("attn_q", "ffn_up"), 3, query_k=2, kv_rounding=True))
+    text = run(path)
+    for expected in ("k = 3", "attn_q ffn_up", "k = 2", "rounded to INT8"):
+        assert expected in text
+    document = json.loads(run(path, "--json", "-"))
+    assert document["spiking"] == {
+        "k": 3.0,
+        "k_min": 3.0,
+        "k_max": 3.0,
+        "projections": ["attn_q", "ffn_up"],
+        "layer_k": None,
+        "query_k": 2.0,
+        "kv_rounding": True,
+    }
+    assert not [key for key in document["hyperparameters"] if "spike" in key]
+
+
+def test_spiking_with_a_k_for_each_projection(golden_gguf, tmp_path):
+    from sb_edge.convert.rewrite import with_spike_plan
+    from sb_edge.quant.spike_plan import SpikePlan
+
+    path = tmp_path / "s.gguf"
+    with_spike_plan(golden_gguf, path, SpikePlan(("attn_q", "ffn_up"), 3, ((2.0, 0.0),) * 3 + ((4.5, 2.5),)))
+    assert "k = per projection, 2 to 4.5" in run(path)
+    spiking = json.loads(run(path, "--json", "-"))["spiking"]
+    assert spiking["layer_k"] == [[2.0, 0.0]] * 3 + [[4.5, 2.5]]
+    assert (spiking["k_min"], spiking["k_max"]) == (2.0, 4.5)
+
+
+def test_spikes_that_cannot_be_are_refused(golden_gguf, tmp_path):
+    from sb_edge.convert.rewrite import with_metadata
+
+    keys = {"spikingbrain.spike.k": 0.0, "spikingbrain.spike.projections": ["attn_q"]}
+    with_metadata(golden_gguf, tmp_path / "bad.gguf", values=keys)
+    with pytest.raises(GgufError, match=r"bad\.gguf: .*must be a positive number"):
+        CliRunner().invoke(command, [str(tmp_path / "bad.gguf")], catch_exceptions=False)

@@ -89,10 +89,20 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 @pytest.fixture
 def golden_copy(data: Path, tmp_path: Path) -> EditableCheckpoint:
     """The golden gla_swa checkpoint, to be spoiled."""
+    return editable(data / "gla_swa", tmp_path)
+
+
+@pytest.fixture
+def w8aspike_copy(data: Path, tmp_path: Path) -> EditableCheckpoint:
+    """The golden W8ASpike checkpoint, to be spoiled."""
+    return editable(data / "w8aspike", tmp_path)
+
+
+def editable(golden: Path, tmp_path: Path) -> EditableCheckpoint:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(data / "gla_swa" / name, folder / name)
+        shutil.copyfile(golden / name, folder / name)
     return EditableCheckpoint(folder)
 
 

@@ -65,3 +65,23 @@ def test_q8_0_is_within_half_a_step(dtype):
     step = np.repeat(np.abs(wide.reshape(-1, 32)).max(1) / 127, 32)
     # half a step of the int8, and the float16 scale's own rounding
     assert (np.abs(back - wide) <= (0.5 * step + np.abs(wide) * 2**-11 + 1e-7) * 1.001).all()
+
+
+@pytest.mark.parametrize("size", [1, 1e-3, 1e-7, 1e-20, 1e-30, 1e4])
+def test_q8_0_is_gguf_s(size):
+    values = np.random.default_rng(2).normal(0, size, 32 * 1000).astype(np.float32)
+    values[:32] = 0
+    expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(encoder("q8_0")(values), expected)
+
+
+def test_q8_0_rounds_ties_away_from_zero():
+    """With 127 in every block the scale is 1; the others are halves and their neighbours."""
+    halves = np.arange(-127, 127, dtype=np.float32) + np.float32(0.5)
+    values = np.concatenate([halves, np.nextafter(halves, -200), np.nextafter(halves, 200)])
+    blocks = np.full((len(values), 32), 127, np.float32)
+    blocks[:, 1] = values
+    encoded = encoder("q8_0")(blocks.reshape(-1)).reshape(-1, 34)
+    exact = values.astype(np.float64)
+    expected = np.sign(exact) * np.floor(np.abs(exact) + 0.5)
+    np.testing.assert_array_equal(encoded[:, 3].view(np.int8), expected)

@@ -43,15 +43,27 @@ def test_small_and_sensitive_tensors_stay_f32():
     assert kept == {name for name in table if "norm" in name or name.endswith(".bias") or "gk_proj" in name}
 
 
-def test_w8aspike_is_refused(data):
-    line = refusal(data / "w8aspike")
-    assert "W8ASpike checkpoints are not supported yet" in line and "model.safetensors" in line
-
-
-def test_merged_gate_is_refused(golden_copy):
+def test_merged_gate(golden_copy):
+    """One projection instead of the pair, and no scales: a plain model with another gate."""
     tensors = golden_copy.tensors()
-    golden_copy.save(tensors | {"model.layers.0.attn.gk_proj.weight": np.zeros((64, 128))})
-    assert "W8ASpike" in refusal(golden_copy.folder)
+    for layer in (0, 2):
+        gate = f"model.layers.{layer}.attn.gk_proj."
+        tensors[gate + "weight"] = tensors.pop(gate + "1.weight") @ tensors.pop(gate + "0.weight")
+        tensors[gate + "bias"] = tensors.pop(gate + "1.bias")
+    golden_copy.save(tensors)
+    layout, table = account_for_tensors(Checkpoint.open(golden_copy.folder))
+    assert layout.gate_rank == 0 and not layout.quantized
+    spec = table["model.layers.2.attn.gk_proj.weight"]
+    assert spec.gguf_name == "blk.2.ssm_f_b.weight" and spec.shape == (64, 128) and not spec.keep_f32
+    del tensors["model.layers.2.attn.gk_proj.weight"]
+    golden_copy.save(tensors)
+    assert "model.layers.2.attn.gk_proj.weight: is missing" in refusal(golden_copy.folder)
+
+
+def test_gates_of_both_kinds(golden_copy):
+    golden_copy.save(golden_copy.tensors() | {"model.layers.0.attn.gk_proj.weight": np.zeros((64, 128))})
+    line = refusal(golden_copy.folder)
+    assert "model.layers.0.attn.gk_proj.weight: is another kind of gate than the rest" in line
 
 
 @pytest.mark.parametrize(

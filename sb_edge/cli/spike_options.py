@@ -1,0 +1,112 @@
+"""Options of the commands that decide which projections of a model spike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from sb_edge.quant.spike_plan import SpikePlan
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+AUTO = "auto"
+
+
+class SpikeK(click.ParamType):
+    """The k of adaptive-threshold coding, a positive number; where it makes sense also 0 or `auto`."""
+
+    name = "number"
+
+    def __init__(self, *, zero: bool = False, auto: bool = False) -> None:
+        self._zero = zero
+        self._auto = auto
+        self.name = "number|auto" if auto else "number"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """A float, or `AUTO`; fails as click's own types do."""
+        if self._auto and value == AUTO:
+            return AUTO
+        try:
+            k = float(value)
+        except ValueError:
+            k = float("nan")
+        if 0 < k < float("inf") or (self._zero and k == 0):
+            return k
+        allowed = ["a positive number", *["0"] * self._zero, *[AUTO] * self._auto]
+        return self.fail(f"{value!r} is not {' or '.join(allowed)}; the release uses 3", param, ctx)
+
+
+class Projections(click.ParamType):
+    """`attn_q,ffn_up` as a tuple of names out of `spike_plan.PROJECTIONS`."""
+
+    name = "names"
+
+    def convert(
+        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names; fails as click's own types do."""
+        from sb_edge.quant.spike_plan import PROJECTIONS
+
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        for name in names:
+            if name not in PROJECTIONS:
+                self.fail(f"{name!r} is not one of {', '.join(PROJECTIONS)}", param, ctx)
+            if names.count(name) > 1:
+                self.fail(f"{name!r} is named twice", param, ctx)
+        return names
+
+
+projections_option = click.option(
+    "--spike-projections",
+    type=Projections(),
+    help="Which, with --spike-k: attn_q, attn_k, attn_v, ssm_f, attn_output, ffn_gate, ffn_up, ffn_down, "
+    "separated by commas. Default: as they are, else all.",
+)
+
+
+def run_spikes_options(command: Command) -> Command:
+    """`spikes` of a run: None as the file says, 0 off, or the k of every coded projection."""
+    for option in (
+        click.option("--no-spikes", "spikes", flag_value=0.0, type=float, help="Run without spikes."),
+        click.option(
+            "--spike-k",
+            "spikes",
+            type=SpikeK(zero=True),
+            help="Code spikes with this k; 0: none.  [default: as the file says]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def plan_text(plan: SpikePlan) -> str:
+    """A spike plan for a person: k, the coded projections, and what else is rounded."""
+    parts = [f"{k_text(plan)} at {' '.join(plan.projections)}"]
+    if plan.query_k:
+        parts.append(f"queries k = {plan.query_k:g}")
+    if plan.kv_rounding:
+        parts.append("K and V rounded to INT8")
+    return "; ".join(parts)
+
+
+def k_text(plan: SpikePlan) -> str:
+    """ "k = 3", or the range of the projections' own."""
+    values = coded_k(plan)
+    if not values:
+        return "k = 0"
+    low, high = min(values), max(values)
+    return f"k = {low:g}" if low == high else f"k per projection, {low:g} to {high:g}"
+
+
+def coded_k(plan: SpikePlan) -> list[float]:
+    """Every k that some projection is coded with."""
+    if plan.layer_k is None:
+        return [plan.k]
+    return [k for row in plan.layer_k for k in row if k]
