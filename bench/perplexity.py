@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sb_edge.errors import InferenceError
 from sb_edge.runtime.session import Model, Session
 
 
@@ -33,6 +34,10 @@ def perplexity(
         InferenceError: the model has no vocabulary, or the text has fewer than two tokens.
     """
     tokens = model.tokenize(text)[:max_tokens]
+    if len(tokens) < 2:
+        raise InferenceError(
+            "the text is too short", path=model.path, found=f"{len(tokens)} tokens", expected="at least 2"
+        )
     with Session(model, n_ctx=max(len(tokens), 16), n_threads=n_threads) as session:
         logits = session.evaluate(tokens, all_logits=True)[:-1].astype(np.float64)
     top = logits.max(axis=1, keepdims=True)

@@ -55,7 +55,7 @@ PAGE = Theme(
 )
 """Placeholders that become the page's CSS variables, so that one plot suits light and dark."""
 
-_STYLE: Any = {  # the type of matplotlib's settings differs between its versions
+STYLE: Any = {  # the type of matplotlib's settings differs between its versions
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",
@@ -73,17 +73,45 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
     Raises:
         OutputError: an ending that is none of these, nothing to draw, or the file cannot be written.
     """
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise OutputError("unknown kind of plot", path=path, found=f".{kind}", expected=".png, .svg or .pdf")
     if not rows:
         raise OutputError("there are no rows to draw", path=path)
-    with matplotlib.rc_context(_STYLE), atomic_output(Path(path)) as partial:
-        figure = Figure(figsize=(13, 4.6), layout="constrained")
+
+    def draw(figure: Figure) -> None:
         speed, memory = figure.subplots(1, 2)
         _draw_speed(speed, rows, PAPER)
         _draw_memory(memory, rows, PAPER)
+
+    write_figure(path, (13, 4.6), draw)
+
+
+def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
+    """Write a figure in the house style; the name's ending chooses PNG, SVG or PDF.
+
+    Args:
+        path: of the file.
+        size: width and height in inches.
+        draw: fills the empty figure.
+
+    Raises:
+        OutputError: an ending that is none of these, or the file cannot be written.
+    """
+    kind = require_image_name(path)
+    with matplotlib.rc_context(STYLE), atomic_output(Path(path)) as partial:
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
         figure.savefig(partial, format=kind, dpi=150, facecolor=PAPER.background)
+
+
+def require_image_name(path: Path) -> str:
+    """The kind of image that a name's ending stands for: png, svg or pdf.
+
+    Raises:
+        OutputError: another ending.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise OutputError("unknown kind of plot", path=path, found=f".{kind}", expected=".png, .svg or .pdf")
+    return kind
 
 
 def speed_svg(rows: Sequence[Row]) -> str:
@@ -97,7 +125,7 @@ def memory_svg(rows: Sequence[Row]) -> str:
 
 
 def _inline_svg(draw: Callable[[Axes, Sequence[Row], Theme], None], rows: Sequence[Row]) -> str:
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": draw.__name__}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": draw.__name__}):
         figure = Figure(figsize=(8.4, 4.0), layout="constrained")
         draw(figure.subplots(), rows, PAGE)
         buffer = io.StringIO()
@@ -132,7 +160,7 @@ def _draw_speed(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     _draw_lines(axes, rows, theme, lambda row: row.median_ts)
     hollow = "; hollow: synthetic fill" if any(row.fill == "synthetic" for row in rows) else ""
     detail = f"median; bars: slowest and fastest repetition{hollow}"
-    _caption(axes, theme, "Decode speed, tokens per second", detail)
+    caption(axes, theme, "Decode speed, tokens per second", detail)
 
 
 def _draw_memory(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
@@ -145,7 +173,7 @@ def _draw_memory(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(2.0 ** (low - 0.5), 2.0 ** (high + 0.5))
     _draw_lines(axes, rows, theme, _context_bytes)
-    _caption(axes, theme, "Memory of the context", "KV cache and recurrent state, without weights")
+    caption(axes, theme, "Memory of the context", "KV cache and recurrent state, without weights")
 
 
 def _context_bytes(row: Row) -> float:
@@ -179,7 +207,8 @@ def _dress(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
         axes.spines[side].set_color(theme.grid)
 
 
-def _caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
+def caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
+    """A bold title at the left, and below it what a reader has to know."""
     axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold", pad=24)
     axes.annotate(
         detail, (0, 1), (0, 8), "axes fraction", textcoords="offset points", color=theme.ink, fontsize=9
@@ -195,13 +224,13 @@ def _label_directly(axes: Axes, rows: Sequence[Row], theme: Theme, value: Value)
         height = float(to_axis.transform((_x(last, rows), value(last)))[1])
         ends.append((height, series_name(last, rows), colour))
     ends.sort()
-    for height, (_, name, colour) in zip(_spread([end[0] for end in ends]), ends, strict=True):
+    for height, (_, name, colour) in zip(spread([end[0] for end in ends]), ends, strict=True):
         axes.annotate(
             name, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontweight="bold"
         )
 
 
-def _spread(heights: Sequence[float]) -> list[float]:
+def spread(heights: Sequence[float]) -> list[float]:
     """Ascending heights moved apart to at least LABEL_GAP, and down again where they leave the axis."""
     moved: list[float] = []
     for height in heights:

@@ -26,8 +26,8 @@ PROJECTIONS = (
     "ffn_up",
     "ffn_down",
 )
-"""The projections whose input can be coded, by the stem of their tensor's name in the GGUF. `ssm_f` is the gate
-of a GLA layer: the merged `ssm_f_b`, or the first of the low-rank pair, `ssm_f_a`."""
+"""The projections whose input can be coded, by the stem of their tensor's name in the GGUF. `ssm_f` is the
+gate of a GLA layer: the merged `ssm_f_b`, or the first of the low-rank pair, `ssm_f_a`."""
 
 INPUTS = (("attn_q", "attn_k", "attn_v", "ssm_f"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """The projections of a layer by the input that they share."""
@@ -39,7 +39,7 @@ DEFAULT_K = 3.0
 
 SPIKE_KEYS = f"{ARCH}.spike."
 OVERRIDE_KEY = SPIKE_KEYS + "override"
-"""Never in a file: given to the engine at load time, 0 switches spikes off, another number replaces every k."""
+"""Never in a file: given to the engine at load time, 0 switches spikes off, another number replaces all k."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class SpikePlan:
     Attributes:
         projections: the coded ones, out of `PROJECTIONS`.
         k: of every coded projection without one of its own.
-        layer_k: [n_layer][len(projections)], each projection's own k, 0 where it is not coded; None: `k` for all.
+        layer_k: [n_layer][len(projections)], each projection's own k, 0 where it is not coded; None: `k` for
+            all.
         query_k: codes q per head in SWA layers after the rotary embedding; 0: not.
         kv_rounding: rounds k and v in SWA layers to symmetric INT8 per token and head.
     """
@@ -61,7 +62,7 @@ class SpikePlan:
     kv_rounding: bool = False
 
     def __post_init__(self) -> None:
-        """Raises SpikeError: an unknown or repeated projection, none at all, or a k that is no positive number."""
+        """Raises SpikeError: an unknown or repeated projection, none at all, or a k that is not positive."""
         unknown = [name for name in self.projections if name not in PROJECTIONS]
         if unknown:
             raise SpikeError(

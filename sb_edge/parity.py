@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,9 +18,11 @@ from sb_edge.errors import ParityError
 from sb_edge.metrics import Agreement, compare_logits, nmse
 from sb_edge.progress import progress_bar
 from sb_edge.recording import load_recording
-from sb_edge.tolerances import ENGINE_BY_KV_TYPE
+from sb_edge.spike_parity import Counts, SpikeParity, compare_counts, observe_engine
+from sb_edge.tolerances import COUNTS_IDENTICAL, ENGINE_BY_KV_TYPE, SPIKES, SPIKES_F32
 
 if TYPE_CHECKING:
+    from sb_edge.config import SpikingBrainConfig
     from sb_edge.runtime.session import Model
 
 DEFAULT_TOKENS = 128
@@ -44,10 +46,12 @@ class Rows:
     Attributes:
         logits: [T, vocab].
         layers: "l_out-0", ... to [T, hidden]; empty unless asked for.
+        counts: of every coded projection; empty without spikes.
     """
 
     logits: NDArray[np.floating]
     layers: dict[str, NDArray[np.floating]]
+    counts: Counts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class ParityReport:
         runs: one for the whole prompt (piece = tokens), then one a piece size.
         per_layer: whether layers were compared.
         greedy: None unless asked for.
+        spikes: None without spikes, and against a recording.
     """
 
     gguf: str
@@ -96,6 +101,7 @@ class ParityReport:
     runs: tuple[Run, ...]
     per_layer: bool = False
     greedy: Greedy | None = None
+    spikes: SpikeParity | None = None
 
     @property
     def worst(self) -> Run:
@@ -114,8 +120,9 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether all runs are within the tolerance and the texts agree."""
-        return self.worst.agreement.nmse <= self.tolerance and self.same_text
+        """Whether all runs are within the tolerance, and texts and spike counts agree."""
+        within = self.worst.agreement.nmse <= self.tolerance
+        return within and self.same_text and (self.spikes is None or self.spikes.passed)
 
     def document(self) -> dict[str, Any]:
         """The JSON form; docs/parity.md describes the fields."""
@@ -140,6 +147,8 @@ class ParityReport:
                 "identical": self.same_text,
                 "first_difference": self.greedy.first_difference,
             }
+        if self.spikes:
+            document |= self.spikes.document()
         return document
 
     def require_passed(self) -> None:
@@ -148,6 +157,8 @@ class ParityReport:
         Raises:
             ParityError: says by how much, and where to look.
         """
+        if self.spikes:
+            self.spikes.require_passed(self.gguf)
         worst = self.worst
         if worst.agreement.nmse > self.tolerance:
             raise ParityError(
@@ -164,12 +175,17 @@ class ParityReport:
             )
 
 
+def default_kv_type(model: Model) -> KvType:
+    """The engine's own default, f16; f32 for a model that spikes, whose counts f16 K and V would move."""
+    return "f32" if model.spike_plan else "f16"
+
+
 def against_recording(
     gguf: Path,
     recording: Path,
     *,
     pieces: Sequence[int] = (),
-    kv_type: KvType = "f16",
+    kv_type: KvType | None = None,
     n_tokens: int | None = None,
     tolerance: float | None = None,
 ) -> ParityReport:
@@ -179,9 +195,9 @@ def against_recording(
         gguf: the engine's model.
         recording: an .npz, see `sb_edge.recording`.
         pieces: after the whole prompt, feed it again this many tokens at a time.
-        kv_type: type of the engine's K and V.
+        kv_type: type of the engine's K and V; None: `default_kv_type`.
         n_tokens: take only the recording's first tokens.
-        tolerance: ceiling on the NMSE; None takes the KV type's.
+        tolerance: ceiling on the NMSE; None takes the one for the KV type, with or without spikes.
 
     Raises:
         ParityError: the recording is damaged or belongs to another model.
@@ -189,13 +205,14 @@ def against_recording(
     from sb_edge.runtime.session import Model
 
     with Model(gguf) as model:
+        kv_type = kv_type or default_kv_type(model)
         recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
         tokens = recorded.input_ids[:n_tokens].tolist()
         reference = Rows(recorded.logits[:n_tokens], {})
         runs = _runs(model, tokens, reference, pieces, kv_type)
-    return ParityReport(
-        str(gguf), f"{recording}, recorded", len(tokens), kv_type, _ceiling(tolerance, kv_type), runs
-    )
+        if tolerance is None:
+            tolerance = _recording_ceiling(model, kv_type)
+    return ParityReport(str(gguf), f"{recording}, recorded", len(tokens), kv_type, tolerance, runs)
 
 
 def against_checkpoint(
@@ -203,30 +220,36 @@ def against_checkpoint(
     checkpoint: Path,
     *,
     text: str | None = None,
+    recording: Path | None = None,
     n_tokens: int | None = None,
     pieces: Sequence[int] = (),
-    kv_type: KvType = "f16",
+    kv_type: KvType | None = None,
     per_layer: bool = False,
     n_greedy: int = 0,
     tolerance: float | None = None,
+    counts_identical: float | None = None,
     device: str = "cpu",
     dtype: Literal["float32", "float64", "bfloat16"] = "float32",
 ) -> ParityReport:
     """Compare the engine with the PyTorch reference on the checkpoint that the GGUF was made from.
 
+    The reference spikes as the GGUF does; then the spike counts are compared too.
+
     Args:
         gguf: the engine's model.
         checkpoint: a folder in the public layout.
         text: the prompt, in the GGUF's vocabulary; None takes random tokens, always the same.
+        recording: an .npz whose prompt to take; its logits are not used.
         n_tokens: length of the prompt: its first tokens, or how many random ones (None: 128).
         pieces, kv_type, tolerance: as in `against_recording`.
         per_layer: compare every block's output too.
         n_greedy: compare this many greedily generated tokens too; 0 for none.
+        counts_identical: share of identical counts to ask for; None: `COUNTS_IDENTICAL`, the rest off by one.
         device: see `sb_edge.reference.device.pick_device`.
         dtype: the reference's weights and activations.
 
     Raises:
-        ParityError: PyTorch is missing, or the two models have different vocabularies.
+        ParityError: PyTorch is missing, or the two models differ in size.
         CheckpointError, DeviceError: see the reference.
     """
     from sb_edge.reference import require_torch
@@ -236,43 +259,65 @@ def against_checkpoint(
     from sb_edge.runtime.session import Model
 
     with Model(gguf) as model:
-        tokens = prompt_tokens(model, text, n_tokens)
+        kv_type = kv_type or default_kv_type(model)
+        tokens = prompt_tokens(model, text, recording, n_tokens)
+        plan = model.spike_plan
+        observed = observe_engine(model, tokens, kv_type) if plan else None
         with progress_bar("reference", None):
-            reference = Reference(checkpoint, device=device, dtype=dtype)
-            _require_same_vocabulary(model, checkpoint, reference.n_vocab)
+            reference = Reference(checkpoint, device=device, dtype=dtype, spikes=plan)
+            _require_same_sizes(model, checkpoint, reference.config)
             rows = reference.rows(tokens, per_layer=per_layer)
+            same_inputs = reference.counts(observed.inputs) if observed else {}
             expected_text = reference.greedy(tokens, n_greedy) if n_greedy else []
             how = f"{checkpoint}, {dtype} on {reference.device}"
             del reference  # its weights, before the engine takes its buffers
         runs = _runs(model, tokens, rows, pieces, kv_type)
+        spikes = None
+        if observed:
+            spikes = SpikeParity(
+                compare_counts(same_inputs, observed.counts),
+                compare_counts(rows.counts, observed.counts),
+                COUNTS_IDENTICAL[kv_type] if counts_identical is None else counts_identical,
+                off_by_one=counts_identical is None,
+            )
         greedy = Greedy(expected_text, _engine_greedy(model, tokens, n_greedy, kv_type)) if n_greedy else None
-    return ParityReport(
-        str(gguf), how, len(tokens), kv_type, _ceiling(tolerance, kv_type), runs, per_layer, greedy
-    )
+    if tolerance is None:
+        tolerance = SPIKES.nmse if spikes else ENGINE_BY_KV_TYPE[kv_type].nmse
+    return ParityReport(str(gguf), how, len(tokens), kv_type, tolerance, runs, per_layer, greedy, spikes)
 
 
-def _require_same_vocabulary(model: Model, checkpoint: Path, n_vocab: int) -> None:
-    if n_vocab != model.n_vocab:
-        raise ParityError(
-            "not the checkpoint that this GGUF was made from: another vocabulary",
-            path=checkpoint,
-            item="vocab_size",
-            found=n_vocab,
-            expected=f"{model.n_vocab} as in {model.path}",
-        )
+def _require_same_sizes(model: Model, checkpoint: Path, config: SpikingBrainConfig) -> None:
+    sizes = {
+        "vocab_size": model.n_vocab,
+        "hidden_size": model.header.metadata.get(f"{model.arch}.embedding_length"),
+        "num_hidden_layers": model.header.metadata.get(f"{model.arch}.block_count"),
+    }
+    for key, expected in sizes.items():
+        found = getattr(config, key)
+        if found != expected:
+            raise ParityError(
+                "not the checkpoint that this GGUF was made from",
+                path=checkpoint,
+                item=key,
+                found=found,
+                expected=f"{expected} as in {model.path}",
+            )
 
 
-def prompt_tokens(model: Model, text: str | None, n_tokens: int | None) -> list[int]:
-    """The prompt to compare on: `text`'s first tokens, or random ones from a fixed seed.
+def prompt_tokens(model: Model, text: str | None, recording: Path | None, n_tokens: int | None) -> list[int]:
+    """The prompt to compare on: `text`'s or the recording's first tokens, or random ones from a fixed seed.
 
     Raises:
-        ParityError: an empty text, or a prompt longer than the model's context.
+        ParityError: an empty text, a damaged recording, or a prompt longer than the model's context.
     """
-    if text is None:
-        rng = np.random.default_rng(0)
-        tokens: list[int] = rng.integers(0, model.n_vocab, n_tokens or DEFAULT_TOKENS).tolist()
-    else:
+    if text is not None:
         tokens = model.tokenize(text)[:n_tokens]
+    elif recording is not None:
+        recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
+        tokens = recorded.input_ids[:n_tokens].tolist()
+    else:
+        rng = np.random.default_rng(0)
+        tokens = rng.integers(0, model.n_vocab, n_tokens or DEFAULT_TOKENS).tolist()
     if not tokens:
         raise ParityError("the prompt has no tokens", item="text", found=repr(text))
     if len(tokens) > model.n_ctx_train:
@@ -315,8 +360,10 @@ def compare_layers(reference: Rows, other: Rows) -> dict[str, float]:
     return {name: nmse(rows, other.layers[name]) for name, rows in reference.layers.items()}
 
 
-def _ceiling(tolerance: float | None, kv_type: KvType) -> float:
-    return ENGINE_BY_KV_TYPE[kv_type].nmse if tolerance is None else tolerance
+def _recording_ceiling(model: Model, kv_type: KvType) -> float:
+    if model.spike_plan is None:
+        return ENGINE_BY_KV_TYPE[kv_type].nmse
+    return (SPIKES_F32 if kv_type == "f32" else SPIKES).nmse
 
 
 def _runs(

@@ -1,6 +1,7 @@
 """Every numerical tolerance of the project, in one place: tests and `sb-edge parity` read them here.
 
-All are ceilings on the NMSE, sum((x - y)^2) / sum(x^2) with x the reference. None is loosened by environment.
+All but the last table are ceilings on the NMSE, sum((x - y)^2) / sum(x^2) with x the reference. None is
+loosened by environment.
 """
 
 from __future__ import annotations
@@ -51,6 +52,16 @@ ENGINE_Q8_0 = Tolerance(
     1e-4,
     "K and V carry 8 bits, one scale for 32; seen 3.9e-6",
 )
+SPIKES_F32 = Tolerance(
+    "engine with spikes, f32 KV, recorded logits",
+    1e-4,
+    "a count on a rounding edge may flip; none does in the recorded case, seen 1.4e-13",
+)
+SPIKES = Tolerance(
+    "engine with spikes otherwise",
+    2e-2,
+    "one flipped count moves all that follows; seen 4.7e-4 with f32 KV, 4.3e-3 with q8_0 KV",
+)
 
 TABLE = (
     CHUNK_F64,
@@ -63,7 +74,13 @@ TABLE = (
     ENGINE_F32,
     ENGINE_F16,
     ENGINE_Q8_0,
+    SPIKES_F32,
+    SPIKES,
 )
 
 ENGINE_BY_KV_TYPE = {"f32": ENGINE_F32, "f16": ENGINE_F16, "q8_0": ENGINE_Q8_0}
 """For a GGUF whose weights are exactly the checkpoint's; other weight types bring an error of their own."""
+
+COUNTS_IDENTICAL = {"f32": 0.9999, "f16": 0.999, "q8_0": 0.999}
+"""By KV type, the share of spike counts that must be the same from the same inputs; the others are one apart.
+Seen 1 with f32, 0.9999 with f16 and 0.9998 with q8_0: K and V of fewer bits move what `attn_output` codes."""

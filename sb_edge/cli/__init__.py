@@ -29,6 +29,7 @@ COMMANDS = {
     "generate": ("sb_edge.cli.generate", "Continue a prompt."),
     "chat": ("sb_edge.cli.chat", "Talk with a model; its state is kept between turns."),
     "bench": ("sb_edge.cli.bench", "Measure speed and memory."),
+    "spikes": ("sb_edge.cli.spikes", "Count, draw and sweep a model's spikes."),
     "demo": ("sb_edge.cli.demo", "Convert, quantize, chat and measure the default model."),
 }
 

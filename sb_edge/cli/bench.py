@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sb_edge.cli.options import KV_TYPE_NAMES, json_option, threads_option
+from sb_edge.cli.spike_options import SpikeK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -265,6 +266,71 @@ def convert(
             )
 
     emit([{**asdict(result), "ratio": result.ratio} for result in results], json_target, render)
+
+
+@command.command()
+@click.argument("model", default="default")
+@click.option("--spike-k", type=SpikeK(), help="With this k.  [default: as the file says, else 3]")
+@click.option(
+    "-p", "--n-prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the prompt."
+)
+@click.option(
+    "-n", "--n-gen", type=click.IntRange(1), default=64, show_default=True, help="Tokens to decode after it."
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Pairs of measurements.",
+)
+@threads_option
+@json_option
+def spikes(
+    model: str,
+    spike_k: float | None,
+    n_prompt: int,
+    n_gen: int,
+    repetitions: int,
+    threads: int | None,
+    json_target: str | None,
+) -> None:
+    """Prompt and decode speed with spikes against without.
+
+    MODEL is a GGUF or a name that `bench decode` takes. The same weights are measured in turns.
+    """
+    from rich.table import Table
+
+    from sb_edge.bench.baselines import resolve_model
+    from sb_edge.bench.spike_speed import measure_spike_speed
+    from sb_edge.output import emit
+
+    results = measure_spike_speed(
+        resolve_model(model).path,
+        k=spike_k,
+        n_prompt=n_prompt,
+        n_gen=n_gen,
+        repetitions=repetitions,
+        n_threads=threads,
+    )
+
+    def render(console: Console) -> None:
+        table = Table(title=f"{model}: median tokens per second, {repetitions} pairs")
+        for heading in ("test", "without spikes", "with spikes", "with / without", "quartiles"):
+            table.add_column(heading, justify="right")
+        for result in results:
+            low, high = result.quartiles
+            table.add_row(
+                result.label,
+                f"{result.without.median_ts:.2f}",
+                f"{result.spiking.median_ts:.2f}",
+                f"{result.ratio:.3f}",
+                f"{low:.3f} to {high:.3f}",
+            )
+        console.print(table)
+
+    emit([result.to_json() for result in results], json_target, render)
 
 
 def _require_folders(*files: Path | None) -> None:

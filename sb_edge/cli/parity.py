@@ -11,8 +11,10 @@ from sb_edge.cli.options import json_option
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from sb_edge.parity import KvType, ParityReport
+    from sb_edge.spike_parity import CountAgreement, SpikeParity
 
 
 class PieceSizes(click.ParamType):
@@ -38,7 +40,9 @@ class PieceSizes(click.ParamType):
 @click.argument("gguf")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--golden", type=click.Path(path_type=Path), help="Recorded logits, an .npz, instead of CHECKPOINT."
+    "--golden",
+    type=click.Path(path_type=Path),
+    help="Recorded logits, an .npz, instead of CHECKPOINT; with CHECKPOINT, the prompt alone.",
 )
 @click.option(
     "--pieces", type=PieceSizes(), default=(), help="Feed the prompt again in pieces of 1,7,33 tokens."
@@ -46,9 +50,7 @@ class PieceSizes(click.ParamType):
 @click.option(
     "--kv-type",
     type=click.Choice(["f16", "f32", "q8_0"]),
-    default="f16",
-    show_default=True,
-    help="Type of the engine's K and V.",
+    help="Type of the engine's K and V.  [default: f16; f32 for a GGUF that spikes]",
 )
 @click.option("--per-layer", is_flag=True, help="Compare every layer and name the first that diverges.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Length of the prompt (random tokens: 128).")
@@ -56,6 +58,12 @@ class PieceSizes(click.ParamType):
 @click.option("--greedy", type=click.IntRange(min=1), help="Compare this many greedy tokens too.")
 @click.option(
     "--tolerance", type=click.FloatRange(min=0), help="Ceiling on the NMSE instead of the KV type's own."
+)
+@click.option(
+    "--counts-identical",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Share of identical spike counts to ask for, instead of the KV type's own and the rest off by one.",
 )
 @click.option(
     "--device", default="cpu", show_default=True, help="Of the reference: auto, cpu, cuda[:N], metax[:N]."
@@ -73,12 +81,13 @@ def command(
     checkpoint: Path | None,
     golden: Path | None,
     pieces: tuple[int, ...],
-    kv_type: KvType,
+    kv_type: KvType | None,
     per_layer: bool,
     tokens: int | None,
     text: str | None,
     greedy: int | None,
     tolerance: float | None,
+    counts_identical: float | None,
     device: str,
     dtype: Literal["float32", "float64", "bfloat16"],
     json_target: str | None,
@@ -86,35 +95,40 @@ def command(
     """Compare the engine with the reference or with recorded logits.
 
     GGUF runs in the engine; the reference is the PyTorch model on CHECKPOINT, or the logits in --golden,
-    which need no PyTorch. Prints NMSE, KL divergence, top-1 agreement and the worst position; exits with 1
-    when the NMSE is over the tolerance.
+    which need no PyTorch. Prints NMSE, KL divergence, top-1 agreement and the worst position; for a GGUF that
+    spikes, against a CHECKPOINT, also how many spike counts are identical. Exits with 1 when the NMSE is over
+    the tolerance or too few counts are identical.
     """
-    if golden and (per_layer or greedy or text is not None):
-        raise click.UsageError("--per-layer, --greedy and --text need a CHECKPOINT, not a recording.")
+    if checkpoint is None and (per_layer or greedy or text is not None or counts_identical is not None):
+        raise click.UsageError("--per-layer, --greedy, --text and --counts-identical need a CHECKPOINT.")
+    if golden and text is not None:
+        raise click.UsageError("The prompt is either --text or that of --golden.")
     from sb_edge import parity
     from sb_edge.models import resolve_gguf
     from sb_edge.output import emit
 
-    if golden and checkpoint is None:
-        report = parity.against_recording(
-            resolve_gguf(gguf), golden, pieces=pieces, kv_type=kv_type, n_tokens=tokens, tolerance=tolerance
-        )
-    elif checkpoint and golden is None:
+    if checkpoint:
         report = parity.against_checkpoint(
             resolve_gguf(gguf),
             checkpoint,
             text=text,
+            recording=golden,
             n_tokens=tokens,
             pieces=pieces,
             kv_type=kv_type,
             per_layer=per_layer,
             n_greedy=greedy or 0,
             tolerance=tolerance,
+            counts_identical=counts_identical,
             device=device,
             dtype=dtype,
         )
+    elif golden:
+        report = parity.against_recording(
+            resolve_gguf(gguf), golden, pieces=pieces, kv_type=kv_type, n_tokens=tokens, tolerance=tolerance
+        )
     else:
-        raise click.UsageError("Name either a CHECKPOINT or --golden.")
+        raise click.UsageError("Name a CHECKPOINT or --golden.")
     emit(report.document(), json_target, lambda console: _render(report, console))
     report.require_passed()
 
@@ -138,6 +152,8 @@ def _render(report: ParityReport, console: Console) -> None:
     console.print(table)
     if report.per_layer:
         _render_layers(report, console)
+    if report.spikes:
+        _render_spikes(report.spikes, console)
     if report.greedy:
         same = "identical" if report.same_text else f"differs from token {report.greedy.first_difference} on"
         console.print(f"greedy text, {len(report.greedy.engine)} tokens: {same}")
@@ -160,3 +176,27 @@ def _render_layers(report: ParityReport, console: Console) -> None:
         table.add_row(name, f"{value:.2e}", style="red" if value > report.tolerance else None)
     console.print(table)
     console.print(f"first layer that diverges: {report.first_divergent_layer or 'none'}")
+
+
+def _render_spikes(spikes: SpikeParity, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("spike counts")
+    for heading in ("compared", "differ", "by at most", "worst layer", "differ end to end"):
+        table.add_column(heading, justify="right")
+    for name in dict.fromkeys(found.projection for found in spikes.same_inputs.projections):
+        _add_counts(table, name, spikes.same_inputs.of(name), spikes.end_to_end.of(name))
+    console.print(table)
+    found, whole = spikes.same_inputs, spikes.end_to_end
+    console.print(
+        f"spike counts from the same inputs: {found.identical:.4%} identical, {found.differing} of "
+        f"{found.total} differ, by at most {found.largest_difference}; "
+        f"end to end: {whole.identical:.4%} identical"
+    )
+
+
+def _add_counts(table: Table, name: str, found: CountAgreement, whole: CountAgreement) -> None:
+    worst = "-" if found.worst is None else found.worst.layer
+    figures = (found.total, found.differing, found.largest_difference, worst, whole.differing)
+    table.add_row(name, *map(str, figures))

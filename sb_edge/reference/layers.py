@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sb_edge.config import GATE_LOGIT_NORMALIZER, SpikingBrainConfig
+from sb_edge.quant.spike_coding import int8_round
 from sb_edge.reference.naive import accumulation_dtype
+from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts
 
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -43,13 +45,14 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: SpikingBrainConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Projection(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, hidden] -> [B, T, hidden]."""
-        gated: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        shared = SharedInput(x)
+        gated: Tensor = self.down_proj(functional.silu(self.gate_proj(shared)) * self.up_proj(shared))
         return gated
 
 
@@ -106,10 +109,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         query_dim = config.num_attention_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_dim, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.kv_dim, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.kv_dim, bias=bias)
-        self.o_proj = nn.Linear(query_dim, config.hidden_size, bias=False)
+        self.q_proj = Projection(config.hidden_size, query_dim, bias=bias)
+        self.k_proj = Projection(config.hidden_size, config.kv_dim, bias=bias)
+        self.v_proj = Projection(config.hidden_size, config.kv_dim, bias=bias)
+        self.o_proj = Projection(query_dim, config.hidden_size, bias=False)
 
     def heads(self, x: Tensor) -> Tensor:
         """[B, T, heads * d] -> [B, T, heads, d]."""
@@ -121,7 +124,14 @@ class Attention(nn.Module):
 
 
 class SlidingWindowAttention(Attention):
-    """Softmax attention over the last `sliding_window` keys, with rotary embedding."""
+    """Softmax attention over the last `sliding_window` keys, with rotary embedding.
+
+    W8ASpike changes what is attended: `query_k`, if not 0, codes every head's query, and `kv_rounding` rounds
+    keys and values to INT8 per token and head, before the cache keeps them.
+    """
+
+    query_k = 0.0
+    kv_rounding = False
 
     def __init__(self, config: SpikingBrainConfig, bias: bool) -> None:
         super().__init__(config, bias)
@@ -129,9 +139,14 @@ class SlidingWindowAttention(Attention):
         self.theta = config.rope_theta
 
     def forward(self, x: Tensor, state: LayerState, position: int) -> tuple[Tensor, LayerState]:
-        q = rotate(self.heads(self.q_proj(x)), position, self.theta)
-        k = rotate(self.heads(self.k_proj(x)), position, self.theta)
-        v = self.heads(self.v_proj(x))
+        shared = SharedInput(x)
+        q = rotate(self.heads(self.q_proj(shared)), position, self.theta)
+        k = rotate(self.heads(self.k_proj(shared)), position, self.theta)
+        v = self.heads(self.v_proj(shared))
+        if self.query_k:
+            q = round_to_counts(q, self.query_k)
+        if self.kv_rounding:
+            k, v = int8_round(k).to(x.dtype), int8_round(v).to(x.dtype)
         if state:
             k, v = torch.cat((state[0], k), dim=1), torch.cat((state[1], v), dim=1)
         y = self.o_proj(windowed_attention(q, k, v, self.window).flatten(2))
@@ -140,21 +155,27 @@ class SlidingWindowAttention(Attention):
 
 
 class GatedLinearAttention(Attention):
-    """Linear attention with a gate per key channel, ReLU on q and k, a norm per head, no rotary embedding."""
+    """Linear attention with a gate per key channel, ReLU on q and k, a norm per head, no rotary embedding.
+
+    The gate is a low-rank pair of projections, or, with `gate_rank` 0 (W8ASpike), a single one.
+    """
 
     def __init__(self, config: SpikingBrainConfig, bias: bool, gate_rank: int, operator: Operator) -> None:
         super().__init__(config, bias)
         self.operator = operator
-        self.gk_proj = nn.Sequential(
-            nn.Linear(config.hidden_size, gate_rank, bias=False), nn.Linear(gate_rank, config.kv_dim)
-        )
+        self.gk_proj: nn.Module = Projection(config.hidden_size, config.kv_dim)
+        if gate_rank:
+            self.gk_proj = nn.Sequential(
+                Projection(config.hidden_size, gate_rank, bias=False), nn.Linear(gate_rank, config.kv_dim)
+            )
         self.g_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, state: LayerState, position: int) -> tuple[Tensor, LayerState]:
-        q = self.heads(functional.relu(self.q_proj(x)))
-        k = self.heads(functional.relu(self.k_proj(x)))
-        v = self.heads(self.v_proj(x))
-        gate = self.heads(self.gk_proj(x)).to(accumulation_dtype(x.dtype))
+        shared = SharedInput(x)
+        q = self.heads(functional.relu(self.q_proj(shared)))
+        k = self.heads(functional.relu(self.k_proj(shared)))
+        v = self.heads(self.v_proj(shared))
+        gate = self.heads(self.gk_proj(shared)).to(accumulation_dtype(x.dtype))
         log_a = functional.logsigmoid(gate) / GATE_LOGIT_NORMALIZER
         o, last = self.operator(q, k, v, log_a, self.head_dim**-0.5, state[0] if state else None)
         return self.o_proj(self.g_norm(o).flatten(2)), (last,)

@@ -5,7 +5,8 @@ Module names are the checkpoint's tensor names, so a state dict is a checkpoint 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ from torch.nn import functional
 from sb_edge.config import SpikingBrainConfig
 from sb_edge.convert.checkpoint import Checkpoint
 from sb_edge.convert.tensors import TensorLayout, account_for_tensors
+from sb_edge.errors import CheckpointError, SpikeError
+from sb_edge.quant.spike_plan import DEFAULT_K, RELEASED_PROJECTIONS, SpikePlan
 from sb_edge.reference import chunk, naive
 from sb_edge.reference.layers import (
     Attention,
@@ -28,11 +31,15 @@ from sb_edge.reference.layers import (
     RMSNorm,
     SlidingWindowAttention,
 )
+from sb_edge.reference.spiking import Site, projections, watch_counts
 
 OPERATORS: dict[str, Operator] = {
     "naive": naive.gated_linear_attention,
     "chunk": chunk.gated_linear_attention,
 }
+
+RELEASED_PLAN = SpikePlan(RELEASED_PROJECTIONS, query_k=DEFAULT_K, kv_rounding=True)
+"""The spiking of the public W8ASpike checkpoints."""
 
 OnTensor = Callable[[str, Tensor], None]
 
@@ -67,7 +74,8 @@ class SpikingBrain(nn.Module):
 
     Args:
         config: sizes, layer map, window, rotary base.
-        layout: whether q, k and v have biases, and the gate's rank.
+        layout: whether q, k and v have biases, and the gate's rank. Its scales play no part here: weights are
+            rounded as they are loaded.
         attention: "chunk" (fast) or "naive" (the oracle) in the GLA layers.
     """
 
@@ -94,8 +102,9 @@ class SpikingBrain(nn.Module):
         Args:
             tokens: [B, T] integers, T >= 1.
             cache: continues after the tokens that it has seen, and is brought up to date; None starts afresh.
-            on_tensor: called with the engine's names, "l_out-0" (a block's output), ..., "result_norm",
-                and a [B, T, hidden] tensor.
+            on_tensor: called with the engine's names and the values: "l_out-0" (a block's output), ...,
+                "result_norm", [B, T, hidden], and int32 counts [B, T, n], "spike_attn_q-0", ..., named for
+                the first of the projections that share them.
 
         Returns:
             [B, T, vocab] in the weights' dtype.
@@ -103,7 +112,8 @@ class SpikingBrain(nn.Module):
         state = Cache() if cache is None else cache
         x = self.model.embeddings(tokens)
         for index, block in enumerate(self.model.layers):
-            x, layer_state = block(x, state.layers.get(index, ()), state.position)
+            with _named_counts(block, index, on_tensor):
+                x, layer_state = block(x, state.layers.get(index, ()), state.position)
             if cache is not None:
                 cache.layers[index] = layer_state
             if on_tensor:
@@ -116,6 +126,24 @@ class SpikingBrain(nn.Module):
         head = self.model.embeddings if self.lm_head is None else self.lm_head
         return functional.linear(x, head.weight)
 
+    def set_spikes(self, plan: SpikePlan | None) -> None:
+        """Code inputs, queries, keys and values as a plan says; None: none of them. Weights stay as they are.
+
+        Raises:
+            SpikeError: the plan is for another number of layers.
+        """
+        blocks = self.model.layers
+        if plan and plan.layer_k is not None and len(plan.layer_k) != len(blocks):
+            raise SpikeError(
+                "a k for every layer", item="layer_k", found=len(plan.layer_k), expected=len(blocks)
+            )
+        for index, block in enumerate(blocks):
+            for name, projection in projections(block).items():
+                projection.spike_k = plan.k_of(index, name) if plan else 0.0
+            if isinstance(block.attn, SlidingWindowAttention):
+                block.attn.query_k = plan.query_k if plan else 0.0
+                block.attn.kv_rounding = bool(plan and plan.kv_rounding)
+
     @classmethod
     def from_checkpoint(
         cls,
@@ -127,6 +155,15 @@ class SpikingBrain(nn.Module):
     ) -> SpikingBrain:
         """Load a checkpoint folder, one tensor at a time.
 
+        A W8ASpike checkpoint's weights are rounded to multiples of their scales, except where the release
+        does not, and it gets `RELEASED_PLAN`'s spikes; any other gets none. `set_spikes` changes that.
+
+        Args:
+            folder: a checkpoint in the public layout.
+            dtype: of weights and activations.
+            device: where they are.
+            attention: "chunk" (fast) or "naive" (the oracle) in the GLA layers.
+
         Raises:
             CheckpointError, ConfigError: damaged files, or tensors that do not fit the config.
         """
@@ -134,9 +171,46 @@ class SpikingBrain(nn.Module):
         layout, table = account_for_tensors(checkpoint)
         with torch.device("meta"):
             model = cls(checkpoint.config, layout, attention)
-        weights = {name: _tensor(checkpoint.read(name)).to(device, dtype) for name in table}
+        model.set_spikes(RELEASED_PLAN if layout.quantized else None)
+        weights = {
+            name: _weight(checkpoint, name, spec.scales).to(device, dtype)
+            for name, spec in table.items()
+            if spec.gguf_name
+        }
         model.load_state_dict(weights, assign=True)
         return model.eval()
+
+
+@contextmanager
+def _named_counts(block: nn.Module, layer: int, on_tensor: OnTensor | None) -> Iterator[None]:
+    """Pass a block's counts to `on_tensor`, under the engine's names."""
+    if on_tensor is None:
+        yield
+        return
+
+    def name_site(site: Site, counts: Tensor) -> None:
+        on_tensor(f"spike_{site[0]}-{layer}", counts)
+
+    with watch_counts(block, name_site):
+        yield
+
+
+def _weight(checkpoint: Checkpoint, name: str, scales: str | None) -> Tensor:
+    """A checkpoint's tensor; with scales, round(w / scale) * scale in float32, not clipped to INT8.
+
+    Raises:
+        CheckpointError: a scale that is not a positive number.
+    """
+    weight = _tensor(checkpoint.read(name))
+    if scales is None:
+        return weight
+    scale = _tensor(checkpoint.read(scales)).float()  # [out, in / 128, 1]
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        raise CheckpointError(
+            "holds a scale that is not a positive number", path=checkpoint.info(scales).file, item=scales
+        )
+    groups = weight.float().unflatten(1, (scale.shape[1], -1))
+    return ((groups / scale).round() * scale).flatten(1)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -63,7 +63,7 @@ def ggml_base() -> ctypes.CDLL:
 
 
 def cpu_function(name: str) -> int:
-    """The address of a function that the CPU backend names; a portable engine has one such backend a CPU type.
+    """The address of a function that the CPU backend names; a portable engine has several such backends.
 
     Raises:
         InferenceError: the engine has no such function.

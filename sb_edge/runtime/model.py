@@ -27,8 +27,8 @@ class Model:
         path: the GGUF, or the first file of a split one.
         use_mmap: map the weights instead of reading them.
         vocab_only: load the vocabulary alone.
-        spikes: None: as the file says; 0: none at all; another number: the k of every coded projection, and of
-            all projections of a file that codes none.
+        spikes: None: as the file says; 0: none at all; another number: the k of every coded projection, and
+            of all projections of a file that codes none.
 
     Raises:
         GgufError: not a sound GGUF, or one that the engine cannot run.

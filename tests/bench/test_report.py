@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sb_edge.bench.machine import Machine
-from sb_edge.bench.plot import LABEL_GAP, _spread, memory_svg, save_plot, speed_svg
+from sb_edge.bench.plot import LABEL_GAP, memory_svg, save_plot, speed_svg, spread
 from sb_edge.bench.report import Facts, LayerMap, Transcript, Turn, write_report
 from sb_edge.bench.results import Row
 from sb_edge.errors import OutputError
@@ -138,6 +138,6 @@ def test_a_plot_of_nothing_is_refused(tmp_path: Path, rows: list[Row]) -> None:
 
 @pytest.mark.parametrize("heights", [[0.5], [0.1, 0.11, 0.12], [0.97, 0.98, 0.99], [-1.0, 0.0, 2.0]])
 def test_labels_are_moved_apart(heights: list[float]) -> None:
-    moved = _spread(heights)
+    moved = spread(heights)
     assert all(upper - lower >= LABEL_GAP - 1e-9 for lower, upper in pairwise(moved))
     assert max(moved) <= 1.0

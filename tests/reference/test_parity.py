@@ -33,7 +33,7 @@ from sb_edge.parity import (
 from sb_edge.reference import require_torch
 from sb_edge.reference.evaluate import Reference
 from sb_edge.reference.model import Cache, SpikingBrain
-from sb_edge.tolerances import ENGINE_BY_KV_TYPE, GOLDEN_F32, PIECES_F32, TABLE
+from sb_edge.tolerances import COUNTS_IDENTICAL, ENGINE_BY_KV_TYPE, GOLDEN_F32, PIECES_F32, TABLE
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "gla_swa"
@@ -169,11 +169,13 @@ def test_recorded_logits_need_no_pytorch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["m.gguf"], "Name either a CHECKPOINT or --golden"),
-        (["m.gguf", "ckpt", "--golden", "g.npz"], "Name either a CHECKPOINT or --golden"),
+        (["m.gguf"], "Name a CHECKPOINT or --golden"),
+        (["m.gguf", "ckpt", "--golden", "g.npz", "--text", "a"], "either --text or that of --golden"),
         (["m.gguf", "--golden", "g.npz", "--greedy", "4"], "need a CHECKPOINT"),
         (["m.gguf", "--golden", "g.npz", "--per-layer"], "need a CHECKPOINT"),
         (["m.gguf", "--golden", "g.npz", "--text", ""], "need a CHECKPOINT"),
+        (["m.gguf", "--golden", "g.npz", "--counts-identical", "0.9"], "need a CHECKPOINT"),
+        (["m.gguf", "ckpt", "--counts-identical", "99"], "0<=x<=1"),
         (["m.gguf", "ckpt", "--pieces", "1,x"], "is not a list of numbers"),
         (["m.gguf", "ckpt", "--pieces", "4,0"], "0 is not a number of tokens"),
         (["m.gguf", "ckpt", "--kv-type", "q4_0"], "q4_0"),
@@ -211,4 +213,4 @@ def test_every_kv_type_on_offer_has_a_tolerance() -> None:
     assert command is not None
     (option,) = (parameter for parameter in command.params if parameter.name == "kv_type")
     assert isinstance(option.type, click.Choice)
-    assert set(option.type.choices) == set(ENGINE_BY_KV_TYPE)
+    assert set(option.type.choices) == set(ENGINE_BY_KV_TYPE) == set(COUNTS_IDENTICAL)

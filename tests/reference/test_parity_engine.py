@@ -16,12 +16,14 @@ from sb_edge.config import PRESETS
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.errors import CheckpointError, ParityError
 from sb_edge.parity import KvType, against_checkpoint, against_recording
-from sb_edge.tolerances import ENGINE_BY_KV_TYPE
+from sb_edge.quant.spike_plan import PROJECTIONS
+from sb_edge.tolerances import ENGINE_BY_KV_TYPE, SPIKES, SPIKES_F32
 
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "gla_swa"
+SPIKING = ROOT / "tests" / "data" / "w8aspike"
 PIECES = (1, 7, 33)
 
 
@@ -29,6 +31,13 @@ PIECES = (1, 7, 33)
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("parity") / "gla_swa-f32.gguf"
     convert_checkpoint(GOLDEN, path, outtype="f32")
+    return path
+
+
+@pytest.fixture(scope="module")
+def spiking_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parity") / "w8aspike-f32.gguf"
+    convert_checkpoint(SPIKING, path, outtype="f32")
     return path
 
 
@@ -56,6 +65,60 @@ def test_greedy_text_is_the_references(gguf: Path) -> None:
     assert report.greedy is not None
     assert len(report.greedy.engine) == 64
     assert report.greedy.first_difference is None
+
+
+def test_engine_reproduces_the_recorded_logits_with_spikes(spiking_gguf: Path) -> None:
+    report = against_recording(spiking_gguf, SPIKING / "golden.npz", pieces=(1, 7), kv_type="f32")
+    report.require_passed()
+    assert report.tolerance == SPIKES_F32.nmse
+    assert [run.agreement.top1 for run in report.runs] == [1, 1, 1]
+
+
+def test_every_count_of_the_recorded_prompt_is_the_references(spiking_gguf: Path) -> None:
+    report = against_checkpoint(
+        spiking_gguf, SPIKING, recording=SPIKING / "golden.npz", kv_type="f32", dtype="float64"
+    )
+    report.require_passed()
+    assert report.tokens == 24
+    assert report.spikes is not None
+    assert report.spikes.same_inputs.differing == report.spikes.end_to_end.differing == 0
+    assert report.spikes.same_inputs.total == 24 * 128 * (4 * 6 + 2)
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
+def test_counts_agree_on_any_prompt(spiking_gguf: Path, kv_type: KvType) -> None:
+    report = against_checkpoint(spiking_gguf, SPIKING, kv_type=kv_type, pieces=(1,))
+    report.require_passed()
+    assert report.tolerance == SPIKES.nmse
+
+
+def test_a_checkpoint_given_spikes_has_the_references_counts(tmp_path: Path) -> None:
+    """A low-rank gate, every projection coded: only the first of the gate's pair is."""
+    path = tmp_path / "spiking.gguf"
+    convert_checkpoint(GOLDEN, path, outtype="f32", spike_k=2.5)
+    report = against_checkpoint(path, GOLDEN, kv_type="f32")
+    report.require_passed()
+    assert report.spikes is not None
+    assert {found.projection for found in report.spikes.same_inputs.projections} == set(PROJECTIONS)
+
+
+def test_other_weights_change_counts(spiking_gguf: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_bytes((SPIKING / "config.json").read_bytes())
+    weights = load_file(SPIKING / "model.safetensors")
+    name = "model.layers.2.mlp_norm.weight"
+    swing = np.linspace(0.5, 1.5, 128, dtype=np.float32)
+    save_file({**weights, name: swing * weights[name]}, other / "model.safetensors")
+    report = against_checkpoint(spiking_gguf, other, kv_type="f32", tolerance=9)
+    assert report.spikes is not None
+    assert report.spikes.same_inputs.worst is not None
+    assert report.spikes.same_inputs.worst.layer == 2
+    with pytest.raises(ParityError, match=r"ffn_gate in layer 2: .*state --counts-identical"):
+        report.require_passed()
+    against_checkpoint(spiking_gguf, other, kv_type="f32", tolerance=9, counts_identical=0.5).require_passed()
 
 
 def test_other_weights_fail_at_their_layer(gguf: Path, tmp_path: Path) -> None:
