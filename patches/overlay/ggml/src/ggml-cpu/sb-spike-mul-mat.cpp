@@ -262,25 +262,32 @@ const float * sb_float_row(const ggml_tensor * w, int64_t row, std::vector<float
     return buffer.data();
 }
 
-float sb_dot_floats(int64_t n, const float * w, const sb_spike_row * code) {
-    constexpr int lanes = 16;
+// A row's counts as floats; those beyond 2^24 lose their last bits, as the products would.
+void sb_counts_to_floats(const sb_spike_row * code, int64_t n, float * out) {
     const int8_t * digits = sb_spike_plane_const(code, n, 0);
-    float sum[lanes] = {};
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-        for (int j = 0; j < lanes; ++j) {
-            sum[j] += w[i + j]*digits[i + j];
-        }
-    }
-    for (; i < n; ++i) {
-        sum[0] += w[i]*digits[i];
+    for (int64_t i = 0; i < n; ++i) {
+        out[i] = digits[i];
     }
     const uint16_t * blocks = sb_spike_burst_blocks_const(code, n);
     for (int32_t b = 0; b < code->n_burst_blocks; ++b) {
         const int64_t start = blocks[b]*SB_SPIKE_BLOCK;
-        for (int64_t c = start; c < std::min<int64_t>(start + SB_SPIKE_BLOCK, n); ++c) {
-            sum[b % lanes] += w[c]*(float) (sb_spike_count_of(code, n, c, true) - digits[c]);
+        for (int64_t i = start; i < std::min<int64_t>(start + SB_SPIKE_BLOCK, n); ++i) {
+            out[i] = (float) sb_spike_count_of(code, n, i, true);
         }
+    }
+}
+
+float sb_dot_floats(int64_t n, const float * x, const float * y) {
+    constexpr int lanes = 32;
+    float sum[lanes] = {};
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        for (int j = 0; j < lanes; ++j) {
+            sum[j] += x[i + j]*y[i + j];
+        }
+    }
+    for (; i < n; ++i) {
+        sum[0] += x[i]*y[i];
     }
     float total = 0.0f;
     for (const float part : sum) {
@@ -290,11 +297,20 @@ float sb_dot_floats(int64_t n, const float * w, const sb_spike_row * code) {
 }
 
 void sb_rows_of_floats(const sb_product & p, const ggml_tensor * w, int64_t row, int64_t row_end) {
-    std::vector<float> buffer(w->ne[0]);
-    for (; row < row_end; ++row) {
-        const float * floats = sb_float_row(w, row, buffer);
-        for (int64_t t = 0; t < p.n_tokens; ++t) {
-            p.result(t)[row] = p.token(t)->threshold*sb_dot_floats(p.n, floats, p.token(t));
+    constexpr int64_t at_once = 16; // tokens whose counts stay in the cache
+    std::vector<float> buffer(p.n);
+    std::vector<float> counts(at_once*p.n);
+    for (int64_t token = 0; token < p.n_tokens; token += at_once) {
+        const int64_t n_tokens = std::min(at_once, p.n_tokens - token);
+        for (int64_t t = 0; t < n_tokens; ++t) {
+            sb_counts_to_floats(p.token(token + t), p.n, counts.data() + t*p.n);
+        }
+        for (int64_t i = row; i < row_end; ++i) {
+            const float * floats = sb_float_row(w, i, buffer);
+            for (int64_t t = 0; t < n_tokens; ++t) {
+                const float sum = sb_dot_floats(p.n, floats, counts.data() + t*p.n);
+                p.result(token + t)[i] = p.token(token + t)->threshold*sum;
+            }
         }
     }
 }
