@@ -214,7 +214,7 @@ def coded_bytes(x: NDArray[np.float32], k: float) -> NDArray[np.uint8]:
 
 
 def accumulate(
-    ggml_type: int, weights: NDArray[np.uint8], coded: NDArray[np.uint8], n: int
+    ggml_type: int, weights: NDArray[np.uint8], coded: NDArray[np.uint8], n: int, *, unpacked: bool
 ) -> NDArray[np.int64]:
     """The integer accumulators of the product's kernel: one for each block of 32 channels.
 
@@ -223,13 +223,14 @@ def accumulate(
         weights: one row of n weights, as it stands in a GGUF.
         coded: one row of `coded_bytes`.
         n: channels, a multiple of 32.
+        unpacked: by the kernel for many tokens, which unpacks the weights first, or by that for few.
 
     Raises:
         InferenceError: there is no integer kernel for this type.
     """
     sums = np.zeros(-(-n // _BLOCK), dtype=np.int64)
     done = _function("sb_spike_accumulate")(
-        ggml_type, n, weights.ctypes.data, coded.ctypes.data, sums.ctypes.data
+        ggml_type, unpacked, n, weights.ctypes.data, coded.ctypes.data, sums.ctypes.data
     )
     if not done:
         raise InferenceError("no integer kernel for this type of weights", found=ggml_type)
@@ -298,12 +299,13 @@ def _sites(plan: SpikePlan, recurrent: Sequence[bool]) -> Iterator[tuple[int, st
 def _unpack(coded: NDArray[np.uint8], n: int, k: float) -> RecordedCounts:
     header = np.ascontiguousarray(coded[:, : _HEADER.itemsize]).view(_HEADER)[:, 0]
     blocks = -(-n // _BLOCK)
-    end = _HEADER.itemsize + _DIGITS * blocks * _BLOCK
-    planes = np.ascontiguousarray(coded[:, _HEADER.itemsize : end]).view(np.int8)
+    planes_end = _HEADER.itemsize + _DIGITS * blocks * _BLOCK
+    bursts_start = planes_end + blocks * _BLOCK  # after an int32 for every four channels
+    planes = np.ascontiguousarray(coded[:, _HEADER.itemsize : planes_end]).view(np.int8)
     planes = planes.reshape(len(coded), _DIGITS, blocks, _BLOCK)
     counts = planes[:, 0].astype(np.int32)
     for row in np.flatnonzero(header["n_bursts"]):
-        bursts = coded[row, end:].view("<u2")[: header["n_bursts"][row]]
+        bursts = coded[row, bursts_start:].view("<u2")[: header["n_bursts"][row]]
         for digit in range(1, header["n_planes"][row]):
             counts[row, bursts] += _BASE**digit * planes[row, digit, bursts].astype(np.int32)
     return RecordedCounts(counts.reshape(len(coded), -1)[:, :n].copy(), header["threshold"].copy(), k)
@@ -347,7 +349,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         None,
         [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_float, _POINTER, ctypes.c_char_p],
     ),
-    "sb_spike_accumulate": (ctypes.c_bool, [ctypes.c_int, ctypes.c_int64, _POINTER, _POINTER, _POINTER]),
+    "sb_spike_accumulate": (
+        ctypes.c_bool,
+        [ctypes.c_int, ctypes.c_bool, ctypes.c_int64, _POINTER, _POINTER, _POINTER],
+    ),
     "sb_spike_counters_enable": (None, [ctypes.c_bool]),
     "sb_spike_counters_reset": (None, []),
     "sb_spike_counters_size": (ctypes.c_size_t, []),

@@ -57,8 +57,9 @@ def bursting_rows(rng: np.random.Generator, channels: int) -> np.ndarray:
     return x
 
 
+@pytest.mark.parametrize("unpacked", [False, True], ids=["few tokens", "many tokens"])
 @pytest.mark.parametrize("ggml_type", [Q4_0, Q8_0], ids=["Q4_0", "Q8_0"])
-def test_integer_accumulators_are_those_of_int64(ggml_type: int) -> None:
+def test_integer_accumulators_are_those_of_int64(ggml_type: int, unpacked: bool) -> None:
     rng = np.random.default_rng(20261122)
     largest = 0
     for _ in range(1000):
@@ -69,7 +70,7 @@ def test_integer_accumulators_are_those_of_int64(ggml_type: int) -> None:
         counts = code_rows(x, k).counts[0].astype(np.int64)
         largest = max(largest, int(np.abs(counts).max()))
         expected = (weights * counts.reshape(blocks, BLOCK)).sum(axis=1)
-        found = accumulate(ggml_type, row, coded_bytes(x, k), blocks * BLOCK)
+        found = accumulate(ggml_type, row, coded_bytes(x, k), blocks * BLOCK, unpacked=unpacked)
         assert (found == expected).all()
     assert largest > 20000
 
@@ -77,7 +78,7 @@ def test_integer_accumulators_are_those_of_int64(ggml_type: int) -> None:
 def test_there_is_no_integer_kernel_for_floats() -> None:
     row = np.zeros((1, 128), dtype=np.uint8)
     with pytest.raises(InferenceError, match="no integer kernel"):
-        accumulate(0, row, coded_bytes(np.ones((1, 32), np.float32), 3.0), 32)
+        accumulate(0, row, coded_bytes(np.ones((1, 32), np.float32), 3.0), 32, unpacked=False)
 
 
 def test_a_row_that_is_not_finite_gives_nan_and_no_counts() -> None:

@@ -5,7 +5,8 @@
 size_t ggml_spike_row_size(int64_t n) {
     const int64_t n_blocks = sb_spike_n_blocks(n);
     GGML_ASSERT(n > 0 && n_blocks <= UINT16_MAX);
-    const size_t size = sizeof(sb_spike_row) + n_blocks*(SB_SPIKE_DIGITS*SB_SPIKE_BLOCK + sizeof(uint16_t));
+    const size_t size = sizeof(sb_spike_row) + n_blocks*(SB_SPIKE_DIGITS*SB_SPIKE_BLOCK +
+        SB_SPIKE_BLOCK/4*sizeof(int32_t) + sizeof(uint16_t));
     return GGML_PAD(size, 64);
 }
 

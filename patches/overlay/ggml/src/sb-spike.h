@@ -18,8 +18,9 @@ extern "C" {
 #define SB_SPIKE_BASE   255
 #define SB_SPIKE_MAX    1000000000 // counts saturate here; 1e9 < 127*(1 + 255 + 255^2 + 255^3)
 
-// One coded row: this header, then SB_SPIKE_DIGITS planes of int8 digits, each padded with zeros to whole blocks,
-// then one uint16_t for each block that has digits beyond the first: `n_burst_blocks` block numbers, ascending.
+// One coded row: this header; SB_SPIKE_DIGITS planes of int8 digits, each padded with zeros to whole blocks; one int32_t
+// for every four channels, -8 times the sum of their first digits, which unsigned nibbles have too much; and a uint16_t
+// for each block that has digits beyond the first: `n_burst_blocks` block numbers, ascending.
 // Planes beyond `n_planes` are not written.
 struct sb_spike_row {
     float   threshold;       // Vth; NaN if the row was not finite
@@ -41,12 +42,20 @@ static inline const int8_t * sb_spike_plane_const(const struct sb_spike_row * ro
     return (const int8_t *) (row + 1) + plane*sb_spike_n_blocks(n)*SB_SPIKE_BLOCK;
 }
 
+static inline int32_t * sb_spike_offsets(struct sb_spike_row * row, int64_t n) {
+    return (int32_t *) sb_spike_plane(row, n, SB_SPIKE_DIGITS);
+}
+
+static inline const int32_t * sb_spike_offsets_const(const struct sb_spike_row * row, int64_t n) {
+    return (const int32_t *) sb_spike_plane_const(row, n, SB_SPIKE_DIGITS);
+}
+
 static inline uint16_t * sb_spike_burst_blocks(struct sb_spike_row * row, int64_t n) {
-    return (uint16_t *) sb_spike_plane(row, n, SB_SPIKE_DIGITS);
+    return (uint16_t *) (sb_spike_offsets(row, n) + sb_spike_n_blocks(n)*SB_SPIKE_BLOCK/4);
 }
 
 static inline const uint16_t * sb_spike_burst_blocks_const(const struct sb_spike_row * row, int64_t n) {
-    return (const uint16_t *) sb_spike_plane_const(row, n, SB_SPIKE_DIGITS);
+    return (const uint16_t *) (sb_spike_offsets_const(row, n) + sb_spike_n_blocks(n)*SB_SPIKE_BLOCK/4);
 }
 
 enum sb_spike_mode {

@@ -99,25 +99,20 @@ void sb_code_block(sb_spike_row * row, int64_t n, int64_t block, const int32_t *
     }
 }
 
-void sb_code_row(int64_t n, const float * x, float k, sb_spike_row * row, bool use_ref) {
-    const sb_magnitudes m = use_ref ? sb_measure_reference(n, x) : sb_measure(n, x);
-    const float threshold = sb_threshold(m, n, k);
-
-    memset(row, 0, sizeof(*row));
-    row->threshold = threshold;
-    row->n_planes  = 1;
-
-    int8_t * plane = sb_spike_plane(row, n, 0);
-    if (std::isnan(threshold)) {
-        memset(plane, 0, sb_spike_n_blocks(n)*SB_SPIKE_BLOCK);
-        return;
+void sb_set_offsets(sb_spike_row * row, int64_t n) {
+    const int8_t * digits  = sb_spike_plane(row, n, 0);
+    int32_t *      offsets = sb_spike_offsets(row, n);
+    for (int64_t i = 0; i < sb_spike_n_blocks(n)*SB_SPIKE_BLOCK/4; ++i) {
+        offsets[i] = -8*(digits[4*i] + digits[4*i + 1] + digits[4*i + 2] + digits[4*i + 3]);
     }
-    row->largest  = sb_count(m.max, threshold);
-    row->n_planes = sb_planes_for(row->largest);
+}
 
+// The digits of counts whose threshold and largest magnitude are known.
+void sb_code_digits(int64_t n, const float * x, sb_spike_row * row, bool use_ref) {
     if (row->n_planes == 1 && !use_ref) {
+        int8_t * plane = sb_spike_plane(row, n, 0);
         for (int64_t i = 0; i < n; ++i) {
-            plane[i] = (int8_t) (int32_t) rintf(x[i]/threshold);
+            plane[i] = (int8_t) (int32_t) rintf(x[i]/row->threshold);
         }
         memset(plane + n, 0, sb_spike_n_blocks(n)*SB_SPIKE_BLOCK - n);
         return;
@@ -127,10 +122,26 @@ void sb_code_row(int64_t n, const float * x, float k, sb_spike_row * row, bool u
         const int64_t width = std::min<int64_t>(SB_SPIKE_BLOCK, n - start);
         int32_t s[SB_SPIKE_BLOCK] = {};
         for (int64_t j = 0; j < width; ++j) {
-            s[j] = sb_count(x[start + j], threshold);
+            s[j] = sb_count(x[start + j], row->threshold);
         }
         sb_code_block(row, n, block, s);
     }
+}
+
+void sb_code_row(int64_t n, const float * x, float k, sb_spike_row * row, bool use_ref) {
+    const sb_magnitudes m = use_ref ? sb_measure_reference(n, x) : sb_measure(n, x);
+
+    memset(row, 0, sizeof(*row));
+    row->threshold = sb_threshold(m, n, k);
+    row->n_planes  = 1;
+    if (std::isnan(row->threshold)) {
+        memset(sb_spike_plane(row, n, 0), 0, sb_spike_n_blocks(n)*SB_SPIKE_BLOCK);
+    } else {
+        row->largest  = sb_count(m.max, row->threshold);
+        row->n_planes = sb_planes_for(row->largest);
+        sb_code_digits(n, x, row, use_ref);
+    }
+    sb_set_offsets(row, n);
 }
 
 void sb_round_row(int64_t n, const float * x, float unit, float * y) {

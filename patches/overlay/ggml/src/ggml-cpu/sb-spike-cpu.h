@@ -21,8 +21,9 @@ void * sb_spike_proc_address(const char * name);
 void sb_spike_code_rows(const float * x, int64_t n, int64_t n_rows, float k, void * dst, const char * name);
 
 // The product's integer accumulators: per block of SB_SPIKE_BLOCK channels, sum of weight times count, of one row of
-// Q4_0 or Q8_0 weights and one coded row, from the operator's kernel. False for other types.
-bool sb_spike_accumulate(int type, int64_t n, const void * w, const void * row, int64_t * acc);
+// Q4_0 or Q8_0 weights and one coded row, from the operator's kernels: those for many tokens if `unpacked`. False for
+// other types.
+bool sb_spike_accumulate(int type, bool unpacked, int64_t n, const void * w, const void * row, int64_t * acc);
 
 #define SB_SPIKE_BINS 1024
 

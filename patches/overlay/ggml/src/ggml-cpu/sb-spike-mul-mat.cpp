@@ -9,6 +9,7 @@
 #include "ggml-common.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #if defined(__clang__)
@@ -19,7 +20,16 @@
 #define SB_UNROLL
 #endif
 
+#if defined(__GNUC__)
+#define SB_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define SB_PREFETCH(address)
+#endif
+
 namespace {
+
+// Rows of weights in a tile.
+constexpr int sb_rows = 4;
 
 // From this many tokens on, rows of weights are unpacked once for all of them.
 constexpr int64_t sb_unpack_from = 8;
@@ -31,7 +41,13 @@ constexpr int64_t sb_tokens_bytes = 256*1024;
 constexpr int64_t sb_min_chunk       = 16;
 constexpr int64_t sb_chunks_a_thread = 8;
 
-// ---- rows of weights: load(row, block) and scale(row, block) ----
+// Rows side by side defeat the prefetcher where each is read once. Next to block b of four rows the b-th part of the four
+// rows after them is asked for, or of what lies a page away if rows are short.
+const char * sb_ahead(const char * address, size_t stride) {
+    return address + std::max<size_t>(sb_rows*stride, 4096);
+}
+
+// ---- rows of weights: load(row, block) and scale(row, block); dot() for one product with first digits ----
 
 struct sb_rows_q4_0 {
     const char * data;
@@ -42,6 +58,12 @@ struct sb_rows_q4_0 {
     }
     sb_simd::weights load(int64_t row, int64_t block) const {
         return sb_simd::load_nibbles(at(row, block).qs);
+    }
+    sb_simd::sums dot(int64_t row, int64_t block, const sb_simd::first & digits) const {
+        return sb_simd::dot_nibbles(at(row, block).qs, digits);
+    }
+    const char * prefetched(int64_t row, int64_t block) const {
+        return sb_ahead(data + row*stride + sb_rows*block*sizeof(block_q4_0), stride);
     }
     sb_simd::floats scale(int64_t row, int64_t block) const {
         return sb_simd::half(at(row, block).d);
@@ -63,6 +85,12 @@ struct sb_rows_q8_0 {
     }
     sb_simd::weights load(int64_t row, int64_t block) const {
         return sb_simd::load_int8(at(row, block).qs);
+    }
+    sb_simd::sums dot(int64_t row, int64_t block, const sb_simd::first & digits) const {
+        return sb_simd::dot_int8(at(row, block).qs, digits);
+    }
+    const char * prefetched(int64_t row, int64_t block) const {
+        return sb_ahead(data + row*stride + sb_rows*block*sizeof(block_q8_0), stride);
     }
     sb_simd::floats scale(int64_t row, int64_t block) const {
         return sb_simd::half(at(row, block).d);
@@ -102,6 +130,31 @@ struct sb_rows_unpacked {
 
 // ---- the product ----
 
+// Numbers of the pieces of work on one tensor, each given to one thread. The count lies in the tensor, and the last thread
+// to leave sets it back for the next time, so that nobody waits at the beginning.
+class sb_queue {
+public:
+    sb_queue(ggml_tensor * dst, int n_threads) :
+        taken((std::atomic<int32_t> *) &dst->op_params[0]), left((std::atomic<int32_t> *) &dst->op_params[1]),
+        n_threads(n_threads) {}
+
+    ~sb_queue() {
+        if (left->fetch_add(1, std::memory_order_acq_rel) == n_threads - 1) {
+            taken->store(0, std::memory_order_relaxed);
+            left->store(0, std::memory_order_release);
+        }
+    }
+
+    int64_t next() {
+        return taken->fetch_add(1, std::memory_order_relaxed);
+    }
+
+private:
+    std::atomic<int32_t> * taken;
+    std::atomic<int32_t> * left;
+    int                    n_threads;
+};
+
 struct sb_product {
     int64_t      n;        // channels
     int64_t      n_tokens;
@@ -136,19 +189,44 @@ float sb_bursts(const Rows & rows, int64_t row, const sb_spike_row * code, int64
     return sb_simd::sum(acc);
 }
 
+// Write a tile of finished sums.
+template <int M, int N, typename Rows>
+void sb_store(const sb_product & p, const Rows & rows, int64_t row, int64_t token, const sb_simd::floats (&acc)[N][M]) {
+    float sums[N][M];
+    SB_UNROLL
+    for (int j = 0; j < N; ++j) {
+        if constexpr (M == 4) {
+            sb_simd::sum(acc[j], sums[j]);
+        } else {
+            SB_UNROLL
+            for (int i = 0; i < M; ++i) {
+                sums[j][i] = sb_simd::sum(acc[j][i]);
+            }
+        }
+    }
+    for (int j = 0; j < N; ++j) {
+        const sb_spike_row * code   = p.token(token + j);
+        float *              result = p.result(token + j) + row;
+        for (int i = 0; i < M; ++i) {
+            const float more = code->n_burst_blocks > 0 ? sb_bursts(rows, row + i, code, p.n) : 0.0f;
+            result[i] = code->threshold*(sums[j][i] + more);
+        }
+    }
+}
+
 // M rows by N tokens. All loops over the tile unroll, so that its sums stay in registers.
 template <int M, int N, typename Rows>
 void sb_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t token) {
     const int64_t n_blocks = sb_spike_n_blocks(p.n);
 
     const int8_t *  digits[N];
-    sb_simd::floats acc[M][N];
+    sb_simd::floats acc[N][M];
     SB_UNROLL
     for (int j = 0; j < N; ++j) {
         digits[j] = sb_spike_plane_const(p.token(token + j), p.n, 0);
         SB_UNROLL
         for (int i = 0; i < M; ++i) {
-            acc[i][j] = sb_simd::splat(0.0f);
+            acc[j][i] = sb_simd::splat(0.0f);
         }
     }
     for (int64_t block = 0; block < n_blocks; ++block) {
@@ -163,55 +241,34 @@ void sb_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t token
             const auto scale = rows.scale(row + i, block);
             SB_UNROLL
             for (int j = 0; j < N; ++j) {
-                acc[i][j] = sb_simd::multiply_add(acc[i][j], sb_simd::dot(w, s[j]), scale);
+                acc[j][i] = sb_simd::multiply_add(acc[j][i], sb_simd::dot(w, s[j]), scale);
             }
         }
     }
-    float sums[N][M];
-    SB_UNROLL
-    for (int j = 0; j < N; ++j) {
-        SB_UNROLL
-        for (int i = 0; i < M; ++i) {
-            sums[j][i] = sb_simd::sum(acc[i][j]);
-        }
-    }
-    for (int j = 0; j < N; ++j) {
-        const sb_spike_row * code = p.token(token + j);
-        for (int i = 0; i < M; ++i) {
-            const float more = code->n_burst_blocks > 0 ? sb_bursts(rows, row + i, code, p.n) : 0.0f;
-            p.result(token + j)[row + i] = code->threshold*(sums[j][i] + more);
-        }
-    }
+    sb_store<M, N>(p, rows, row, token, acc);
 }
 
-// One row by one token, in the order of memory: rows side by side would defeat the prefetcher where each is read once.
-template <typename Rows>
-void sb_single(const sb_product & p, const Rows & rows, int64_t row, int64_t token) {
-    constexpr int chains = 4;
-    const int64_t        n_blocks = sb_spike_n_blocks(p.n);
-    const sb_spike_row * code     = p.token(token);
-    const int8_t *       digits   = sb_spike_plane_const(code, p.n, 0);
+// M rows, each used once, by one token.
+template <int M, typename Rows>
+void sb_column(const sb_product & p, const Rows & rows, int64_t row, int64_t token) {
+    const sb_spike_row * code    = p.token(token);
+    const int8_t *       digits  = sb_spike_plane_const(code, p.n, 0);
+    const int32_t *      offsets = sb_spike_offsets_const(code, p.n);
 
-    sb_simd::floats acc[chains];
+    sb_simd::floats acc[1][M];
     SB_UNROLL
-    for (int i = 0; i < chains; ++i) {
-        acc[i] = sb_simd::splat(0.0f);
+    for (int i = 0; i < M; ++i) {
+        acc[0][i] = sb_simd::splat(0.0f);
     }
-    int64_t block = 0;
-    for (; block + chains <= n_blocks; block += chains) {
+    for (int64_t block = 0; block < sb_spike_n_blocks(p.n); ++block) {
+        SB_PREFETCH(rows.prefetched(row, block));
+        const auto s = sb_simd::load_first(digits + block*SB_SPIKE_BLOCK, offsets + block*SB_SPIKE_BLOCK/4);
         SB_UNROLL
-        for (int i = 0; i < chains; ++i) {
-            const auto s = sb_simd::load_counts(digits + (block + i)*SB_SPIKE_BLOCK);
-            acc[i] = sb_simd::multiply_add(acc[i], sb_simd::dot(rows.load(row, block + i), s), rows.scale(row, block + i));
+        for (int i = 0; i < M; ++i) {
+            acc[0][i] = sb_simd::multiply_add(acc[0][i], rows.dot(row + i, block, s), rows.scale(row + i, block));
         }
     }
-    for (; block < n_blocks; ++block) {
-        const auto s = sb_simd::load_counts(digits + block*SB_SPIKE_BLOCK);
-        acc[0] = sb_simd::multiply_add(acc[0], sb_simd::dot(rows.load(row, block), s), rows.scale(row, block));
-    }
-    const float sum  = sb_simd::sum(acc[0]) + sb_simd::sum(acc[1]) + sb_simd::sum(acc[2]) + sb_simd::sum(acc[3]);
-    const float more = code->n_burst_blocks > 0 ? sb_bursts(rows, row, code, p.n) : 0.0f;
-    p.result(token)[row] = code->threshold*(sum + more);
+    sb_store<M, 1>(p, rows, row, token, acc);
 }
 
 template <int M, typename Rows>
@@ -227,9 +284,13 @@ void sb_row_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t t
 template <typename Rows>
 void sb_row_range(const sb_product & p, const Rows & rows, sb_rows_unpacked & unpacked, int64_t row, int64_t row_end) {
     if (p.n_tokens < sb_unpack_from) {
-        for (; row < row_end; ++row) {
-            for (int64_t token = 0; token < p.n_tokens; ++token) {
-                sb_single(p, rows, row, token);
+        for (int64_t token = 0; token < p.n_tokens; ++token) {
+            int64_t at = row;
+            for (; at + sb_rows <= row_end; at += sb_rows) {
+                sb_column<sb_rows>(p, rows, at, token);
+            }
+            for (; at < row_end; ++at) {
+                sb_column<1>(p, rows, at, token);
             }
         }
         return;
@@ -237,11 +298,11 @@ void sb_row_range(const sb_product & p, const Rows & rows, sb_rows_unpacked & un
     const int64_t step = std::max<int64_t>(16, sb_tokens_bytes/p.n/sb_simd::tokens*sb_simd::tokens);
     for (int64_t token = 0; token < p.n_tokens; token += step) {
         const int64_t token_end = std::min(token + step, p.n_tokens);
-        for (int64_t at = row; at < row_end; at += sb_simd::rows) {
-            const int64_t n_rows = std::min<int64_t>(sb_simd::rows, row_end - at);
+        for (int64_t at = row; at < row_end; at += sb_rows) {
+            const int64_t n_rows = std::min<int64_t>(sb_rows, row_end - at);
             unpacked.fill(rows, at, n_rows);
-            if (n_rows == sb_simd::rows) {
-                sb_row_tile<sb_simd::rows>(p, unpacked, at, token, token_end);
+            if (n_rows == sb_rows) {
+                sb_row_tile<sb_rows>(p, unpacked, at, token, token_end);
                 continue;
             }
             for (int64_t i = at; i < row_end; ++i) {
@@ -334,30 +395,49 @@ void sb_reference(const sb_product & p, const ggml_tensor * w, int64_t row, int6
     }
 }
 
-template <typename Rows>
-void sb_accumulate(const Rows & rows, int64_t n, const sb_spike_row * code, int64_t * acc) {
+// first(block): the sums of first digits.
+template <typename Rows, typename First>
+void sb_accumulate(const Rows & rows, First first, int64_t n, const sb_spike_row * code, int64_t * acc) {
     const uint16_t * blocks    = sb_spike_burst_blocks_const(code, n);
     const uint16_t * block_end = blocks + code->n_burst_blocks;
     for (int64_t block = 0; block < sb_spike_n_blocks(n); ++block) {
+        acc[block] = sb_simd::sum(first(block));
         const bool burst = std::find(blocks, block_end, block) != block_end;
-        const auto w     = rows.load(0, block);
         int64_t    unit  = 1;
-        acc[block] = 0;
-        for (int plane = 0; plane < (burst ? code->n_planes : 1); ++plane) {
+        for (int plane = 1; burst && plane < code->n_planes; ++plane) {
             const auto s = sb_simd::load_counts(sb_spike_plane_const(code, n, plane) + block*SB_SPIKE_BLOCK);
-            acc[block] += unit*sb_simd::sum(sb_simd::dot(w, s));
             unit *= SB_SPIKE_BASE;
+            acc[block] += unit*sb_simd::sum(sb_simd::dot(rows.load(0, block), s));
         }
+    }
+}
+
+// As products of many tokens take them if `unpacked`, else as those of few.
+template <typename Rows>
+void sb_accumulate(const Rows & rows, bool unpacked, int64_t n, const sb_spike_row * code, int64_t * acc) {
+    const int8_t *  digits  = sb_spike_plane_const(code, n, 0);
+    const int32_t * offsets = sb_spike_offsets_const(code, n);
+    if (unpacked) {
+        sb_rows_unpacked copy(sb_spike_n_blocks(n), 1);
+        copy.fill(rows, 0, 1);
+        sb_accumulate(copy, [&](int64_t block) {
+            return sb_simd::dot(copy.load(0, block), sb_simd::load_counts(digits + block*SB_SPIKE_BLOCK));
+        }, n, code, acc);
+    } else {
+        sb_accumulate(rows, [&](int64_t block) {
+            return rows.dot(0, block, sb_simd::load_first(digits + block*SB_SPIKE_BLOCK, offsets + block*SB_SPIKE_BLOCK/4));
+        }, n, code, acc);
     }
 }
 
 } // namespace
 
-bool sb_spike_accumulate(int type, int64_t n, const void * w, const void * row, int64_t * acc) {
+bool sb_spike_accumulate(int type, bool unpacked, int64_t n, const void * w, const void * row, int64_t * acc) {
+    const auto * data = (const char *) w;
     const auto * code = (const sb_spike_row *) row;
     switch (type) {
-        case GGML_TYPE_Q4_0: sb_accumulate(sb_rows_q4_0{ (const char *) w, 0 }, n, code, acc); return true;
-        case GGML_TYPE_Q8_0: sb_accumulate(sb_rows_q8_0{ (const char *) w, 0 }, n, code, acc); return true;
+        case GGML_TYPE_Q4_0: sb_accumulate(sb_rows_q4_0{ data, 0 }, unpacked, n, code, acc); return true;
+        case GGML_TYPE_Q8_0: sb_accumulate(sb_rows_q8_0{ data, 0 }, unpacked, n, code, acc); return true;
         default:             return false;
     }
 }
@@ -378,19 +458,15 @@ void ggml_compute_forward_spike_mul_mat(const ggml_compute_params * params, ggml
     p.out          = (char *) dst->data;
     p.out_stride   = dst->nb[1];
 
-    if (params->ith == 0) {
-        ggml_threadpool_chunk_set(params->threadpool, params->nth);
-    }
-    ggml_barrier(params->threadpool);
-
     // Threads take whole tiles of rows when they are ready, because cores differ and are not always free.
-    const int64_t n_rows    = w->ne[1];
-    const int64_t share     = n_rows/(params->nth*sb_chunks_a_thread);
-    const int64_t chunk     = std::max<int64_t>(sb_min_chunk, share/sb_simd::rows*sb_simd::rows);
-    const bool    unpacks   = p.n_tokens >= sb_unpack_from;
-    sb_rows_unpacked unpacked(sb_spike_n_blocks(p.n), unpacks ? sb_simd::rows : 0);
+    const int64_t n_rows  = w->ne[1];
+    const int64_t share   = n_rows/(params->nth*sb_chunks_a_thread);
+    const int64_t chunk   = std::max<int64_t>(sb_min_chunk, share/sb_rows*sb_rows);
+    const bool    unpacks = p.n_tokens >= sb_unpack_from;
+    sb_rows_unpacked unpacked(sb_spike_n_blocks(p.n), unpacks ? sb_rows : 0);
 
-    for (int64_t i = params->ith; i*chunk < n_rows; i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+    sb_queue queue(dst, params->nth);
+    for (int64_t i = queue.next(); i*chunk < n_rows; i = queue.next()) {
         const int64_t row     = i*chunk;
         const int64_t row_end = std::min(row + chunk, n_rows);
         if (params->use_ref) {

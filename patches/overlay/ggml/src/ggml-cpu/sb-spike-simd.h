@@ -4,9 +4,11 @@
 // A type `sb_simd` gives:
 //   weights, counts  what a block is loaded into; prepare() does what depends on the weights alone
 //   dot()            their products summed into int32 lanes, exactly: weights in [-128, 127], counts in [-127, 127]
+//   first            a block of first digits with its offsets (sb-spike.h), for weights that are used once:
+//                    dot_nibbles() takes these straight from Q4_0, dot_int8() from Q8_0
 //   floats           float lanes, as many: splat(), half() of an IEEE half, multiply_add(acc, sums, scale) =
-//                    acc + sums*scale, and their sum()
-//   rows, tokens     the tile of the product that fits into the registers
+//                    acc + sums*scale, and their sum() or that of four
+//   tokens           beside four rows, as many as the registers have room for
 
 #include "ggml.h"
 
@@ -18,9 +20,9 @@
 
 struct sb_simd {
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    static constexpr int rows = 4, tokens = 4; // 32 registers
+    static constexpr int tokens = 4; // 32 registers
 #else
-    static constexpr int rows = 2, tokens = 4;
+    static constexpr int tokens = 2;
 #endif
 
     using counts = __m256i;
@@ -70,9 +72,13 @@ struct sb_simd {
     }
 
     // pairs: at most 2*128*127 = 32512, which int16 holds
+    static __m256i dot_bytes(__m256i acc, __m256i u, __m256i s) {
+        const __m256i pairs = _mm256_maddubs_epi16(u, s);
+        return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+
     static sums dot(const weights & w, counts s) {
-        const __m256i pairs = _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(s, w.w));
-        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        return dot_bytes(_mm256_setzero_si256(), w.magnitude, _mm256_sign_epi8(s, w.w));
     }
 #endif
 
@@ -80,19 +86,41 @@ struct sb_simd {
         return prepare(_mm256_loadu_si256((const __m256i *) w));
     }
 
-    // 32 nibbles, the low ones first, less 8
+    // 32 nibbles, the low ones first
     static __m256i nibbles(const uint8_t * q) {
         const __m128i both = _mm_loadu_si128((const __m128i *) q);
         const __m256i wide = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
-        return _mm256_sub_epi8(_mm256_and_si256(wide, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+        return _mm256_and_si256(wide, _mm256_set1_epi8(15));
+    }
+
+    static __m256i nibbles_less_8(const uint8_t * q) {
+        return _mm256_sub_epi8(nibbles(q), _mm256_set1_epi8(8));
     }
 
     static weights load_nibbles(const uint8_t * q) {
-        return prepare(nibbles(q));
+        return prepare(nibbles_less_8(q));
     }
 
     static void store_nibbles(const uint8_t * q, int8_t * w) {
-        _mm256_storeu_si256((__m256i *) w, nibbles(q));
+        _mm256_storeu_si256((__m256i *) w, nibbles_less_8(q));
+    }
+
+    struct first {
+        __m256i s;
+        __m256i offsets;
+    };
+
+    static first load_first(const int8_t * s, const int32_t * offsets) {
+        return { _mm256_loadu_si256((const __m256i *) s), _mm256_loadu_si256((const __m256i *) offsets) };
+    }
+
+    static sums dot_nibbles(const uint8_t * q, const first & x) {
+        return dot_bytes(x.offsets, nibbles(q), x.s);
+    }
+
+    static sums dot_int8(const int8_t * w, const first & x) {
+        const __m256i weights = _mm256_loadu_si256((const __m256i *) w);
+        return dot_bytes(_mm256_setzero_si256(), _mm256_abs_epi8(weights), _mm256_sign_epi8(x.s, weights));
     }
 
     static floats splat(float x) {
@@ -117,6 +145,13 @@ struct sb_simd {
         return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
     }
 
+    static void sum(const floats (&x)[4], float * out) {
+        const __m256 low  = _mm256_hadd_ps(x[0], x[1]);
+        const __m256 high = _mm256_hadd_ps(x[2], x[3]);
+        const __m256 both = _mm256_hadd_ps(low, high);
+        _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)));
+    }
+
     static int64_t sum(sums s) {
         int32_t lanes[8];
         _mm256_storeu_si256((__m256i *) lanes, s);
@@ -133,7 +168,7 @@ struct sb_simd {
 #include <arm_neon.h>
 
 struct sb_simd {
-    static constexpr int rows = 4, tokens = 4;
+    static constexpr int tokens = 4;
 
     struct weights {
         int8x16_t low;
@@ -170,6 +205,20 @@ struct sb_simd {
         return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.low, s.low), w.high, s.high);
     }
 
+    using first = counts;
+
+    static first load_first(const int8_t * s, const int32_t *) {
+        return load_counts(s);
+    }
+
+    static sums dot_nibbles(const uint8_t * q, const first & x) {
+        return dot(load_nibbles(q), x);
+    }
+
+    static sums dot_int8(const int8_t * w, const first & x) {
+        return dot(load_int8(w), x);
+    }
+
     static floats splat(float x) {
         return vdupq_n_f32(x);
     }
@@ -190,6 +239,10 @@ struct sb_simd {
         return vaddvq_f32(x);
     }
 
+    static void sum(const floats (&x)[4], float * out) {
+        vst1q_f32(out, vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3])));
+    }
+
     static int64_t sum(sums s) {
         return vaddlvq_s32(s);
     }
@@ -198,7 +251,7 @@ struct sb_simd {
 #else
 
 struct sb_simd {
-    static constexpr int rows = 1, tokens = 2;
+    static constexpr int tokens = 1;
 
     struct weights {
         int8_t x[32];
@@ -240,6 +293,20 @@ struct sb_simd {
         return total;
     }
 
+    using first = counts;
+
+    static first load_first(const int8_t * s, const int32_t *) {
+        return load_counts(s);
+    }
+
+    static sums dot_nibbles(const uint8_t * q, const first & x) {
+        return dot(load_nibbles(q), x);
+    }
+
+    static sums dot_int8(const int8_t * w, const first & x) {
+        return dot(load_int8(w), x);
+    }
+
     static floats splat(float x) {
         return x;
     }
@@ -258,6 +325,12 @@ struct sb_simd {
 
     static float sum(floats x) {
         return x;
+    }
+
+    static void sum(const floats (&x)[4], float * out) {
+        for (int i = 0; i < 4; ++i) {
+            out[i] = x[i];
+        }
     }
 
     static int64_t sum(sums s) {
