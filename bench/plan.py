@@ -14,11 +14,11 @@ import psutil
 from sb_edge.bench.fill import CHUNK
 from sb_edge.bench.machine import Machine
 from sb_edge.bench.results import Fill, RowKey
-from sb_edge.bench.tables import format_bytes
 from sb_edge.config import ARCH
 from sb_edge.errors import OutOfMemoryForecast, SbEdgeError
 from sb_edge.gguf_reader import GgufHeader, read_header
 from sb_edge.memory import MemoryForecast, forecast
+from sb_edge.output import format_bytes
 
 AUTO_REAL_DEPTH = 4096
 """`fill="auto"` prefills a Transformer for real up to here: minutes beyond it, hours at the deepest."""

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from sb_edge.bench.results import Row
-from sb_edge.bench.tables import format_bytes, format_depth, series_name
+from sb_edge.bench.tables import format_depth, series_name
 from sb_edge.errors import OutputError
 from sb_edge.files import atomic_output
+from sb_edge.output import format_bytes
 
 LOG_SPEED_RATIO = 12.0
 """Speeds further apart than this are drawn on a logarithmic axis, where equal factors are equal distances."""

@@ -12,8 +12,9 @@ from sb_edge import __version__
 from sb_edge.bench.machine import Machine
 from sb_edge.bench.plot import memory_svg, speed_svg
 from sb_edge.bench.results import Row
-from sb_edge.bench.tables import columns, footnotes, format_bytes, format_depth, series_name
+from sb_edge.bench.tables import columns, footnotes, format_depth, series_name
 from sb_edge.files import atomic_output
+from sb_edge.output import format_bytes
 
 
 @dataclass(frozen=True)

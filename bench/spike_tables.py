@@ -13,7 +13,7 @@ from sb_edge.bench.spike_plots import short_label
 from sb_edge.bench.spike_sweep import REPORTED_SWEEP, REPORTED_WITHOUT, Sweep, SweepPoint
 from sb_edge.bench.spike_theory import SyntheticCheck
 from sb_edge.bench.spikes import REPORTED, SpikeReport, SpikeStats, by_projection, by_site, total
-from sb_edge.bench.tables import format_bytes
+from sb_edge.output import format_bytes
 
 NOTES = (
     "<=7, >16, silent, >127: shares of entries (one channel, one token). unary, bits, two's: spikes of an "

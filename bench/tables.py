@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sb_edge.bench.results import Row
+from sb_edge.output import format_bytes
 
 SYNTHETIC_MARK = "*"
 BEYOND_MARK = "†"
@@ -22,20 +23,6 @@ class Column:
     heading: str
     text: Callable[[Row], str]
     right: bool = True
-
-
-def format_bytes(count: int) -> str:
-    """Bytes in the binary unit that leaves at most four digits before the point.
-
-    >>> format_bytes(67 * 2**20)
-    '67.0 MiB'
-    """
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
 
 
 def format_depth(depth: int) -> str:

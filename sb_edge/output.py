@@ -1,4 +1,4 @@
-"""`--json FILE`: one machine-readable document beside, or instead of, what a person reads."""
+"""What commands print: `--json FILE`, one machine-readable document beside what a person reads, and sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from typing import Any
 from rich.console import Console
 
 from sb_edge.files import atomic_output
+
+
+def format_bytes(count: int) -> str:
+    """Bytes in the binary unit that leaves at most four digits before the point.
+
+    >>> format_bytes(67 * 2**20)
+    '67.0 MiB'
+    """
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
 
 
 def emit(document: Any, json_target: str | None, render: Callable[[Console], None]) -> None:

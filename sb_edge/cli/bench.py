@@ -251,8 +251,7 @@ def convert(
     from dataclasses import asdict
 
     from sb_edge.bench.convert_speed import run
-    from sb_edge.bench.tables import format_bytes
-    from sb_edge.output import emit
+    from sb_edge.output import emit, format_bytes
 
     results = run(size_gib, repetitions=repetitions, outtype=outtype, folder=folder)
 

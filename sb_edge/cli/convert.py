@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sb_edge.cli.sizes import Size, human
+from sb_edge.cli.sizes import Size
 from sb_edge.cli.spike_options import SpikeK, projections_option
+from sb_edge.output import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +88,7 @@ def command(
     rate = report.nbytes / 1e6 / report.seconds
     click.echo(
         f"converted {checkpoint} to {report.outtype}: {len(report.tensors)} tensors, "
-        f"{human(report.nbytes)}, in {report.seconds:.1f} s, {rate:.0f} MB/s",
+        f"{format_bytes(report.nbytes)}, in {report.seconds:.1f} s, {rate:.0f} MB/s",
         err=True,
     )
     for line in _spike_lines(report):
@@ -128,6 +129,6 @@ def _show_plan(report: ConversionReport) -> None:
     click.echo(f"vocabulary: {report.vocabulary}")
     for line in _spike_lines(report):
         click.echo(line)
-    click.echo(f"{len(report.tensors)} tensors, {human(report.nbytes)}, would be written to:")
+    click.echo(f"{len(report.tensors)} tensors, {format_bytes(report.nbytes)}, would be written to:")
     for file in report.files:
         click.echo(f"  {file}")

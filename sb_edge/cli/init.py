@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from sb_edge.cli.sizes import Size, human
+from sb_edge.cli.sizes import Size
+from sb_edge.output import format_bytes
 
 
 @click.command()
@@ -46,4 +47,4 @@ def command(preset: str, output: Path, seed: int, dtype: str, max_shard_size: in
     nbytes = init_checkpoint(preset, output, seed=seed, dtype=dtype, max_shard_bytes=max_shard_size)
     seconds = time.perf_counter() - start
     click.echo(str(output))
-    click.echo(f"initialised {preset}: {human(nbytes)} of {dtype}, in {seconds:.1f} s", err=True)
+    click.echo(f"initialised {preset}: {format_bytes(nbytes)} of {dtype}, in {seconds:.1f} s", err=True)

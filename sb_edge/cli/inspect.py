@@ -170,17 +170,15 @@ def render(document: dict[str, Any], console: Console) -> None:
 
 
 def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
-    from sb_edge.cli.sizes import human
     from sb_edge.config import ARCH
+    from sb_edge.output import format_bytes
 
     vocabulary = document["vocabulary"]
     absent = vocabulary["model"] in (None, "no_vocab", "none")
     tokens = "none" if absent else f"{vocabulary['model']} ({vocabulary['pre']})"
+    files = document["files"]
     facts = [
-        (
-            "file",
-            f"{document['files'][0]} ({human(document['file_bytes'])}, {len(document['files'])} part(s))",
-        ),
+        ("file", f"{files[0]} ({format_bytes(document['file_bytes'])}, {len(files)} part(s))"),
         ("name", str(document["name"])),
         ("architecture", document["architecture"]),
         ("file type", str(document["file_type"])),
@@ -198,8 +196,8 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     facts += [(key, str(value)) for key, value in document["hyperparameters"].items()]
     if document["memory"] is not None:
         need = document["memory"]
-        parts = ", ".join(f"{key} {human(need[key])}" for key in ("weights", "kv", "state", "buffers"))
-        facts.append((f"memory at {need['context']:,} tokens", f"{human(need['total'])}: {parts}"))
+        parts = ", ".join(f"{key} {format_bytes(need[key])}" for key in ("weights", "kv", "state", "buffers"))
+        facts.append((f"memory at {need['context']:,} tokens", f"{format_bytes(need['total'])}: {parts}"))
     return facts
 
 
@@ -220,17 +218,18 @@ def _spike_facts(spiking: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _print_tensors(document: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
-    from sb_edge.cli.sizes import human
+    from sb_edge.output import format_bytes
 
     summary = Table(box=None, pad_edge=False)
     for name in ("type", "tensors", "size"):
         summary.add_column(name, justify="left" if name == "type" else "right")
     for row in document["tensor_types"]:
-        summary.add_row(row["type"], str(row["tensors"]), human(row["nbytes"]))
+        summary.add_row(row["type"], str(row["tensors"]), format_bytes(row["nbytes"]))
     console.print(summary)
     for tensor in document.get("tensors", []):
         shape = "x".join(map(str, tensor["shape"]))
-        line = f"{_printable(tensor['name']):32} {tensor['type']:8} {shape:>16} {human(tensor['nbytes']):>10}"
+        size = format_bytes(tensor["nbytes"])
+        line = f"{_printable(tensor['name']):32} {tensor['type']:8} {shape:>16} {size:>10}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

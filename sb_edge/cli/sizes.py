@@ -22,13 +22,3 @@ class Size(click.ParamType):
         if not match or not int(match[1]):
             self.fail(f"{value!r} is not a size such as 500M or 2G", param, ctx)
         return int(match[1]) * _MULTIPLES[match[2]]
-
-
-def human(nbytes: int) -> str:
-    """A number of bytes for a person: "1.25 GiB", "980 KiB"."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
