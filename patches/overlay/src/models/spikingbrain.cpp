@@ -107,33 +107,50 @@ void llama_model_spikingbrain::load_arch_hparams(llama_model_loader & ml) {
     }
 }
 
+// The projections that the file codes, as numbers of enum projection.
+static std::vector<int> sb_coded_projections(const gguf_context * meta) {
+    static const char * key = "spikingbrain.spike.projections";
+
+    std::vector<int> result;
+    const int64_t id = sb_find_array(meta, key, GGUF_TYPE_STRING);
+    for (size_t i = 0; id >= 0 && i < gguf_get_arr_n(meta, id); ++i) {
+        const std::string name = gguf_get_arr_str(meta, id, i);
+        result.push_back(sb_find_projection(name));
+        if (result.back() == llama_model_spikingbrain::N_PROJECTIONS) {
+            throw std::runtime_error(format("spikingbrain: %s names '%s', which is no projection", key, name.c_str()));
+        }
+    }
+    return result;
+}
+
+// The k that replaces all others; negative: none does.
+static float sb_override(const llama_model_loader & ml) {
+    static const char * key = "spikingbrain.spike.override";
+
+    const auto found = ml.kv_overrides.find(key);
+    if (found == ml.kv_overrides.end()) {
+        return -1.0f;
+    }
+    if (found->second.tag != LLAMA_KV_OVERRIDE_TYPE_FLOAT) {
+        throw std::runtime_error(format("spikingbrain: %s is no float", key));
+    }
+    return sb_require_k((float) found->second.val_f64, key, true);
+}
+
 // Which projections are coded and with which k: keys of the file, unless a kv override replaces them all.
 void llama_model_spikingbrain::load_spiking(llama_model_loader & ml) {
-    static const char * key_projections = "spikingbrain.spike.projections";
     static const char * key_k           = "spikingbrain.spike.k";
     static const char * key_layer_k     = "spikingbrain.spike.layer_k";
     static const char * key_query_k     = "spikingbrain.spike.query_k";
     static const char * key_kv_rounding = "spikingbrain.spike.kv_rounding";
-    static const char * key_override    = "spikingbrain.spike.override";
 
-    const uint32_t n_layer = hparams.n_layer();
-    spiking.assign(hparams.n_layer_all, spiking_layer());
-
-    std::vector<int> projections;
-    const int64_t id_projections = sb_find_array(ml.metadata, key_projections, GGUF_TYPE_STRING);
-    for (size_t i = 0; id_projections >= 0 && i < gguf_get_arr_n(ml.metadata, id_projections); ++i) {
-        const std::string name = gguf_get_arr_str(ml.metadata, id_projections, i);
-        projections.push_back(sb_find_projection(name));
-        if (projections.back() == N_PROJECTIONS) {
-            throw std::runtime_error(format("spikingbrain: %s names '%s', which is no projection", key_projections, name.c_str()));
-        }
-    }
+    const std::vector<int> projections = sb_coded_projections(ml.metadata);
 
     float k = 0.0f;
     if (sb_find_number(ml, key_k, k)) {
         sb_require_k(k, key_k, false);
     } else if (!projections.empty()) {
-        throw std::runtime_error(format("spikingbrain: %s without %s", key_projections, key_k));
+        throw std::runtime_error(format("spikingbrain: coded projections without %s", key_k));
     }
     if (sb_find_number(ml, key_query_k, spike_query_k)) {
         sb_require_k(spike_query_k, key_query_k, true);
@@ -146,42 +163,48 @@ void llama_model_spikingbrain::load_spiking(llama_model_loader & ml) {
         spike_kv_rounding = gguf_get_val_bool(ml.metadata, id_rounding);
     }
 
-    const int64_t id_layer_k = sb_find_array(ml.metadata, key_layer_k, GGUF_TYPE_FLOAT32);
+    const uint32_t n_layer    = hparams.n_layer();
+    const int64_t  id_layer_k = sb_find_array(ml.metadata, key_layer_k, GGUF_TYPE_FLOAT32);
     if (id_layer_k >= 0 && gguf_get_arr_n(ml.metadata, id_layer_k) != n_layer*projections.size()) {
         throw std::runtime_error(format("spikingbrain: %s has %zu values, expected %u layers of %zu projections", key_layer_k,
                 gguf_get_arr_n(ml.metadata, id_layer_k), n_layer, projections.size()));
     }
     const float * layer_k = id_layer_k >= 0 ? (const float *) gguf_get_arr_data(ml.metadata, id_layer_k) : nullptr;
+
+    spiking.assign(hparams.n_layer_all, spiking_layer());
     for (uint32_t il = 0; il < n_layer; ++il) {
         for (size_t i = 0; i < projections.size(); ++i) {
             spiking[il].k[projections[i]] = layer_k ? sb_require_k(layer_k[il*projections.size() + i], key_layer_k, true) : k;
         }
     }
+    override_spiking(sb_override(ml), projections.empty());
+    require_coded_projections(projections);
+}
 
-    const auto override = ml.kv_overrides.find(key_override);
-    if (override != ml.kv_overrides.end()) {
-        if (override->second.tag != LLAMA_KV_OVERRIDE_TYPE_FLOAT) {
-            throw std::runtime_error(format("spikingbrain: %s is no float", key_override));
+// forced: replaces every k that is not 0, and all of them in a file that codes nothing; negative: replaces nothing
+void llama_model_spikingbrain::override_spiking(float forced, bool codes_nothing) {
+    for (uint32_t il = 0; il < hparams.n_layer() && forced >= 0.0f; ++il) {
+        for (float & k : spiking[il].k) {
+            k = k > 0.0f || codes_nothing ? forced : 0.0f;
         }
-        const float forced = sb_require_k((float) override->second.val_f64, key_override, true);
-        for (uint32_t il = 0; il < n_layer; ++il) {
-            for (float & own : spiking[il].k) {
-                own = own > 0.0f || projections.empty() ? forced : 0.0f;
-            }
-        }
+    }
+    if (forced >= 0.0f) {
         spike_query_k     = spike_query_k > 0.0f ? forced : 0.0f;
         spike_kv_rounding = spike_kv_rounding && forced > 0.0f;
     }
+}
 
+void llama_model_spikingbrain::require_coded_projections(const std::vector<int> & projections) {
     bool any_coded = false;
     bool any_gate  = false;
-    for (uint32_t il = 0; il < n_layer; ++il) {
-        spiking[il].k[SSM_F] = hparams.is_recr(il) ? spiking[il].k[SSM_F] : 0.0f;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        auto & k = spiking[il].k;
+        k[SSM_F]   = hparams.is_recr(il) ? k[SSM_F] : 0.0f;
         any_gate  |= hparams.is_recr(il);
-        any_coded |= *std::max_element(spiking[il].k.begin(), spiking[il].k.end()) > 0.0f;
+        any_coded |= *std::max_element(k.begin(), k.end()) > 0.0f;
     }
     if (!any_gate && std::find(projections.begin(), projections.end(), SSM_F) != projections.end()) {
-        throw std::runtime_error(format("spikingbrain: %s names 'ssm_f', but the model has no GLA layer", key_projections));
+        throw std::runtime_error("spikingbrain: the gate 'ssm_f' is to be coded, but the model has no GLA layer");
     }
     if (any_coded && std::max(hparams.n_embd, hparams.n_ff()) > sb_max_coded_width) {
         throw std::runtime_error(format("spikingbrain: rows of more than %u channels cannot be coded", sb_max_coded_width));

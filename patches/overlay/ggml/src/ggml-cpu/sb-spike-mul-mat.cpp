@@ -49,21 +49,27 @@ const char * sb_ahead(const char * address, size_t stride) {
 
 // ---- rows of weights: load(row, block) and scale(row, block); dot() for one product with first digits ----
 
-struct sb_rows_q4_0 {
+sb_simd::weights sb_load  (const block_q4_0 & w)                           { return sb_simd::load_nibbles(w.qs); }
+sb_simd::weights sb_load  (const block_q8_0 & w)                           { return sb_simd::load_int8(w.qs); }
+sb_simd::sums    sb_dot   (const block_q4_0 & w, const sb_simd::first & s) { return sb_simd::dot_nibbles(w.qs, s); }
+sb_simd::sums    sb_dot   (const block_q8_0 & w, const sb_simd::first & s) { return sb_simd::dot_int8(w.qs, s); }
+void             sb_unpack(const block_q4_0 & w, int8_t * bytes)           { sb_simd::store_nibbles(w.qs, bytes); }
+void             sb_unpack(const block_q8_0 & w, int8_t * bytes)           { memcpy(bytes, w.qs, sizeof(w.qs)); }
+
+// Rows as they lie in the tensor.
+template <typename Block>
+struct sb_rows_of {
     const char * data;
     size_t       stride;
 
-    const block_q4_0 & at(int64_t row, int64_t block) const {
-        return ((const block_q4_0 *) (data + row*stride))[block];
+    const Block & at(int64_t row, int64_t block) const {
+        return ((const Block *) (data + row*stride))[block];
     }
     sb_simd::weights load(int64_t row, int64_t block) const {
-        return sb_simd::load_nibbles(at(row, block).qs);
+        return sb_load(at(row, block));
     }
     sb_simd::sums dot(int64_t row, int64_t block, const sb_simd::first & digits) const {
-        return sb_simd::dot_nibbles(at(row, block).qs, digits);
-    }
-    const char * prefetched(int64_t row, int64_t block) const {
-        return sb_ahead(data + row*stride + sb_rows*block*sizeof(block_q4_0), stride);
+        return sb_dot(at(row, block), digits);
     }
     sb_simd::floats scale(int64_t row, int64_t block) const {
         return sb_simd::half(at(row, block).d);
@@ -71,35 +77,11 @@ struct sb_rows_q4_0 {
     float plain_scale(int64_t row, int64_t block) const {
         return ggml_fp16_to_fp32(at(row, block).d);
     }
-    void unpack(int64_t row, int64_t block, int8_t * w) const {
-        sb_simd::store_nibbles(at(row, block).qs, w);
-    }
-};
-
-struct sb_rows_q8_0 {
-    const char * data;
-    size_t       stride;
-
-    const block_q8_0 & at(int64_t row, int64_t block) const {
-        return ((const block_q8_0 *) (data + row*stride))[block];
-    }
-    sb_simd::weights load(int64_t row, int64_t block) const {
-        return sb_simd::load_int8(at(row, block).qs);
-    }
-    sb_simd::sums dot(int64_t row, int64_t block, const sb_simd::first & digits) const {
-        return sb_simd::dot_int8(at(row, block).qs, digits);
+    void unpack(int64_t row, int64_t block, int8_t * bytes) const {
+        sb_unpack(at(row, block), bytes);
     }
     const char * prefetched(int64_t row, int64_t block) const {
-        return sb_ahead(data + row*stride + sb_rows*block*sizeof(block_q8_0), stride);
-    }
-    sb_simd::floats scale(int64_t row, int64_t block) const {
-        return sb_simd::half(at(row, block).d);
-    }
-    float plain_scale(int64_t row, int64_t block) const {
-        return ggml_fp16_to_fp32(at(row, block).d);
-    }
-    void unpack(int64_t row, int64_t block, int8_t * w) const {
-        memcpy(w, at(row, block).qs, SB_SPIKE_BLOCK);
+        return sb_ahead(data + row*stride + sb_rows*block*sizeof(Block), stride);
     }
 };
 
@@ -436,8 +418,8 @@ bool sb_spike_accumulate(int type, bool unpacked, int64_t n, const void * w, con
     const auto * data = (const char *) w;
     const auto * code = (const sb_spike_row *) row;
     switch (type) {
-        case GGML_TYPE_Q4_0: sb_accumulate(sb_rows_q4_0{ data, 0 }, unpacked, n, code, acc); return true;
-        case GGML_TYPE_Q8_0: sb_accumulate(sb_rows_q8_0{ data, 0 }, unpacked, n, code, acc); return true;
+        case GGML_TYPE_Q4_0: sb_accumulate(sb_rows_of<block_q4_0>{ data, 0 }, unpacked, n, code, acc); return true;
+        case GGML_TYPE_Q8_0: sb_accumulate(sb_rows_of<block_q8_0>{ data, 0 }, unpacked, n, code, acc); return true;
         default:             return false;
     }
 }
@@ -472,9 +454,9 @@ void ggml_compute_forward_spike_mul_mat(const ggml_compute_params * params, ggml
         if (params->use_ref) {
             sb_reference(p, w, row, row_end);
         } else if (w->type == GGML_TYPE_Q4_0) {
-            sb_row_range(p, sb_rows_q4_0{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
+            sb_row_range(p, sb_rows_of<block_q4_0>{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
         } else if (w->type == GGML_TYPE_Q8_0) {
-            sb_row_range(p, sb_rows_q8_0{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
+            sb_row_range(p, sb_rows_of<block_q8_0>{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
         } else {
             sb_rows_of_floats(p, w, row, row_end);
         }
