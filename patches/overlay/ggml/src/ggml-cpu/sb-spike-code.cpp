@@ -141,7 +141,6 @@ void sb_code_row(int64_t n, const float * x, float k, sb_spike_row * row, bool u
         row->n_planes = sb_planes_for(row->largest);
         sb_code_digits(n, x, row, use_ref);
     }
-    sb_set_offsets(row, n);
 }
 
 void sb_round_row(int64_t n, const float * x, float unit, float * y) {
@@ -159,7 +158,9 @@ float sb_int8_unit(const sb_magnitudes & m) {
 void sb_spike_code_rows(const float * x, int64_t n, int64_t n_rows, float k, void * dst, const char * name) {
     const size_t row_size = ggml_spike_row_size(n);
     for (int64_t i = 0; i < n_rows; ++i) {
-        sb_code_row(n, x + i*n, k, (sb_spike_row *) ((char *) dst + i*row_size), false);
+        auto * row = (sb_spike_row *) ((char *) dst + i*row_size);
+        sb_code_row(n, x + i*n, k, row, false);
+        sb_set_offsets(row, n);
     }
     if (sb_spike_counters_enabled()) {
         sb_spike_count(name, k, n, n_rows, (const char *) dst, row_size);
@@ -185,6 +186,9 @@ void ggml_compute_forward_spike_code(const ggml_compute_params * params, ggml_te
 
         if (mode == SB_SPIKE_COUNTS) {
             sb_code_row(n, x, k, (sb_spike_row *) y, params->use_ref);
+            if (n_rows < SB_SPIKE_MANY) {
+                sb_set_offsets((sb_spike_row *) y, n);
+            }
             continue;
         }
         const sb_magnitudes m = params->use_ref ? sb_measure_reference(n, x) : sb_measure(n, x);

@@ -31,9 +31,6 @@ namespace {
 // Rows of weights in a tile.
 constexpr int sb_rows = 4;
 
-// From this many tokens on, rows of weights are unpacked once for all of them.
-constexpr int64_t sb_unpack_from = 8;
-
 // Bytes of digits that stay in the second-level cache while the rows of weights pass by.
 constexpr int64_t sb_tokens_bytes = 256*1024;
 
@@ -49,12 +46,10 @@ const char * sb_ahead(const char * address, size_t stride) {
 
 // ---- rows of weights: load(row, block) and scale(row, block); dot() for one product with first digits ----
 
-sb_simd::weights sb_load  (const block_q4_0 & w)                           { return sb_simd::load_nibbles(w.qs); }
-sb_simd::weights sb_load  (const block_q8_0 & w)                           { return sb_simd::load_int8(w.qs); }
-sb_simd::sums    sb_dot   (const block_q4_0 & w, const sb_simd::first & s) { return sb_simd::dot_nibbles(w.qs, s); }
-sb_simd::sums    sb_dot   (const block_q8_0 & w, const sb_simd::first & s) { return sb_simd::dot_int8(w.qs, s); }
-void             sb_unpack(const block_q4_0 & w, int8_t * bytes)           { sb_simd::store_nibbles(w.qs, bytes); }
-void             sb_unpack(const block_q8_0 & w, int8_t * bytes)           { memcpy(bytes, w.qs, sizeof(w.qs)); }
+sb_simd::weights sb_load(const block_q4_0 & w)                           { return sb_simd::load_nibbles(w.qs); }
+sb_simd::weights sb_load(const block_q8_0 & w)                           { return sb_simd::load_int8(w.qs); }
+sb_simd::sums    sb_dot (const block_q4_0 & w, const sb_simd::first & s) { return sb_simd::dot_nibbles(w.qs, s); }
+sb_simd::sums    sb_dot (const block_q8_0 & w, const sb_simd::first & s) { return sb_simd::dot_int8(w.qs, s); }
 
 // Rows as they lie in the tensor.
 template <typename Block>
@@ -77,33 +72,30 @@ struct sb_rows_of {
     float plain_scale(int64_t row, int64_t block) const {
         return ggml_fp16_to_fp32(at(row, block).d);
     }
-    void unpack(int64_t row, int64_t block, int8_t * bytes) const {
-        sb_unpack(at(row, block), bytes);
-    }
     const char * prefetched(int64_t row, int64_t block) const {
         return sb_ahead(data + row*stride + sb_rows*block*sizeof(Block), stride);
     }
 };
 
-// A few rows unpacked to bytes and float scales, numbered from `first`.
+// A few rows unpacked and prepared for many products, numbered from `first`.
 struct sb_rows_unpacked {
-    int64_t             first;
-    int64_t             n_blocks;
-    std::vector<int8_t> bytes;
-    std::vector<float>  scales;
+    int64_t                       first;
+    int64_t                       n_blocks;
+    std::vector<sb_simd::weights> weights;
+    std::vector<float>            scales;
 
     sb_rows_unpacked(int64_t n_blocks, int64_t n_rows) :
-        first(0), n_blocks(n_blocks), bytes(n_rows*n_blocks*SB_SPIKE_BLOCK), scales(n_rows*n_blocks) {}
+        first(0), n_blocks(n_blocks), weights(n_rows*n_blocks), scales(n_rows*n_blocks) {}
 
     template <typename Rows> void fill(const Rows & rows, int64_t row, int64_t n_rows) {
         first = row;
         for (int64_t i = 0; i < n_rows*n_blocks; ++i) {
-            rows.unpack(row + i/n_blocks, i % n_blocks, bytes.data() + i*SB_SPIKE_BLOCK);
-            scales[i] = rows.plain_scale(row + i/n_blocks, i % n_blocks);
+            weights[i] = rows.load(row + i/n_blocks, i % n_blocks);
+            scales[i]  = rows.plain_scale(row + i/n_blocks, i % n_blocks);
         }
     }
-    sb_simd::weights load(int64_t row, int64_t block) const {
-        return sb_simd::load_int8(bytes.data() + ((row - first)*n_blocks + block)*SB_SPIKE_BLOCK);
+    const sb_simd::weights & load(int64_t row, int64_t block) const {
+        return weights[(row - first)*n_blocks + block];
     }
     sb_simd::floats scale(int64_t row, int64_t block) const {
         return sb_simd::splat(scales[(row - first)*n_blocks + block]);
@@ -216,10 +208,11 @@ void sb_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t token
         SB_UNROLL
         for (int j = 0; j < N; ++j) {
             s[j] = sb_simd::load_counts(digits[j] + block*SB_SPIKE_BLOCK);
+            SB_PREFETCH(digits[j] + block*SB_SPIKE_BLOCK + N*p.codes_stride); // the tokens of the next tile
         }
         SB_UNROLL
         for (int i = 0; i < M; ++i) {
-            const auto w     = rows.load(row + i, block);
+            const auto & w    = rows.load(row + i, block);
             const auto scale = rows.scale(row + i, block);
             SB_UNROLL
             for (int j = 0; j < N; ++j) {
@@ -265,7 +258,7 @@ void sb_row_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t t
 
 template <typename Rows>
 void sb_row_range(const sb_product & p, const Rows & rows, sb_rows_unpacked & unpacked, int64_t row, int64_t row_end) {
-    if (p.n_tokens < sb_unpack_from) {
+    if (p.n_tokens < SB_SPIKE_MANY) {
         for (int64_t token = 0; token < p.n_tokens; ++token) {
             int64_t at = row;
             for (; at + sb_rows <= row_end; at += sb_rows) {
@@ -444,7 +437,7 @@ void ggml_compute_forward_spike_mul_mat(const ggml_compute_params * params, ggml
     const int64_t n_rows  = w->ne[1];
     const int64_t share   = n_rows/(params->nth*sb_chunks_a_thread);
     const int64_t chunk   = std::max<int64_t>(sb_min_chunk, share/sb_rows*sb_rows);
-    const bool    unpacks = p.n_tokens >= sb_unpack_from;
+    const bool    unpacks = p.n_tokens >= SB_SPIKE_MANY;
     sb_rows_unpacked unpacked(sb_spike_n_blocks(p.n), unpacks ? sb_rows : 0);
 
     sb_queue queue(dst, params->nth);

@@ -93,16 +93,8 @@ struct sb_simd {
         return _mm256_and_si256(wide, _mm256_set1_epi8(15));
     }
 
-    static __m256i nibbles_less_8(const uint8_t * q) {
-        return _mm256_sub_epi8(nibbles(q), _mm256_set1_epi8(8));
-    }
-
     static weights load_nibbles(const uint8_t * q) {
-        return prepare(nibbles_less_8(q));
-    }
-
-    static void store_nibbles(const uint8_t * q, int8_t * w) {
-        _mm256_storeu_si256((__m256i *) w, nibbles_less_8(q));
+        return prepare(_mm256_sub_epi8(nibbles(q), _mm256_set1_epi8(8)));
     }
 
     struct first {
@@ -195,12 +187,6 @@ struct sb_simd {
         };
     }
 
-    static void store_nibbles(const uint8_t * q, int8_t * w) {
-        const weights x = load_nibbles(q);
-        vst1q_s8(w, x.low);
-        vst1q_s8(w + 16, x.high);
-    }
-
     static sums dot(const weights & w, const counts & s) {
         return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.low, s.low), w.high, s.high);
     }
@@ -272,16 +258,12 @@ struct sb_simd {
         return result;
     }
 
-    static void store_nibbles(const uint8_t * q, int8_t * w) {
-        for (int i = 0; i < 16; ++i) {
-            w[i]      = (int8_t) (q[i] & 15) - 8;
-            w[i + 16] = (int8_t) (q[i] >> 4) - 8;
-        }
-    }
-
     static weights load_nibbles(const uint8_t * q) {
         weights result;
-        store_nibbles(q, result.x);
+        for (int i = 0; i < 16; ++i) {
+            result.x[i]      = (int8_t) (q[i] & 15) - 8;
+            result.x[i + 16] = (int8_t) (q[i] >> 4) - 8;
+        }
         return result;
     }
 
