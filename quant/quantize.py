@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sb_edge.engine import Engine, find_engine
@@ -52,6 +52,7 @@ def quantize(
     token_embedding_type: str | None = None,
     spike_k: float | None = None,
     spike_projections: Sequence[str] | None = None,
+    finish: Callable[[Path], object] | None = None,
     engine: Engine | None = None,
 ) -> None:
     """Write `source` quantized to `target`, which appears only when complete.
@@ -70,6 +71,8 @@ def quantize(
         spike_k: code the projections' inputs as spikes, with this k (`spike_check.choose_plan`); 0: none of
             them; None: as `source` does.
         spike_projections: the coded ones, out of `spike_plan.PROJECTIONS`; None: as `source`, or all.
+        finish: called with the finished file under its temporary name, which it may change; where it raises,
+            nothing is written.
         engine: None: `find_engine()`.
 
     Raises:
@@ -113,6 +116,8 @@ def quantize(
                 with_spike_plan(partial, partial, plan)
             except OutputError as error:  # says which temporary file
                 raise OutputError(error.message, path=target, hint=error.hint) from error
+        if finish is not None:
+            finish(partial)
 
 
 def _arguments(options: dict[str, str | bool | None]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,25 @@ import click
 from sb_edge.cli.spike_options import AUTO, SpikeK, projections_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+    from sb_edge.quant.spike_tuning import Tuning
+
+
+class Budget(click.ParamType):
+    """A share, such as 0.02: positive and finite."""
+
+    name = "share"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A float; fails as click's own types do."""
+        try:
+            share = float(value)
+        except ValueError:
+            share = math.nan
+        if 0 < share < math.inf:
+            return share
+        return self.fail(f"{value!r} is not a positive number; 0.02 is 2 %", param, ctx)
 
 
 def _check_type(value: str | None, known: Iterable[str], parameter: str) -> None:
@@ -37,9 +57,30 @@ def _check_type(value: str | None, known: Iterable[str], parameter: str) -> None
 @click.option(
     "--spike-k",
     type=SpikeK(zero=True, auto=True),
-    help="Code the inputs of projections as spikes, with this k; 0: not. Default: as IN does.",
+    help="Code the inputs of projections as spikes, with this k; 0: not; auto: each with its own, tuned. "
+    "Default: as IN does.",
 )
 @projections_option
+@click.option(
+    "--budget",
+    type=Budget(),
+    help="auto: perplexity may rise by this share over that without spikes.  [default: 0.02]",
+)
+@click.option("--text", type=click.Path(path_type=Path), help="auto: the UTF-8 text to tune on; needed.")
+@click.option(
+    "--tokens", type=click.IntRange(64), help="auto: at most so many tokens of a text.  [default: 2048]"
+)
+@click.option(
+    "--eval-text",
+    type=click.Path(path_type=Path),
+    help="auto: a text to report figures on, not tuned on.  [default: a built-in English text]",
+)
+@click.option(
+    "--curve",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="auto: write what was measured to FOLDER, JSON, PNG and SVG.",
+)
 def command(
     source: str,
     target: Path,
@@ -53,12 +94,17 @@ def command(
     token_embedding_type: str | None,
     spike_k: float | str | None,
     spike_projections: tuple[str, ...] | None,
+    budget: float | None,
+    text: Path | None,
+    tokens: int | None,
+    eval_text: Path | None,
+    curve: Path | None,
 ) -> None:
     """Quantize a GGUF with llama-quantize's types.
 
     IN is a GGUF or the name of a built-in model. TYPE is one of llama-quantize's (Q4_0, Q4_K_M, Q8_0, ...);
-    an unknown one lists them all. An importance matrix for --imatrix is made by llama-imatrix, which is in
-    bin/ of the folder that `sb-edge engine path` prints.
+    an unknown one lists them all; COPY leaves the weights as they are. An importance matrix for --imatrix is
+    made by llama-imatrix, which is in bin/ of the folder that `sb-edge engine path` prints.
     """
     from sb_edge.engine import find_engine
     from sb_edge.models import resolve_gguf
@@ -72,10 +118,14 @@ def command(
     ):
         if value is not None:
             _check_type(value, tensor_types(), option)
-    if isinstance(spike_k, str):
-        raise click.BadParameter(f"{AUTO!r} is not available yet", param_hint="--spike-k")
+    auto_options = (budget, text, tokens, eval_text, curve)
+    if spike_k != AUTO and any(option is not None for option in auto_options):
+        raise click.UsageError(
+            "--budget, --text, --tokens, --eval-text and --curve belong to --spike-k auto."
+        )
     path = resolve_gguf(source)
-    quantize(
+    write = partial(
+        quantize,
         path,
         target,
         qtype,
@@ -86,8 +136,60 @@ def command(
         allow_requantize=allow_requantize,
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
-        spike_k=spike_k,
         spike_projections=spike_projections,
         engine=engine,
     )
+    if isinstance(spike_k, str):
+        _write_tuned(write, path, text, eval_text, budget, tokens, curve, threads)
+    else:
+        write(spike_k=spike_k)
     click.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+
+
+def _write_tuned(
+    write: Callable[..., None],
+    source: Path,
+    text: Path | None,
+    eval_text: Path | None,
+    budget: float | None,
+    max_tokens: int | None,
+    curve: Path | None,
+    threads: int | None,
+) -> None:
+    """Write the file through `write`, with each input's own k, and show what that gains."""
+    if text is None:
+        raise click.UsageError("--spike-k auto needs a --text to tune on.")
+    from rich.console import Console
+
+    from sb_edge.bench.spike_plots import require_plot_folder
+    from sb_edge.bench.tuning_plot import save_tuning
+    from sb_edge.bench.tuning_table import tuning_table
+    from sb_edge.gguf_reader import read_header
+    from sb_edge.quant.spike_tuning import DEFAULT_BUDGET, DEFAULT_TOKENS, cut_text, start_k, tune_file
+
+    require_plot_folder(curve)
+    tuning_text, held_out = (
+        cut_text(source, *_read_text(file), max_tokens or DEFAULT_TOKENS) for file in (text, eval_text)
+    )
+    found: list[Tuning] = []
+
+    def finish(written: Path) -> None:
+        found.append(tune_file(written, tuning_text, held_out, budget or DEFAULT_BUDGET, n_threads=threads))
+
+    write(spike_k=start_k(read_header(source)), finish=finish)
+    if curve is not None:
+        save_tuning(found[0], curve)
+    Console().print(tuning_table(found[0]))
+
+
+def _read_text(file: Path | None) -> tuple[str, str]:
+    """A text and its name; the built-in one without a file."""
+    from sb_edge.bench.perplexity import held_out_text
+    from sb_edge.errors import SpikeError
+
+    if file is None:
+        return held_out_text(), "held-out"
+    try:
+        return file.read_text(encoding="utf-8"), file.name
+    except UnicodeDecodeError as error:
+        raise SpikeError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None

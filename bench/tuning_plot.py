@@ -1,0 +1,151 @@
+"""What tuning measured, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from sb_edge.bench.plot import MARKERS, PAPER, caption, write_figure
+from sb_edge.bench.spike_plots import FORMATS, require_plot_folder, short_label
+from sb_edge.files import atomic_output
+from sb_edge.quant.spike_tuning import Figures, Kind, Point, Tuning
+
+KINDS: dict[Kind, tuple[str, str, str]] = {
+    "single": ("one k everywhere", PAPER.series[1], "o"),
+    "tuned": ("each input its own", PAPER.series[0], "s"),
+}
+"""Of each kind: its name, colour and marker."""
+
+K_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+DIVERGENCE_TICKS = tuple(factor * 10.0**power for power in range(-6, 2) for factor in (1, 2, 5))
+
+
+def save_tuning(tuning: Tuning, folder: Path) -> list[Path]:
+    """Write tuning.json, tuning.png and tuning.svg into a folder, which is made if absent.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    require_plot_folder(folder)
+    document = folder / "tuning.json"
+    with atomic_output(document) as partial:
+        partial.write_text(json.dumps(tuning.document(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    images = [folder / f"tuning{ending}" for ending in FORMATS]
+    for image in images:
+        write_figure(image, (16, 9), lambda figure: _draw(figure, tuning))
+    return [document, *images]
+
+
+def _draw(figure: Figure, tuning: Tuning) -> None:
+    (ratio, spikes, empty), (loss, other_loss, layers) = figure.subplots(2, 3)
+    figure.get_layout_engine().set(h_pad=0.15)  # type: ignore[union-attr, call-arg]
+    text = f"{tuning.text}, {tuning.tokens} tokens"
+    other = f"{tuning.held_out}, {tuning.held_out_tokens} tokens, not tuned on"
+    _draw_over_k(ratio, tuning, lambda figures: figures.ratio)
+    ratio.axhline(1 + tuning.budget, color=PAPER.ink, lw=0.9, ls=(0, (4, 3)))
+    _name_kinds(ratio)
+    caption(ratio, PAPER, "Perplexity over that without spikes", f"{text}; dashed: budget; large: chosen")
+    _draw_over_k(spikes, tuning, lambda figures: figures.spikes_per_channel)
+    caption(spikes, PAPER, "Spikes per channel, bitwise coding", text)
+    _draw_over_k(empty, tuning, lambda figures: 100 * figures.window_sparsity)
+    caption(empty, PAPER, "Empty slots in windows of three steps, %", text)
+    _draw_loss(loss, tuning, lambda point: point.tuning)
+    caption(loss, PAPER, "Divergence (KL, nats), logarithmic", text)
+    _draw_loss(other_loss, tuning, lambda point: point.held_out)
+    caption(other_loss, PAPER, "Divergence (KL, nats), logarithmic", other)
+    _draw_layers(layers, tuning)
+    caption(layers, PAPER, "k of each input, logarithmic", "tuned, within the budget; line: the single k")
+
+
+def _draw_over_k(axes: Axes, tuning: Tuning, value: Callable[[Figures], float]) -> None:
+    def place(point: Point) -> tuple[float, float]:
+        return point.k, value(point.tuning)
+
+    _draw_kinds(axes, tuning, place)
+    axes.set_xscale("log")
+    _tick(axes, [point.k for point in tuning.points], "x")
+    _dress(axes, "k of all inputs (logarithmic); tuned: with the loss predicted for that k")
+
+
+def _draw_loss(axes: Axes, tuning: Tuning, figures: Callable[[Point], Figures]) -> None:
+    def place(point: Point) -> tuple[float, float]:
+        return figures(point).additions_per_mac, figures(point).divergence
+
+    _draw_kinds(axes, tuning, place)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in DIVERGENCE_TICKS if low <= tick <= high]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    _dress(axes, "additions per MAC")
+
+
+def _draw_kinds(axes: Axes, tuning: Tuning, place: Callable[[Point], tuple[float, float]]) -> None:
+    """A line for each kind through its points, the chosen one larger."""
+    for kind, (_, colour, marker) in KINDS.items():
+        points = sorted(place(point) for point in tuning.points if point.kind == kind)
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=3.5, lw=1.6)
+        chosen = tuning.single if kind == "single" else tuning.tuned
+        axes.plot(*place(chosen), color=colour, marker=marker, ms=10, mec=PAPER.background, mew=1.2)
+
+
+def _draw_layers(axes: Axes, tuning: Tuning) -> None:
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for site, k in zip(tuning.sites, tuning.tuned.ks, strict=True):
+        label = short_label([name for name in site.projections if name != "ssm_f"] or site.projections)
+        lines.setdefault(label, []).append((site.layer, k))
+    axes.axhline(tuning.single.k, color=PAPER.ink, lw=0.9, ls=(0, (4, 3)))
+    for row, ((label, points), colour, marker) in enumerate(
+        zip(lines.items(), PAPER.series * 2, MARKERS * 2, strict=False)
+    ):
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4, lw=1.4)
+        _name(axes, label, colour, row)
+    axes.set_yscale("log")
+    _tick(axes, [*tuning.tuned.ks, tuning.single.k], "y")
+    axes.margins(y=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _dress(axes, "layer")
+
+
+def _name_kinds(axes: Axes) -> None:
+    for row, (name, colour, _) in enumerate(KINDS.values()):
+        _name(axes, name, colour, row)
+
+
+def _name(axes: Axes, name: str, colour: str, row: int) -> None:
+    """A name in its line's colour, in the upper right corner."""
+    axes.annotate(
+        name,
+        (1, 1),
+        (-4, -10 - 14 * row),
+        "axes fraction",
+        textcoords="offset points",
+        color=colour,
+        ha="right",
+        fontweight="bold",
+        fontsize=9,
+        bbox={"color": PAPER.background, "pad": 1},
+    )
+
+
+def _tick(axes: Axes, ks: Sequence[float], which: str) -> None:
+    """Ticks for an axis of k that reach around these."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    ticks = [tick for tick in K_TICKS if min(ks) * 0.7 <= tick <= max(ks) * 1.4]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _dress(axes: Axes, xlabel: str) -> None:
+    axes.set_xlabel(xlabel, color=PAPER.ink)
+    axes.grid(axis="y", color=PAPER.grid, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=PAPER.ink, length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(PAPER.grid)

@@ -1,0 +1,129 @@
+"""How to share out spikes: which k each coded input gets, and how a k within a budget is found.
+
+Nothing here knows an engine; docs/tuning-k.md derives the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_STEPS = 100
+"""Halvings of a bracket in float64: more change nothing."""
+
+
+def interpolate_costs(ks: Array, costs: Array, grid: Array) -> Array:
+    """Costs measured at some k, at others: linear in log k, as the number of bits in |s| is.
+
+    Args:
+        ks: [m], ascending.
+        costs: [m, n_sites], what each site costs at each of them.
+        grid: [n_grid], within `ks`.
+
+    Returns:
+        [n_sites, n_grid].
+    """
+    places = np.log(ks)
+    return np.stack([np.interp(np.log(grid), places, column) for column in costs.T])
+
+
+def predicted_loss(sensitivities: Array, ks: Array) -> float:
+    """sum of s_g / k_g^2: rounding to multiples of Vth, inverse to k, is noise of power Vth^2 / 12.
+
+    Args:
+        sensitivities: [n_sites], each site's loss at k = 1, nats a token.
+        ks: [n_sites].
+    """
+    return float((sensitivities / ks**2).sum())
+
+
+def allocate(sensitivities: Array, costs: Array, grid: Array, limit: float) -> Array:
+    """The cheapest k of every site with a predicted loss of at most `limit`.
+
+    Each site minimises cost + weight * loss on its own; the least weight that keeps the limit is bisected.
+    Such a choice is the cheapest of all that lose no more (Everett 1963, doi 10.1287/opre.11.3.399).
+
+    Args:
+        sensitivities: [n_sites], >= 0, each site's loss at k = 1, nats a token.
+        costs: [n_sites, n_grid], > 0.
+        grid: [n_grid], the values that k can have, ascending.
+        limit: of the loss, nats a token; > 0.
+
+    Returns:
+        [n_sites]. The last of `grid` everywhere if even that loses more.
+    """
+    losses = sensitivities[:, None] / grid**2
+
+    def choose(weight: float) -> Array:
+        chosen: Array = grid[np.argmin(costs + weight * losses, axis=1)]
+        return chosen
+
+    finest = np.full(len(sensitivities), grid[-1])
+    if predicted_loss(sensitivities, finest) > limit:
+        return finest
+    low, high = -60.0, 60.0  # log of the weight in units of cost over limit
+    unit = costs.max() / limit
+    best = finest
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        ks = choose(unit * math.exp(middle))
+        if predicted_loss(sensitivities, ks) <= limit:
+            best, high = ks, middle
+        else:
+            low = middle
+    return best
+
+
+class Measured(Protocol):
+    """What `search` has to know of a measurement."""
+
+    @property
+    def k(self) -> float:
+        """Where it was taken."""
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def search(
+    measure: Callable[[float], M], ks: Sequence[float], accept: Callable[[M], bool], halvings: int
+) -> tuple[list[M], M | None]:
+    """The smallest k that is good enough.
+
+    Goes up through `ks` until two in a row are accepted (one may be by luck), then halves the logarithm of
+    the last step before them.
+
+    Args:
+        measure: takes a measurement at a k.
+        ks: ascending.
+        accept: decides on a measurement; from some k on all are accepted, but for noise.
+        halvings: of the last step.
+
+    Returns:
+        All measurements by k, and the chosen one; None if the last of `ks` is not accepted.
+    """
+    points: list[M] = []
+    accepted = 0
+    for k in ks:
+        points.append(measure(k))
+        accepted = accepted + 1 if accept(points[-1]) else 0
+        if accepted == 2:
+            break
+    if not accepted:
+        return points, None
+    best = points[-accepted]
+    low = points[-accepted - 1].k if len(points) > accepted else best.k
+    for _ in range(halvings if low < best.k else 0):
+        point = measure(math.sqrt(low * best.k))
+        points.append(point)
+        if accept(point):
+            best = point
+        else:
+            low = point.k
+    return sorted(points, key=lambda point: point.k), best
