@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +24,21 @@ class Perplexity:
 def held_out_text() -> str:
     """A short English text written for this project, on which nothing is trained or chosen."""
     return (importlib.resources.files("sb_edge.bench") / "data" / "held_out.txt").read_text(encoding="utf-8")
+
+
+def read_text(file: Path | None) -> tuple[str, str]:
+    """A UTF-8 text file and its name without the folder; without a file, `held_out_text` as "held-out".
+
+    Raises:
+        InferenceError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    if file is None:
+        return held_out_text(), "held-out"
+    try:
+        return file.read_text(encoding="utf-8"), file.name
+    except UnicodeDecodeError as error:
+        raise InferenceError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
 
 
 def perplexity(

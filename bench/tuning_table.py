@@ -33,6 +33,10 @@ def tuning_table(tuning: Tuning) -> RenderableType:
         _table(tuning, tuning.without, lambda point: point.tuning),
         Text(f"\n{other}"),
         _table(tuning, tuning.held_out_without, lambda point: point.held_out),
+        Text(
+            f"\nAdditions saved at equal KL, mean over the curves: {tuning.savings[0]:.1%}, "
+            f"not tuned on {tuning.savings[1]:.1%}"
+        ),
         Text(f"\n{NOTE}", style="dim"),
     )
 

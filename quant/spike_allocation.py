@@ -80,6 +80,26 @@ def allocate(sensitivities: Array, costs: Array, grid: Array, limit: float) -> A
     return best
 
 
+def saving(reference: Array, other: Array) -> float:
+    """By how much one curve's costs lie below another's where they lose the same.
+
+    Args:
+        reference, other: [n, 2], cost and loss > 0 of each point, n >= 2; costs are interpolated in the
+            logarithm of the loss.
+
+    Returns:
+        The mean of 1 - cost / cost of `reference` over the losses that both reach; 0 if there are none.
+    """
+    curves = [curve[np.argsort(curve[:, 1])] for curve in (reference, other)]
+    places = [np.log(curve[:, 1]) for curve in curves]
+    low, high = max(place[0] for place in places), min(place[-1] for place in places)
+    if low >= high:
+        return 0.0
+    at = np.linspace(low, high, 101)
+    theirs, ours = (np.interp(at, place, curve[:, 0]) for place, curve in zip(places, curves, strict=True))
+    return float((1 - ours / theirs).mean())
+
+
 class Measured(Protocol):
     """What `search` has to know of a measurement."""
 

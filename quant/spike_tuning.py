@@ -18,7 +18,7 @@ from sb_edge.errors import SpikeError
 from sb_edge.files import atomic_output
 from sb_edge.gguf_reader import GgufHeader
 from sb_edge.progress import Advance, progress_bar
-from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, search
+from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, saving, search
 from sb_edge.quant.spike_check import check_plan
 from sb_edge.quant.spike_plan import DEFAULT_K, SpikePlan
 from sb_edge.runtime.session import Model, Session
@@ -53,6 +53,9 @@ HALVINGS = 4
 
 PIECE = 128
 """Tokens evaluated at once: the logits of all are held, a large vocabulary's take much memory."""
+
+LEAST_DIVERGENCE = 1e-9
+"""Smaller ones are float32's rounding, which may even be negative."""
 
 Kind = Literal["single", "tuned"]
 
@@ -138,7 +141,7 @@ class Tuning:
         sensitivities: divergence that each site alone adds at k = 1, nats a token.
         points: both curves, by kind and k.
         single: the least k within the budget.
-        tuned: the least one within the budget that diverges no more than `single`.
+        tuned: the least one within the budget that diverges no more than `single`, or else as `single`.
         plan: what is stored: the cheaper of the two, which is `tuned` but for noise.
     """
 
@@ -161,6 +164,28 @@ class Tuning:
         """The cheaper one."""
         return _cheaper(self.tuned, self.single)
 
+    @property
+    def savings(self) -> tuple[float, float]:
+        """Share of additions that tuning saves at the divergence of a single k, the mean over the curves.
+
+        On the text that decided, and on the other one. Unlike the chosen points it hardly depends on luck.
+        """
+
+        def saved(figures: Callable[[Point], Figures]) -> float:
+            curves = [
+                np.array(
+                    [
+                        (figures(point).additions_per_mac, figures(point).divergence)
+                        for point in self.points
+                        if point.kind == kind
+                    ]
+                )
+                for kind in ("single", "tuned")
+            ]
+            return saving(*curves)
+
+        return saved(lambda point: point.tuning), saved(lambda point: point.held_out)
+
     def document(self) -> dict[str, Any]:
         """For JSON; the fields are described in docs/tuning-k.md."""
         return {
@@ -172,6 +197,7 @@ class Tuning:
             "held_out_tokens": self.held_out_tokens,
             "held_out_perplexity_without_spikes": self.held_out_without,
             "stored": self.chosen.kind,
+            "savings": dict(zip(("tuning", "held_out"), self.savings, strict=True)),
             "single": asdict(self.single),
             "tuned": asdict(self.tuned),
             "sites": [
@@ -274,7 +300,8 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
         plan = model.spike_plan
         if plan is None:
             raise SpikeError("has no spikes to tune", path=path, hint="give it a k first")
-        bench = _Bench(model, coded_sites(plan, model.recurrent_layers), without, n_threads)
+        sites = coded_sites(plan, model.recurrent_layers)
+        bench = _Bench(model, sites, (text, held_out), without, n_threads)
         sensitivities, costs = bench.probe(text)
         grid_costs = interpolate_costs(np.array(COST_KS), costs, GRID)
 
@@ -284,10 +311,13 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
 
         with progress_bar("searching k", None) as advance:
             points, single = bench.curve(
-                "single", lambda k: np.full(len(bench.sites), k), budget, math.inf, advance
+                "single", lambda k: np.full(len(sites), k), budget, math.inf, advance
             )
-            most = single.tuning.divergence
-            more, tuned = bench.curve("tuned", tuned_ks, budget, most, advance)
+            if single is None:
+                message = f"is broken even by k = {points[-1].k:g}"
+                raise _over_budget(message, points[-1].ratio, without[text], budget)
+            more, tuned = bench.curve("tuned", tuned_ks, budget, single.tuning.divergence, advance)
+            tuned = tuned or replace(single, kind="tuned")
     return Tuning(
         budget=budget,
         text=text.name,
@@ -296,12 +326,12 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
         held_out_tokens=len(held_out.tokens) - 1,
         without=float(np.exp(without[text].mean())),
         held_out_without=float(np.exp(without[held_out].mean())),
-        sites=bench.sites,
+        sites=sites,
         sensitivities=tuple(sensitivities.tolist()),
         points=(*points, *more),
         single=single,
         tuned=tuned,
-        plan=plan_with(plan, bench.sites, _cheaper(tuned, single), len(model.recurrent_layers)),
+        plan=plan_with(plan, sites, _cheaper(tuned, single), len(model.recurrent_layers)),
     )
 
 
@@ -334,21 +364,28 @@ class _Bench:
 
     Args:
         model: spikes at `sites`.
-        without: of each text, the tokens' negative log-likelihoods without spikes; the first text decides.
+        texts: the one that decides and the other one.
+        without: of each text, the tokens' negative log-likelihoods without spikes.
     """
 
     def __init__(
-        self, model: Model, sites: tuple[Site, ...], without: dict[Text, Floats], n_threads: int | None
+        self,
+        model: Model,
+        sites: tuple[Site, ...],
+        texts: tuple[Text, Text],
+        without: dict[Text, Floats],
+        n_threads: int | None,
     ) -> None:
         self.sites = sites
         self._model = model
+        self._texts = texts
         self._without = without
         self._n_threads = n_threads
         self._fine = np.full(len(sites), FINE_K)
         self._set(self._fine)
         self._references = {
             text: np.concatenate(list(_predictions(model, text.tokens[:DIVERGENCE_TOKENS], n_threads)))
-            for text in without
+            for text in texts
         }
 
     def probe(self, text: Text) -> tuple[Floats, Floats]:
@@ -376,29 +413,20 @@ class _Bench:
         budget: float,
         most_divergence: float,
         advance: Advance,
-    ) -> tuple[list[Point], Point]:
-        """Measurements over k, and the least one within the budget that diverges no more than allowed.
-
-        Raises:
-            SpikeError: there is none.
-        """
+    ) -> tuple[list[Point], Point | None]:
+        """Measurements over k, and the least one within the budget that diverges no more than allowed."""
 
         def measure(k: float) -> Point:
             ks = choose(k)
             self._set(ks)
-            tuning, held_out = (self._figures(text) for text in self._without)
+            tuning, held_out = (self._figures(text) for text in self._texts)
             advance(1)
             return Point(kind, k, tuple(ks.tolist()), tuning, held_out)
 
         def accept(point: Point) -> bool:
             return point.ratio <= 1 + budget and point.tuning.divergence <= most_divergence
 
-        points, best = search(measure, CURVE_KS, accept, HALVINGS)
-        if best is None:
-            without = next(iter(self._without.values()))
-            message = f"is broken even by k = {points[-1].k:g}"
-            raise _over_budget(message, points[-1].ratio, without, budget)
-        return points, best
+        return search(measure, CURVE_KS, accept, HALVINGS)
 
     def _figures(self, text: Text) -> Figures:
         with count_spikes(self._model) as counters:
@@ -411,7 +439,7 @@ class _Bench:
             perplexity=math.exp(nll.mean()),
             ratio=ratio,
             ratio_error=ratio * float((nll - without).std()) / math.sqrt(len(nll)),
-            divergence=float(divergence.mean()),
+            divergence=max(float(divergence.mean()), LEAST_DIVERGENCE),
             spikes_per_channel=stats.spikes_per_channel["bitwise"],
             additions_per_mac=estimate_energy(self._model.header, sites).spikes_per_mac,
             window_sparsity=stats.window_sparsity,

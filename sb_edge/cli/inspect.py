@@ -205,10 +205,10 @@ def _spike_facts(spiking: dict[str, Any] | None) -> list[tuple[str, str]]:
     if spiking is None:
         return [("spikes", "none")]
     low, high = spiking["k_min"], spiking["k_max"]
-    k = f"{low:g}" if low == high else f"per projection, {low:g} to {high:g}"
+    k = f"k = {low:.3g}" if low == high else f"k per projection, {low:.3g} to {high:.3g}"
     queries = f"k = {spiking['query_k']:g}" if spiking["query_k"] else "not coded"
     return [
-        ("spikes", f"k = {k}"),
+        ("spikes", k),
         ("  coded inputs of", " ".join(spiking["projections"])),
         ("  queries (S layers)", queries),
         ("  K and V (S layers)", "rounded to INT8" if spiking["kv_rounding"] else "not rounded"),

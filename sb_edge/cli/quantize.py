@@ -161,6 +161,7 @@ def _write_tuned(
         raise click.UsageError("--spike-k auto needs a --text to tune on.")
     from rich.console import Console
 
+    from sb_edge.bench.perplexity import read_text
     from sb_edge.bench.spike_plots import require_plot_folder
     from sb_edge.bench.tuning_plot import save_tuning
     from sb_edge.bench.tuning_table import tuning_table
@@ -169,7 +170,7 @@ def _write_tuned(
 
     require_plot_folder(curve)
     tuning_text, held_out = (
-        cut_text(source, *_read_text(file), max_tokens or DEFAULT_TOKENS) for file in (text, eval_text)
+        cut_text(source, *read_text(file), max_tokens or DEFAULT_TOKENS) for file in (text, eval_text)
     )
     found: list[Tuning] = []
 
@@ -180,16 +181,3 @@ def _write_tuned(
     if curve is not None:
         save_tuning(found[0], curve)
     Console().print(tuning_table(found[0]))
-
-
-def _read_text(file: Path | None) -> tuple[str, str]:
-    """A text and its name; the built-in one without a file."""
-    from sb_edge.bench.perplexity import held_out_text
-    from sb_edge.errors import SpikeError
-
-    if file is None:
-        return held_out_text(), "held-out"
-    try:
-        return file.read_text(encoding="utf-8"), file.name
-    except UnicodeDecodeError as error:
-        raise SpikeError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None

@@ -102,7 +102,7 @@ def k_text(plan: SpikePlan) -> str:
     if not values:
         return "k = 0"
     low, high = min(values), max(values)
-    return f"k = {low:g}" if low == high else f"k per projection, {low:g} to {high:g}"
+    return f"k = {low:.3g}" if low == high else f"k per projection, {low:.3g} to {high:.3g}"
 
 
 def coded_k(plan: SpikePlan) -> list[float]:

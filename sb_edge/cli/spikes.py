@@ -92,13 +92,14 @@ def stats(
             raise click.UsageError("--text, --plot and --layers need a MODEL, not --synthetic.")
         _show_synthetic(synthetic, spike_k, tokens, json_target)
         return
+    from sb_edge.bench.perplexity import read_text
     from sb_edge.bench.spike_plots import require_plot_folder, save_report_plots
     from sb_edge.bench.spike_tables import stats_table
     from sb_edge.bench.spikes import measure
     from sb_edge.output import emit
 
     require_plot_folder(plot)
-    content, name = _read_text(text)
+    content, name = read_text(text)
     with _load(str(model), spike_k) as loaded:
         report = measure(loaded, content, name=name, max_tokens=tokens, n_threads=threads)
     if plot is not None:
@@ -136,6 +137,7 @@ def sweep(
     MODEL is a GGUF or `default`. It is evaluated without spikes, as the file has them if it does, and with
     each k at every input. A large k, such as 1000, shows the limit of coding without loss.
     """
+    from sb_edge.bench.perplexity import read_text
     from sb_edge.bench.spike_plots import require_plot_folder, save_sweep_plot
     from sb_edge.bench.spike_sweep import sweep_k
     from sb_edge.bench.spike_tables import sweep_table
@@ -143,7 +145,7 @@ def sweep(
     from sb_edge.output import emit
 
     require_plot_folder(plot)
-    content, name = _read_text(text)
+    content, name = read_text(text)
     result = sweep_k(
         resolve_gguf(model),
         content,
@@ -238,19 +240,6 @@ def _load(name: str, spike_k: float | None) -> Model:
             soft_wrap=True,
         )
     return Model(path, spikes=k)
-
-
-def _read_text(file: Path | None) -> tuple[str, str]:
-    """A text and its name."""
-    from sb_edge.bench.perplexity import held_out_text
-    from sb_edge.errors import SpikeError
-
-    if file is None:
-        return held_out_text(), "held-out"
-    try:
-        return file.read_text(encoding="utf-8"), file.name
-    except UnicodeDecodeError as error:
-        raise SpikeError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
 
 
 def _show_synthetic(

@@ -51,6 +51,7 @@ def test_the_table_fits_a_terminal(tuning: Tuning) -> None:
     assert "stored: each input's own k" in printed
     assert "3 everywhere" in printed and "tuned, 2.7 to 3.6" in printed
     assert printed.count("-8.3%") == 4  # spikes and additions, on both texts
+    assert "mean over the curves: 8.3%, not tuned on 8.3%" in printed
     assert "…" not in printed and max(map(len, printed.splitlines())) <= 80
 
 

@@ -110,7 +110,7 @@ def test_spiking_with_a_k_for_each_projection(golden_gguf, tmp_path):
 
     path = tmp_path / "s.gguf"
     with_spike_plan(golden_gguf, path, SpikePlan(("attn_q", "ffn_up"), 3, ((2.0, 0.0),) * 3 + ((4.5, 2.5),)))
-    assert "k = per projection, 2 to 4.5" in run(path)
+    assert "k per projection, 2 to 4.5" in run(path)
     spiking = json.loads(run(path, "--json", "-"))["spiking"]
     assert spiking["layer_k"] == [[2.0, 0.0]] * 3 + [[4.5, 2.5]]
     assert (spiking["k_min"], spiking["k_max"]) == (2.0, 4.5)

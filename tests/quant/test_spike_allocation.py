@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, search
+from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, saving, search
 
 GRID = np.geomspace(1, 128, 113)
 
@@ -65,6 +65,16 @@ def test_costs_are_interpolated_in_the_logarithm():
     np.testing.assert_allclose(
         interpolate_costs(ks, costs, np.array([1.0, 2.0, 4.0, 8.0])), [[1, 1.5, 2, 3], [5, 6, 7, 7.5]]
     )
+
+
+def test_saving_is_taken_where_losses_are_equal():
+    losses = np.geomspace(1, 0.01, 9)
+    costs = 1 - np.log(losses)
+    reference = np.stack([costs, losses], axis=1)
+    assert saving(reference, np.stack([0.9 * costs, losses], axis=1)) == pytest.approx(0.1)
+    assert saving(reference, reference[::-1]) == 0
+    assert saving(reference, np.stack([costs + 0.5, losses], axis=1)) < 0
+    assert saving(reference, np.array([(1.0, 3.0), (2.0, 2.0)])) == 0
 
 
 @dataclass(frozen=True)
