@@ -40,7 +40,7 @@ TESTS = (
 )
 
 
-def tests_of(engine: Engine) -> list[UpstreamTest]:
+def suite_of(engine: Engine) -> list[UpstreamTest]:
     """Those of `TESTS` that run in an engine of this variant."""
     return [test for test in TESTS if test.portable or engine.info.variant != "portable"]
 
@@ -63,7 +63,7 @@ def main() -> int:
     """Run all of them; the exit status is the number of failures."""
     engine = find_engine()
     failures = 0
-    tests = tests_of(engine)
+    tests = suite_of(engine)
     with tempfile.TemporaryDirectory() as scratch:
         if any("{models}" in test.arguments for test in tests):
             make_models(engine, Path(scratch))

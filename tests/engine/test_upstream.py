@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.engine import find_engine
-from sb_edge.engine.upstream_tests import TESTS, UpstreamTest, make_models, run, tests_of
+from sb_edge.engine.upstream_tests import TESTS, UpstreamTest, make_models, run, suite_of
 
 pytestmark = pytest.mark.engine
 
@@ -23,10 +23,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: " ".join([test.name, *test.arguments]))
 def test_upstream(test: UpstreamTest, models: Path) -> None:
     engine = find_engine()
-    if test not in tests_of(engine):
+    if test not in suite_of(engine):
         pytest.skip("upstream's program loads no backends, which a portable engine has as files of their own")
     done = run(engine, test, models)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     assert "FAIL" not in done.stdout
     if "spikingbrain" in " ".join(test.arguments):
-        assert "all 1 test(s) passed" in done.stdout
+        # Its summary comes from a thread that the end of the program may cut off; the row of a test comes before.
+        assert "\x1b[1;32mOK" in done.stdout
