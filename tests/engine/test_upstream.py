@@ -24,7 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_upstream(test: UpstreamTest, models: Path) -> None:
     engine = find_engine()
     if test not in suite_of(engine):
-        pytest.skip("upstream's program loads no backends, which a portable engine has as files of their own")
+        pytest.skip("upstream's program does not load a portable engine's backends")
     done = run(engine, test, models)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     assert "FAIL" not in done.stdout
