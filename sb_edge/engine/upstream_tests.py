@@ -52,10 +52,14 @@ def make_models(engine: Engine, folder: Path) -> None:
 
 
 def run(engine: Engine, test: UpstreamTest, models: Path) -> subprocess.CompletedProcess[str]:
-    """Run one test; its output is captured."""
-    arguments = [argument.format(models=models) for argument in test.arguments]
+    """Run one test in `models`, where some leave files; its output is captured."""
     return subprocess.run(
-        [engine.tool(test.name), *arguments], capture_output=True, text=True, errors="replace", check=False
+        [engine.tool(test.name), *(argument.format(models=models) for argument in test.arguments)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        cwd=models,
     )
 
 
