@@ -6,7 +6,7 @@ Coding is adaptive-threshold (report, section 3.3): Vth = clamp(mean|x| / k), s 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,14 @@ DEFAULT_K = 3.0
 SPIKE_KEYS = f"{ARCH}.spike."
 OVERRIDE_KEY = SPIKE_KEYS + "override"
 """Never in a file: given to the engine at load time, 0 switches spikes off, another number replaces all k."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A coded input: the projections that share it, and so its counts and its k."""
+
+    layer: int
+    projections: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,23 @@ class SpikePlan:
         if self.layer_k is None:
             return self.k
         return self.layer_k[layer][self.projections.index(projection)]
+
+    def layer_ks(self, layer: int, *, recurrent: bool) -> dict[str, float]:
+        """The k of every coded projection of a layer; there is a gate only where it is recurrent."""
+        ks = {name: self.k_of(layer, name) for name in PROJECTIONS if recurrent or name != "ssm_f"}
+        return {name: k for name, k in ks.items() if k}
+
+    def sites(self, recurrent: Sequence[bool]) -> tuple[Site, ...]:
+        """Every coded input of a model, by layer.
+
+        Args:
+            recurrent: [n_layer], True for GLA.
+        """
+        return tuple(
+            Site(layer, names)
+            for layer, gla in enumerate(recurrent)
+            for names in coded_together(self.layer_ks(layer, recurrent=gla))
+        )
 
     def overridden(self, k: float) -> SpikePlan:
         """With `k` in place of every k that is not 0."""
@@ -156,6 +181,20 @@ class SpikePlan:
         except SpikeError as error:
             item = SPIKE_KEYS + (error.item or "projections")
             raise GgufError(error.message, path=path, item=item, found=error.found) from None
+
+
+def coded_together(ks: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
+    """A layer's coded inputs, each by its projections in their order: those that share it and have one k.
+
+    Args:
+        ks: of the layer's projections, 0 where one is not coded.
+    """
+    found = []
+    for shared in INPUTS:
+        names = [name for name in shared if ks.get(name)]
+        for k in dict.fromkeys(ks[name] for name in names):
+            found.append(tuple(name for name in names if ks[name] == k))
+    return tuple(found)
 
 
 def require_k(k: float, item: str) -> None:

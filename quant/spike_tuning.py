@@ -20,9 +20,9 @@ from sb_edge.gguf_reader import GgufHeader
 from sb_edge.progress import Advance, progress_bar
 from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, saving, search
 from sb_edge.quant.spike_check import check_plan
-from sb_edge.quant.spike_plan import DEFAULT_K, SpikePlan
+from sb_edge.quant.spike_plan import DEFAULT_K, Site, SpikePlan
 from sb_edge.runtime.session import Model, Session
-from sb_edge.runtime.spikes import INPUTS, count_spikes
+from sb_edge.runtime.spikes import count_spikes
 
 Floats = NDArray[np.float64]
 
@@ -71,14 +71,6 @@ class Text:
 
     name: str
     tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A coded input: the projections that share it, and so its counts and its k."""
-
-    layer: int
-    projections: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -300,7 +292,7 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
         plan = model.spike_plan
         if plan is None:
             raise SpikeError("has no spikes to tune", path=path, hint="give it a k first")
-        sites = coded_sites(plan, model.recurrent_layers)
+        sites = replace(plan, layer_k=None).sites(model.recurrent_layers)  # tuned to one k each
         bench = _Bench(model, sites, (text, held_out), without, n_threads)
         sensitivities, costs = bench.probe(text)
         grid_costs = interpolate_costs(np.array(COST_KS), costs, GRID)
@@ -333,22 +325,6 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
         tuned=tuned,
         plan=plan_with(plan, sites, _cheaper(tuned, single), len(model.recurrent_layers)),
     )
-
-
-def coded_sites(plan: SpikePlan, recurrent: Sequence[bool]) -> tuple[Site, ...]:
-    """The coded inputs of a model when projections of one input share its k.
-
-    Args:
-        plan: names the coded projections.
-        recurrent: [n_layer], True for GLA; only there is a gate.
-    """
-    sites = []
-    for layer, gla in enumerate(recurrent):
-        for group in INPUTS:
-            names = tuple(name for name in group if name in plan.projections and (gla or name != "ssm_f"))
-            if names:
-                sites.append(Site(layer, names))
-    return tuple(sites)
 
 
 def plan_with(plan: SpikePlan, sites: Sequence[Site], point: Point, n_layer: int) -> SpikePlan:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sb_edge.quant.spike_coding import spike_counts
-from sb_edge.quant.spike_plan import INPUTS
+from sb_edge.quant.spike_plan import coded_together
 
 MODULES = {
     "attn_q": "attn.q_proj",
@@ -77,13 +77,9 @@ def projections(block: nn.Module) -> dict[str, Projection]:
     return {name: module for name, module in found.items() if isinstance(module, Projection)}
 
 
-def sites(block: nn.Module) -> Iterator[Site]:
+def sites(block: nn.Module) -> tuple[Site, ...]:
     """A block's coded tensors, each by the projections that share it."""
-    coded = {name: module.spike_k for name, module in projections(block).items() if module.spike_k}
-    for shared in INPUTS:
-        names = [name for name in shared if name in coded]
-        for k in dict.fromkeys(coded[name] for name in names):
-            yield tuple(name for name in names if coded[name] == k)
+    return coded_together({name: module.spike_k for name, module in projections(block).items()})
 
 
 @contextmanager

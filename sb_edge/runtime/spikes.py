@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.errors import InferenceError
-from sb_edge.quant.spike_plan import INPUTS, PROJECTIONS, SpikePlan, require_k
+from sb_edge.quant.spike_plan import PROJECTIONS, Site, SpikePlan, require_k
 from sb_edge.runtime.binding import cpu_function, ggml_base
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.session import Session
@@ -123,9 +123,8 @@ _NUMBERS = [field[0] for field in _Site._fields_[5:]]
 class SpikeCounters:
     """The engine's counters since they were switched on."""
 
-    def __init__(self, plan: SpikePlan | None, recurrent: Sequence[bool]) -> None:
-        self._plan = plan
-        self._recurrent = recurrent
+    def __init__(self, coded: Iterable[Site]) -> None:
+        self._projections = {(site.layer, site.projections[0]): site.projections for site in coded}
 
     def sites(self) -> list[SiteCounts]:
         """Every coded input that has been computed, by layer and then in `PROJECTIONS` order."""
@@ -140,26 +139,16 @@ class SpikeCounters:
     def _describe(self, raw: _Site) -> SiteCounts:
         name = raw.name.decode()
         layer, first = _parse(name) if name != _SYNTHETIC else (-1, name)
-        projections: tuple[str, ...] = (first,)
-        if self._plan and first != _SYNTHETIC:
-            projections = sharing(self._plan, layer, first, self._recurrent[layer])
         numbers = {field: getattr(raw, field) for field in _NUMBERS}
         return SiteCounts(
             layer=layer,
-            projections=projections,
+            projections=self._projections.get((layer, first), (first,)),
             k=raw.k,
             channels=raw.channels,
             tokens=raw.tokens,
             histogram=np.array(raw.histogram, dtype=np.int64),
             **numbers,
         )
-
-
-def sharing(plan: SpikePlan, layer: int, first: str, recurrent: bool) -> tuple[str, ...]:
-    """The projections that read the counts named after `first`: those of its input with its k."""
-    group = next(group for group in INPUTS if first in group)
-    k = plan.k_of(layer, first)
-    return tuple(name for name in group if plan.k_of(layer, name) == k and (recurrent or name != "ssm_f"))
 
 
 @contextmanager
@@ -169,9 +158,9 @@ def count_spikes(model: Model) -> Iterator[SpikeCounters]:
     Raises:
         InferenceError: the model does not spike.
     """
-    _require_spikes(model)
+    plan = _require_spikes(model)
     with _counting():
-        yield SpikeCounters(model.spike_plan, model.recurrent_layers)
+        yield SpikeCounters(plan.sites(model.recurrent_layers))
 
 
 def count_synthetic(x: NDArray[np.float32], k: float) -> SiteCounts:
@@ -186,7 +175,7 @@ def count_synthetic(x: NDArray[np.float32], k: float) -> SiteCounts:
     """
     with _counting():
         code_rows(x, k)
-        return SpikeCounters(None, ()).sites()[0]
+        return SpikeCounters(()).sites()[0]
 
 
 def code_rows(x: NDArray[np.float32], k: float) -> RecordedCounts:
@@ -261,9 +250,10 @@ def record_counts(
     """
     plan = _require_spikes(model)
     wanted = {
-        f"{_NODE}{first}-{layer}": (layer, names)
-        for layer, first, names in _sites(plan, model.recurrent_layers)
-        if (layers is None or layer in layers) and (projections is None or set(names) & set(projections))
+        f"{_NODE}{site.projections[0]}-{site.layer}": site
+        for site in plan.sites(model.recurrent_layers)
+        if (layers is None or site.layer in layers)
+        and (projections is None or set(site.projections) & set(projections))
     }
     rows: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
     with Session(
@@ -278,22 +268,13 @@ def record_counts(
         session.evaluate(tokens, all_logits=True)
     widths = model.spike_widths
     recorded = {}
-    for node, (layer, names) in wanted.items():
-        counts = _unpack(np.concatenate(rows[node]), widths[names[0]], plan.k_of(layer, names[0]))
-        for name in names:
+    for node, site in wanted.items():
+        first = site.projections[0]
+        counts = _unpack(np.concatenate(rows[node]), widths[first], plan.k_of(site.layer, first))
+        for name in site.projections:
             if projections is None or name in projections:
-                recorded[layer, name] = counts
+                recorded[site.layer, name] = counts
     return recorded
-
-
-def _sites(plan: SpikePlan, recurrent: Sequence[bool]) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """(layer, first projection, all projections) of every coded input."""
-    for layer, gla in enumerate(recurrent):
-        for name in PROJECTIONS:
-            if plan.k_of(layer, name) and (gla or name != "ssm_f"):
-                names = sharing(plan, layer, name, gla)
-                if names[0] == name:
-                    yield layer, name, names
 
 
 def _unpack(coded: NDArray[np.uint8], n: int, k: float) -> RecordedCounts:

@@ -12,8 +12,8 @@ from rich.console import Console
 from sb_edge.bench.tuning_plot import save_tuning
 from sb_edge.bench.tuning_table import tuning_table
 from sb_edge.errors import OutputError
-from sb_edge.quant.spike_plan import SpikePlan
-from sb_edge.quant.spike_tuning import Figures, Kind, Point, Site, Tuning
+from sb_edge.quant.spike_plan import Site, SpikePlan
+from sb_edge.quant.spike_tuning import Figures, Kind, Point, Tuning
 
 SITES = (Site(0, ("attn_q", "attn_k", "attn_v", "ssm_f")), Site(0, ("ffn_down",)), Site(1, ("ssm_f",)))
 

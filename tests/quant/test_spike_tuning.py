@@ -22,14 +22,12 @@ from sb_edge.errors import InferenceError, SpikeError
 from sb_edge.gguf_reader import read_header
 from sb_edge.quant import spike_tuning
 from sb_edge.quant.spike_check import check_plan
-from sb_edge.quant.spike_plan import PROJECTIONS, SpikePlan
+from sb_edge.quant.spike_plan import PROJECTIONS, Site, SpikePlan
 from sb_edge.quant.spike_tuning import (
     GRID,
     Figures,
     Point,
-    Site,
     Text,
-    coded_sites,
     cut_text,
     plan_with,
     require_budget,
@@ -47,10 +45,10 @@ def point(ks: tuple[float, ...], k: float = 3.0) -> Point:
 
 
 def test_inputs_are_shared_and_only_gla_layers_have_gates():
-    sites = coded_sites(SpikePlan(), [True, False])
+    sites = SpikePlan().sites([True, False])
     assert sites[0] == Site(0, (*SHARED, "ssm_f")) and sites[4] == Site(1, SHARED)
     assert [site.projections[0] for site in sites[1:4]] == ["attn_output", "ffn_gate", "ffn_down"]
-    assert coded_sites(SpikePlan(("ssm_f", "ffn_up")), [True, False]) == (
+    assert SpikePlan(("ssm_f", "ffn_up")).sites([True, False]) == (
         Site(0, ("ssm_f",)),
         Site(0, ("ffn_up",)),
         Site(1, ("ffn_up",)),
@@ -59,7 +57,7 @@ def test_inputs_are_shared_and_only_gla_layers_have_gates():
 
 def test_a_plan_keeps_what_is_not_tuned():
     plan = SpikePlan((*SHARED, "ssm_f", "ffn_down"), 2, query_k=2.5, kv_rounding=True)
-    found = plan_with(plan, coded_sites(plan, [True, False]), point((2.0, 3.0, 4.0, 5.0), 3.3), 2)
+    found = plan_with(plan, plan.sites([True, False]), point((2.0, 3.0, 4.0, 5.0), 3.3), 2)
     rows = ((2.0, 2.0, 2.0, 2.0, 3.0), (4.0, 4.0, 4.0, 0.0, 5.0))
     assert found == replace(plan, k=3.3, layer_k=rows)
 
