@@ -43,8 +43,7 @@ def library() -> Any:
 @cache
 def ggml_base() -> ctypes.CDLL:
     """libggml-base, for reading tensors of a graph."""
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    base = ctypes.CDLL(str(activate().library_dir / f"libggml-base.{suffix}"))
+    base = _engine_library("ggml-base")
     base.ggml_get_name.restype = ctypes.c_char_p
     for function in ("ggml_nelements", "ggml_nrows"):
         getattr(base, function).restype = ctypes.c_int64
@@ -69,8 +68,7 @@ def cpu_function(name: str) -> int:
         InferenceError: the engine has no such function.
     """
     library()
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    ggml = ctypes.CDLL(str(activate().library_dir / f"libggml.{suffix}"))
+    ggml = _engine_library("ggml")
     ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
     ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
     find = ggml_base().ggml_backend_reg_get_proc_address
@@ -114,6 +112,11 @@ def kv_type(name: str) -> int:
         raise InferenceError(
             "unknown KV cache type", found=repr(name), expected=", ".join(KV_TYPES)
         ) from None
+
+
+def _engine_library(name: str) -> ctypes.CDLL:
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    return ctypes.CDLL(str(activate().library_dir / f"lib{name}.{suffix}"))
 
 
 def _remember(level: int, text: bytes | None, _user_data: object) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError, SpikeError
 from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.memory import recurrent_layers
 from sb_edge.quant.spike_check import check_plan
 from sb_edge.quant.spike_plan import OVERRIDE_KEY, PROJECTIONS, SpikePlan, require_k
 from sb_edge.runtime.binding import clear_log, last_problem, library
@@ -91,12 +92,8 @@ class Model:
 
     @cached_property
     def recurrent_layers(self) -> list[bool]:
-        """Per layer: True for GLA, False for SWA; all False for another architecture."""
-        layers = self.header.integer("block_count")
-        if self.arch != ARCH:
-            return [False] * layers
-        given = self.header.metadata.get(f"{ARCH}.attention.recurrent_layers")
-        return [layer % 2 == 0 for layer in range(layers)] if given is None else [bool(gla) for gla in given]
+        """Per layer: True for GLA, False for SWA; as `sb_edge.memory.recurrent_layers`."""
+        return recurrent_layers(self.header)
 
     @cached_property
     def spike_widths(self) -> dict[str, int]:
