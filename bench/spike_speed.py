@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from sb_edge.bench.decode import TOKEN_SEED
+from sb_edge.bench.spikes import engine_k
 from sb_edge.bench.stats import Timing, summarize
+from sb_edge.gguf_reader import read_header
 from sb_edge.progress import progress_bar
-from sb_edge.quant.spike_plan import DEFAULT_K
 from sb_edge.runtime.session import Model, Session
 
 
@@ -74,7 +75,7 @@ def measure_spike_speed(
 
     Args:
         path: the GGUF.
-        k: None: as the file says, `DEFAULT_K` if it says nothing.
+        k: as `sb_edge.bench.spikes.engine_k` takes it.
         n_prompt, n_gen: tokens.
         repetitions: pairs; the side that begins changes with each.
         n_threads: None: the physical cores.
@@ -86,7 +87,8 @@ def measure_spike_speed(
         GgufError, SpikeError, InferenceError: the model is damaged or does not fit.
     """
     rng = np.random.default_rng(TOKEN_SEED)
-    with Model(path, spikes=0) as plain, _spiking_model(path, k) as spiking:
+    k = engine_k(read_header(path), k)
+    with Model(path, spikes=0) as plain, Model(path, spikes=k) as spiking:
         tokens = rng.integers(plain.n_vocab, size=n_prompt + n_gen).tolist()
         samples: dict[str, list[tuple[int, int]]] = {"without": [], "spiking": []}
         with (
@@ -106,14 +108,6 @@ def measure_spike_speed(
         _compare(f"pp{n_prompt}", n_prompt, samples, 0),
         _compare(f"tg{n_gen} @ d{n_prompt}", n_gen, samples, 1),
     )
-
-
-def _spiking_model(path: Path, k: float | None) -> Model:
-    model = Model(path, spikes=k)
-    if model.spike_plan is not None:
-        return model
-    model.close()
-    return Model(path, spikes=DEFAULT_K)
 
 
 def _time(session: Session, tokens: list[int], n_prompt: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from sb_edge.bench.perplexity import perplexity
 from sb_edge.bench.spikes import MAX_TOKENS, SpikeStats, engine_k, total
 from sb_edge.gguf_reader import read_header
-from sb_edge.quant.spike_plan import SpikePlan, require_k
+from sb_edge.quant.spike_plan import require_k
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spikes import count_spikes
 
@@ -121,8 +121,7 @@ def sweep_k(
     header = read_header(path)
     for k in ks:
         require_k(k, "--k")
-    engine_k(header, None)
-    stored = [None] if SpikePlan.from_metadata(header.metadata, path) else []
+    stored = [None] if engine_k(header, None) is None else []
     with Model(path, spikes=0) as model:
         without = perplexity(model, text, n_threads=n_threads, max_tokens=max_tokens)
     points = []
