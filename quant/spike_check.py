@@ -11,9 +11,8 @@ from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, SpikeError
 from sb_edge.gguf_reader import GgufHeader
 from sb_edge.quant.spike_plan import (
-    DEFAULT_K,
     PROJECTIONS,
-    RELEASED_PROJECTIONS,
+    RELEASED_PLAN,
     SPIKE_KEYS,
     SpikePlan,
     require_k,
@@ -76,10 +75,11 @@ def check_plan(header: GgufHeader) -> SpikePlan | None:
 
 
 def released_plan(tensors: Iterable[str]) -> SpikePlan:
-    """What the W8ASpike release does, for a model with these tensors (not all models have gates)."""
+    """`RELEASED_PLAN` for a model with these tensors (not all models have gates)."""
     present = present_projections(tensors)
-    projections = tuple(name for name in RELEASED_PROJECTIONS if name in present)
-    return SpikePlan(projections, DEFAULT_K, query_k=DEFAULT_K, kv_rounding=True)
+    return replace(
+        RELEASED_PLAN, projections=tuple(name for name in RELEASED_PLAN.projections if name in present)
+    )
 
 
 def choose_plan(

@@ -32,14 +32,21 @@ gate of a GLA layer: the merged `ssm_f_b`, or the first of the low-rank pair, `s
 INPUTS = (("attn_q", "attn_k", "attn_v", "ssm_f"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 """The projections of a layer by the input that they share."""
 
-RELEASED_PROJECTIONS = PROJECTIONS[:-1]
-"""What the public W8ASpike release codes: all but `ffn_down`, whose weight it uses unrounded as well."""
-
 DEFAULT_K = 3.0
 
 SPIKE_KEYS = f"{ARCH}.spike."
 OVERRIDE_KEY = SPIKE_KEYS + "override"
 """Never in a file: given to the engine at load time, 0 switches spikes off, another number replaces all k."""
+
+
+def require_k(k: float, item: str) -> None:
+    """Refuse a k that is not a positive, finite number.
+
+    Raises:
+        SpikeError: it is not.
+    """
+    if not (math.isfinite(k) and k > 0):
+        raise SpikeError("must be a positive number", item=item, found=k, hint="the release uses 3")
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,10 @@ class SpikePlan:
             raise GgufError(error.message, path=path, item=item, found=error.found) from None
 
 
+RELEASED_PLAN = SpikePlan(PROJECTIONS[:-1], query_k=DEFAULT_K, kv_rounding=True)
+"""The public W8ASpike release: it codes all but `ffn_down`, whose weight it uses unrounded as well."""
+
+
 def coded_together(ks: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
     """A layer's coded inputs, each by its projections in their order: those that share it and have one k.
 
@@ -195,16 +206,6 @@ def coded_together(ks: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
         for k in dict.fromkeys(ks[name] for name in names):
             found.append(tuple(name for name in names if ks[name] == k))
     return tuple(found)
-
-
-def require_k(k: float, item: str) -> None:
-    """Refuse a k that is not a positive, finite number.
-
-    Raises:
-        SpikeError: it is not.
-    """
-    if not (math.isfinite(k) and k > 0):
-        raise SpikeError("must be a positive number", item=item, found=k, hint="the release uses 3")
 
 
 def _rows(values: dict[str, Any], layers: object, path: Path | None) -> tuple[tuple[float, ...], ...]:

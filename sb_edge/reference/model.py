@@ -20,7 +20,7 @@ from sb_edge.config import SpikingBrainConfig
 from sb_edge.convert.checkpoint import Checkpoint
 from sb_edge.convert.tensors import TensorLayout, account_for_tensors
 from sb_edge.errors import CheckpointError, SpikeError
-from sb_edge.quant.spike_plan import DEFAULT_K, RELEASED_PROJECTIONS, SpikePlan
+from sb_edge.quant.spike_plan import RELEASED_PLAN, SpikePlan
 from sb_edge.reference import chunk, naive
 from sb_edge.reference.layers import (
     Attention,
@@ -37,9 +37,6 @@ OPERATORS: dict[str, Operator] = {
     "naive": naive.gated_linear_attention,
     "chunk": chunk.gated_linear_attention,
 }
-
-RELEASED_PLAN = SpikePlan(RELEASED_PROJECTIONS, query_k=DEFAULT_K, kv_rounding=True)
-"""The spiking of the public W8ASpike checkpoints."""
 
 OnTensor = Callable[[str, Tensor], None]
 

@@ -14,7 +14,7 @@ from sb_edge.convert.tensors import account_for_tensors
 from sb_edge.errors import CheckpointError, SpikeError
 from sb_edge.gguf_reader import read_header
 from sb_edge.memory import forecast
-from sb_edge.quant.spike_plan import PROJECTIONS, RELEASED_PROJECTIONS, SpikePlan
+from sb_edge.quant.spike_plan import PROJECTIONS, SpikePlan
 
 GOLDEN = Path(__file__).parents[1] / "data" / "w8aspike"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -127,7 +127,7 @@ def test_keys(tmp_path):
     metadata = read_header(tmp_path / "out.gguf").metadata
     assert metadata["spikingbrain.attention.decay_lora_rank"] == 0
     assert {key: value for key, value in metadata.items() if ".spike." in key} == {
-        "spikingbrain.spike.projections": list(RELEASED_PROJECTIONS),
+        "spikingbrain.spike.projections": list(PROJECTIONS[:-1]),
         "spikingbrain.spike.k": 3.0,
         "spikingbrain.spike.query_k": 3.0,
         "spikingbrain.spike.kv_rounding": True,

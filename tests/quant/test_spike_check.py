@@ -12,7 +12,7 @@ from sb_edge.convert.rewrite import with_metadata, with_spike_plan
 from sb_edge.errors import GgufError, SbEdgeError, SpikeError
 from sb_edge.gguf_reader import read_header
 from sb_edge.quant.spike_check import change_plan, check_plan, choose_plan, present_projections, released_plan
-from sb_edge.quant.spike_plan import PROJECTIONS, RELEASED_PROJECTIONS, SpikePlan
+from sb_edge.quant.spike_plan import PROJECTIONS, SpikePlan
 
 PAIR = ["blk.0.ssm_f_a.weight", "blk.0.ssm_f_b.weight", "blk.0.ssm_f_b.bias"]
 SWA = [f"blk.1.{name}.weight" for name in PROJECTIONS if name != "ssm_f"]
@@ -27,7 +27,7 @@ def test_present_projections():
 
 
 def test_released_plan():
-    assert released_plan([*SWA, *PAIR]) == SpikePlan(RELEASED_PROJECTIONS, 3, query_k=3, kv_rounding=True)
+    assert released_plan([*SWA, *PAIR]) == SpikePlan(PROJECTIONS[:-1], 3, query_k=3, kv_rounding=True)
     assert "ssm_f" not in released_plan(SWA).projections
 
 

@@ -16,9 +16,9 @@ from sb_edge.cli.parity import _render
 from sb_edge.errors import ParityError
 from sb_edge.metrics import Agreement
 from sb_edge.parity import ParityReport, Run
-from sb_edge.quant.spike_plan import SpikePlan
+from sb_edge.quant.spike_plan import RELEASED_PLAN, SpikePlan
 from sb_edge.reference.evaluate import Reference
-from sb_edge.reference.model import RELEASED_PLAN, SpikingBrain
+from sb_edge.reference.model import SpikingBrain
 from sb_edge.spike_parity import BlockInputs, Counts, SpikeParity, compare_counts
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from torch import Tensor
 from sb_edge.errors import CheckpointError, SpikeError
 from sb_edge.metrics import compare_logits, nmse
 from sb_edge.quant.spike_coding import spike_counts
-from sb_edge.quant.spike_plan import PROJECTIONS, SpikePlan
-from sb_edge.reference.model import RELEASED_PLAN, Cache, SpikingBrain
+from sb_edge.quant.spike_plan import PROJECTIONS, RELEASED_PLAN, SpikePlan
+from sb_edge.reference.model import Cache, SpikingBrain
 from sb_edge.reference.spiking import Projection, SharedInput, sites
 from sb_edge.tolerances import GOLDEN_F32, PIECES_F32
 
