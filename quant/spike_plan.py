@@ -39,14 +39,19 @@ OVERRIDE_KEY = SPIKE_KEYS + "override"
 """Never in a file: given to the engine at load time, 0 switches spikes off, another number replaces all k."""
 
 
-def require_k(k: float, item: str) -> None:
-    """Refuse a k that is not a positive, finite number.
+def require_positive(value: float, item: str, hint: str) -> None:
+    """Refuse what is not a positive, finite number.
 
     Raises:
         SpikeError: it is not.
     """
-    if not (math.isfinite(k) and k > 0):
-        raise SpikeError("must be a positive number", item=item, found=k, hint="the release uses 3")
+    if not (math.isfinite(value) and value > 0):
+        raise SpikeError("must be a positive number", item=item, found=value, hint=hint)
+
+
+def require_k(k: float, item: str) -> None:
+    """As `require_positive`, for a k."""
+    require_positive(k, item, "the release uses 3")
 
 
 @dataclass(frozen=True)

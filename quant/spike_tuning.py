@@ -20,7 +20,7 @@ from sb_edge.gguf_reader import GgufHeader
 from sb_edge.progress import Advance, progress_bar
 from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, saving, search
 from sb_edge.quant.spike_check import check_plan
-from sb_edge.quant.spike_plan import DEFAULT_K, Site, SpikePlan
+from sb_edge.quant.spike_plan import DEFAULT_K, Site, SpikePlan, require_positive
 from sb_edge.runtime.session import Model, Session
 from sb_edge.runtime.spikes import count_spikes
 
@@ -201,15 +201,8 @@ class Tuning:
 
 
 def require_budget(budget: float) -> None:
-    """Refuse a budget that is not a positive, finite number.
-
-    Raises:
-        SpikeError: it is not.
-    """
-    if not (math.isfinite(budget) and budget > 0):
-        raise SpikeError(
-            "must be a positive number", item="budget", found=budget, hint="0.02 lets perplexity rise by 2 %"
-        )
+    """As `require_positive`, for a budget."""
+    require_positive(budget, "budget", "0.02 lets perplexity rise by 2 %")
 
 
 def start_k(header: GgufHeader) -> float:
