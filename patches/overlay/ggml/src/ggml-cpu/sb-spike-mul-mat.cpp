@@ -4,12 +4,14 @@
 
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
+#include "simd-mappings.h"
 
 #define GGML_COMMON_DECL_CPP
 #include "ggml-common.h"
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <vector>
 
 #if defined(__clang__)
@@ -28,11 +30,11 @@
 
 namespace {
 
-// Rows of weights in a tile.
+// Rows of weights that are multiplied with one token side by side where each is used once.
 constexpr int sb_rows = 4;
 
-// Bytes of digits that stay in the second-level cache while the rows of weights pass by.
-constexpr int64_t sb_tokens_bytes = 256*1024;
+// Bytes of unpacked weights that stay in the second-level cache while the tokens pass by.
+constexpr int64_t sb_panel_bytes = 128*1024;
 
 // Rows that a thread takes at once: at least so many, else a share of a thread's part.
 constexpr int64_t sb_min_chunk       = 16;
@@ -44,7 +46,7 @@ const char * sb_ahead(const char * address, size_t stride) {
     return address + std::max<size_t>(sb_rows*stride, 4096);
 }
 
-// ---- rows of weights: load(row, block) and scale(row, block); dot() for one product with first digits ----
+// ---- rows of weights ----
 
 sb_simd::weights sb_load(const block_q4_0 & w)                           { return sb_simd::load_nibbles(w.qs); }
 sb_simd::weights sb_load(const block_q8_0 & w)                           { return sb_simd::load_int8(w.qs); }
@@ -70,35 +72,90 @@ struct sb_rows_of {
         return sb_simd::half(at(row, block).d);
     }
     float plain_scale(int64_t row, int64_t block) const {
-        return ggml_fp16_to_fp32(at(row, block).d);
+        return GGML_CPU_FP16_TO_FP32(at(row, block).d);
     }
     const char * prefetched(int64_t row, int64_t block) const {
         return sb_ahead(data + row*stride + sb_rows*block*sizeof(Block), stride);
     }
 };
 
-// A few rows unpacked and prepared for many products, numbered from `first`.
-struct sb_rows_unpacked {
-    int64_t                       first;
-    int64_t                       n_blocks;
-    std::vector<sb_simd::weights> weights;
-    std::vector<float>            scales;
+// A few rows unpacked for many products. The rows of two panels lie together: for each block and four channels of it, the
+// bytes of all rows side by side.
+class sb_panels {
+public:
+    static constexpr int width = 2*sb_simd::panel_rows;
 
-    sb_rows_unpacked(int64_t n_blocks, int64_t n_rows) :
-        first(0), n_blocks(n_blocks), weights(n_rows*n_blocks), scales(n_rows*n_blocks) {}
+    sb_panels(int64_t n_blocks, int64_t n_rows) :
+        n_blocks(n_blocks), weights(pad(n_rows)*n_blocks*SB_SPIKE_BLOCK), starts(pad(n_rows)*n_blocks),
+        scales(pad(n_rows)*n_blocks) {}
 
+    // As many rows of n_blocks blocks as stay in the cache.
+    static int64_t fitting(int64_t n_blocks) {
+        return std::max<int64_t>(1, sb_panel_bytes/(n_blocks*SB_SPIKE_BLOCK)/width)*width;
+    }
+
+    // Unpack rows; what follows them in their panels becomes zero.
     template <typename Rows> void fill(const Rows & rows, int64_t row, int64_t n_rows) {
-        first = row;
-        for (int64_t i = 0; i < n_rows*n_blocks; ++i) {
-            weights[i] = rows.load(row + i/n_blocks, i % n_blocks);
-            scales[i]  = rows.plain_scale(row + i/n_blocks, i % n_blocks);
+        for (int64_t at = 0; at < n_rows; at += width) {
+            for (int64_t block = 0; block < n_blocks; ++block) {
+                fill(rows, row, at, std::min(at + width, n_rows), block);
+            }
         }
     }
-    const sb_simd::weights & load(int64_t row, int64_t block) const {
-        return weights[(row - first)*n_blocks + block];
+
+    // Of the panel whose first row is `row`: four channels of a block, what their sums begin with, and their scales.
+    sb_simd::panel load(int64_t row, int64_t block, int channel) const {
+        return sb_simd::load_panel(&weights[bytes(row, block) + channel*width]);
+    }
+    sb_simd::sums start(int64_t row, int64_t block) const {
+        return sb_simd::load(&starts[index(row, block)]);
     }
     sb_simd::floats scale(int64_t row, int64_t block) const {
-        return sb_simd::splat(scales[(row - first)*n_blocks + block]);
+        return sb_simd::load(&scales[index(row, block)]);
+    }
+
+    sb_simd::sums dot(int64_t row, int64_t block, const int8_t * digits) const {
+        sb_simd::sums acc = start(row, block);
+        SB_UNROLL
+        for (int i = 0; i < SB_SPIKE_BLOCK; i += 4) {
+            acc = sb_simd::panel_dot(acc, load(row, block, i), sb_simd::load_four(digits + i));
+        }
+        return acc;
+    }
+
+private:
+    int64_t              n_blocks;
+    std::vector<int8_t>  weights; // [rows/width][blocks][channels/4][width][4]
+    std::vector<int32_t> starts;  // [rows/width][blocks][width]
+    std::vector<float>   scales;  // [rows/width][blocks][width]
+
+    template <typename Rows> void fill(const Rows & rows, int64_t row, int64_t at, int64_t end, int64_t block) {
+        for (int64_t i = at; i < at + width; ++i) {
+            int8_t w[SB_SPIKE_BLOCK] = {};
+            if (i < end) {
+                sb_simd::store(w, rows.load(row + i, block));
+            }
+            scales[index(i, block)] = i < end ? rows.plain_scale(row + i, block) : 0.0f;
+            for (int channel = 0; channel < SB_SPIKE_BLOCK; channel += 4) {
+                memcpy(&weights[bytes(i, block) + channel*width], w + channel, 4);
+            }
+        }
+        // What silent digits come to has to be taken back.
+        static constexpr int8_t silent[SB_SPIKE_BLOCK] = {};
+        for (int64_t i = at; i < at + width; i += sb_simd::panel_rows) {
+            int32_t * start = &starts[index(i, block)];
+            std::fill_n(start, sb_simd::panel_rows, 0);
+            sb_simd::store(start, sb_simd::negate(dot(i, block, silent)));
+        }
+    }
+    static int64_t pad(int64_t n_rows) {
+        return (n_rows + width - 1)/width*width;
+    }
+    int64_t index(int64_t row, int64_t block) const {
+        return (row/width*n_blocks + block)*width + row % width;
+    }
+    int64_t bytes(int64_t row, int64_t block) const {
+        return (row/width*n_blocks + block)*width*SB_SPIKE_BLOCK + row % width*4;
     }
 };
 
@@ -163,64 +220,94 @@ float sb_bursts(const Rows & rows, int64_t row, const sb_spike_row * code, int64
     return sb_simd::sum(acc);
 }
 
-// Write a tile of finished sums.
-template <int M, int N, typename Rows>
-void sb_store(const sb_product & p, const Rows & rows, int64_t row, int64_t token, const sb_simd::floats (&acc)[N][M]) {
-    float sums[N][M];
-    SB_UNROLL
-    for (int j = 0; j < N; ++j) {
-        if constexpr (M == 4) {
-            sb_simd::sum(acc[j], sums[j]);
-        } else {
-            SB_UNROLL
-            for (int i = 0; i < M; ++i) {
-                sums[j][i] = sb_simd::sum(acc[j][i]);
+// Add what digits beyond the first give, scale with the threshold and write the rows of two panels.
+void sb_finish(const sb_product & p, const sb_panels & panels, int64_t at, int64_t token, float * sums, float * out,
+               int64_t n_rows) {
+    const sb_spike_row * code   = p.token(token);
+    const uint16_t *     blocks = sb_spike_burst_blocks_const(code, p.n);
+    for (int32_t b = 0; b < code->n_burst_blocks; ++b) {
+        for (int i = 0; i < sb_panels::width; i += sb_simd::panel_rows) {
+            sb_simd::floats scale = panels.scale(at + i, blocks[b]);
+            for (int plane = 1; plane < code->n_planes; ++plane) {
+                const int8_t * digits = sb_spike_plane_const(code, p.n, plane) + blocks[b]*SB_SPIKE_BLOCK;
+                scale = sb_simd::multiply(scale, SB_SPIKE_BASE);
+                const auto more = panels.dot(at + i, blocks[b], digits);
+                sb_simd::store(sums + i, sb_simd::multiply_add(sb_simd::load(sums + i), more, scale));
             }
         }
     }
-    for (int j = 0; j < N; ++j) {
-        const sb_spike_row * code   = p.token(token + j);
-        float *              result = p.result(token + j) + row;
-        for (int i = 0; i < M; ++i) {
-            const float more = code->n_burst_blocks > 0 ? sb_bursts(rows, row + i, code, p.n) : 0.0f;
-            result[i] = code->threshold*(sums[j][i] + more);
-        }
+    for (int64_t i = 0; i < n_rows; ++i) {
+        out[i] = code->threshold*sums[i];
     }
 }
 
-// M rows by N tokens. All loops over the tile unroll, so that its sums stay in registers.
-template <int M, int N, typename Rows>
-void sb_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t token) {
-    const int64_t n_blocks = sb_spike_n_blocks(p.n);
-
+// Two panels by N tokens, written to `row` and those after it. All loops over the tile unroll, so that its sums stay in
+// registers.
+template <int N>
+void sb_tile(const sb_product & p, const sb_panels & panels, int64_t at, int64_t row, int64_t n_rows, int64_t token) {
     const int8_t *  digits[N];
-    sb_simd::floats acc[N][M];
+    sb_simd::floats acc[2][N];
     SB_UNROLL
     for (int j = 0; j < N; ++j) {
         digits[j] = sb_spike_plane_const(p.token(token + j), p.n, 0);
-        SB_UNROLL
-        for (int i = 0; i < M; ++i) {
-            acc[j][i] = sb_simd::splat(0.0f);
-        }
+        acc[0][j] = acc[1][j] = sb_simd::splat(0.0f);
     }
-    for (int64_t block = 0; block < n_blocks; ++block) {
-        sb_simd::counts s[N];
+    for (int64_t block = 0; block < sb_spike_n_blocks(p.n); ++block) {
+        sb_simd::sums sums[2][N];
         SB_UNROLL
         for (int j = 0; j < N; ++j) {
-            s[j] = sb_simd::load_counts(digits[j] + block*SB_SPIKE_BLOCK);
-            SB_PREFETCH(digits[j] + block*SB_SPIKE_BLOCK + N*p.codes_stride); // the tokens of the next tile
+            sums[0][j] = panels.start(at, block);
+            sums[1][j] = panels.start(at + sb_simd::panel_rows, block);
         }
         SB_UNROLL
-        for (int i = 0; i < M; ++i) {
-            const auto & w    = rows.load(row + i, block);
-            const auto scale = rows.scale(row + i, block);
+        for (int i = 0; i < SB_SPIKE_BLOCK; i += 4) {
+            const auto first  = panels.load(at, block, i);
+            const auto second = panels.load(at + sb_simd::panel_rows, block, i);
             SB_UNROLL
             for (int j = 0; j < N; ++j) {
-                acc[j][i] = sb_simd::multiply_add(acc[j][i], sb_simd::dot(w, s[j]), scale);
+                const auto s = sb_simd::load_four(digits[j] + block*SB_SPIKE_BLOCK + i);
+                sums[0][j] = sb_simd::panel_dot(sums[0][j], first, s);
+                sums[1][j] = sb_simd::panel_dot(sums[1][j], second, s);
             }
         }
+        SB_UNROLL
+        for (int j = 0; j < N; ++j) {
+            acc[0][j] = sb_simd::multiply_add(acc[0][j], sums[0][j], panels.scale(at, block));
+            acc[1][j] = sb_simd::multiply_add(acc[1][j], sums[1][j], panels.scale(at + sb_simd::panel_rows, block));
+        }
     }
-    sb_store<M, N>(p, rows, row, token, acc);
+    for (int j = 0; j < N; ++j) {
+        float sums[sb_panels::width];
+        sb_simd::store(sums, acc[0][j]);
+        sb_simd::store(sums + sb_simd::panel_rows, acc[1][j]);
+        sb_finish(p, panels, at, token + j, sums, p.result(token + j) + row, n_rows);
+    }
+}
+
+template <int N>
+void sb_panel_tile(const sb_product & p, const sb_panels & panels, int64_t row, int64_t n_rows, int64_t token) {
+    for (int64_t at = 0; at < n_rows; at += sb_panels::width) {
+        sb_tile<N>(p, panels, at, row + at, std::min<int64_t>(sb_panels::width, n_rows - at), token);
+    }
+}
+
+// Rows by many tokens.
+template <typename Rows>
+void sb_panel_range(const sb_product & p, const Rows & rows, int64_t row, int64_t row_end) {
+    const int64_t n_blocks = sb_spike_n_blocks(p.n);
+    const int64_t step     = std::min(sb_panels::fitting(n_blocks), row_end - row);
+    sb_panels panels(n_blocks, step);
+    for (; row < row_end; row += step) {
+        const int64_t n_rows = std::min(step, row_end - row);
+        panels.fill(rows, row, n_rows);
+        int64_t token = 0;
+        for (; token + sb_simd::panel_tokens <= p.n_tokens; token += sb_simd::panel_tokens) {
+            sb_panel_tile<sb_simd::panel_tokens>(p, panels, row, n_rows, token);
+        }
+        for (; token < p.n_tokens; ++token) {
+            sb_panel_tile<1>(p, panels, row, n_rows, token);
+        }
+    }
 }
 
 // M rows, each used once, by one token.
@@ -230,60 +317,53 @@ void sb_column(const sb_product & p, const Rows & rows, int64_t row, int64_t tok
     const int8_t *       digits  = sb_spike_plane_const(code, p.n, 0);
     const int32_t *      offsets = sb_spike_offsets_const(code, p.n);
 
-    sb_simd::floats acc[1][M];
+    sb_simd::floats acc[M];
     SB_UNROLL
     for (int i = 0; i < M; ++i) {
-        acc[0][i] = sb_simd::splat(0.0f);
+        acc[i] = sb_simd::splat(0.0f);
     }
     for (int64_t block = 0; block < sb_spike_n_blocks(p.n); ++block) {
         SB_PREFETCH(rows.prefetched(row, block));
         const auto s = sb_simd::load_first(digits + block*SB_SPIKE_BLOCK, offsets + block*SB_SPIKE_BLOCK/4);
         SB_UNROLL
         for (int i = 0; i < M; ++i) {
-            acc[0][i] = sb_simd::multiply_add(acc[0][i], rows.dot(row + i, block, s), rows.scale(row + i, block));
+            acc[i] = sb_simd::multiply_add(acc[i], rows.dot(row + i, block, s), rows.scale(row + i, block));
         }
     }
-    sb_store<M, 1>(p, rows, row, token, acc);
+    float sums[M];
+    if constexpr (M == 4) {
+        sb_simd::sum(acc, sums);
+    } else {
+        for (int i = 0; i < M; ++i) {
+            sums[i] = sb_simd::sum(acc[i]);
+        }
+    }
+    for (int i = 0; i < M; ++i) {
+        const float more = code->n_burst_blocks > 0 ? sb_bursts(rows, row + i, code, p.n) : 0.0f;
+        p.result(token)[row + i] = code->threshold*(sums[i] + more);
+    }
 }
 
-template <int M, typename Rows>
-void sb_row_tile(const sb_product & p, const Rows & rows, int64_t row, int64_t token, int64_t token_end) {
-    for (; token + sb_simd::tokens <= token_end; token += sb_simd::tokens) {
-        sb_tile<M, sb_simd::tokens>(p, rows, row, token);
-    }
-    for (; token < token_end; ++token) {
-        sb_tile<M, 1>(p, rows, row, token);
+// Rows by few tokens.
+template <typename Rows>
+void sb_row_range(const sb_product & p, const Rows & rows, int64_t row, int64_t row_end) {
+    for (int64_t token = 0; token < p.n_tokens; ++token) {
+        int64_t at = row;
+        for (; at + sb_rows <= row_end; at += sb_rows) {
+            sb_column<sb_rows>(p, rows, at, token);
+        }
+        for (; at < row_end; ++at) {
+            sb_column<1>(p, rows, at, token);
+        }
     }
 }
 
 template <typename Rows>
-void sb_row_range(const sb_product & p, const Rows & rows, sb_rows_unpacked & unpacked, int64_t row, int64_t row_end) {
+void sb_chunk(const sb_product & p, const Rows & rows, int64_t row, int64_t row_end) {
     if (p.n_tokens < SB_SPIKE_MANY) {
-        for (int64_t token = 0; token < p.n_tokens; ++token) {
-            int64_t at = row;
-            for (; at + sb_rows <= row_end; at += sb_rows) {
-                sb_column<sb_rows>(p, rows, at, token);
-            }
-            for (; at < row_end; ++at) {
-                sb_column<1>(p, rows, at, token);
-            }
-        }
-        return;
-    }
-    const int64_t step = std::max<int64_t>(16, sb_tokens_bytes/p.n/sb_simd::tokens*sb_simd::tokens);
-    for (int64_t token = 0; token < p.n_tokens; token += step) {
-        const int64_t token_end = std::min(token + step, p.n_tokens);
-        for (int64_t at = row; at < row_end; at += sb_rows) {
-            const int64_t n_rows = std::min<int64_t>(sb_rows, row_end - at);
-            unpacked.fill(rows, at, n_rows);
-            if (n_rows == sb_rows) {
-                sb_row_tile<sb_rows>(p, unpacked, at, token, token_end);
-                continue;
-            }
-            for (int64_t i = at; i < row_end; ++i) {
-                sb_row_tile<1>(p, unpacked, i, token, token_end);
-            }
-        }
+        sb_row_range(p, rows, row, row_end);
+    } else {
+        sb_panel_range(p, rows, row, row_end);
     }
 }
 
@@ -370,19 +450,18 @@ void sb_reference(const sb_product & p, const ggml_tensor * w, int64_t row, int6
     }
 }
 
-// first(block): the sums of first digits.
-template <typename Rows, typename First>
-void sb_accumulate(const Rows & rows, First first, int64_t n, const sb_spike_row * code, int64_t * acc) {
+// The sums of a block's products with the digits of a plane come from dot(block, plane, digits).
+template <typename Dot>
+void sb_accumulate(int64_t n, const sb_spike_row * code, int64_t * acc, Dot dot) {
     const uint16_t * blocks    = sb_spike_burst_blocks_const(code, n);
     const uint16_t * block_end = blocks + code->n_burst_blocks;
     for (int64_t block = 0; block < sb_spike_n_blocks(n); ++block) {
-        acc[block] = sb_simd::sum(first(block));
         const bool burst = std::find(blocks, block_end, block) != block_end;
         int64_t    unit  = 1;
-        for (int plane = 1; burst && plane < code->n_planes; ++plane) {
-            const auto s = sb_simd::load_counts(sb_spike_plane_const(code, n, plane) + block*SB_SPIKE_BLOCK);
+        acc[block] = 0;
+        for (int plane = 0; plane < (burst ? code->n_planes : 1); ++plane) {
+            acc[block] += unit*dot(block, plane, sb_spike_plane_const(code, n, plane) + block*SB_SPIKE_BLOCK);
             unit *= SB_SPIKE_BASE;
-            acc[block] += unit*sb_simd::sum(sb_simd::dot(rows.load(0, block), s));
         }
     }
 }
@@ -390,18 +469,21 @@ void sb_accumulate(const Rows & rows, First first, int64_t n, const sb_spike_row
 // As products of many tokens take them if `unpacked`, else as those of few.
 template <typename Rows>
 void sb_accumulate(const Rows & rows, bool unpacked, int64_t n, const sb_spike_row * code, int64_t * acc) {
-    const int8_t *  digits  = sb_spike_plane_const(code, n, 0);
-    const int32_t * offsets = sb_spike_offsets_const(code, n);
     if (unpacked) {
-        sb_rows_unpacked copy(sb_spike_n_blocks(n), 1);
-        copy.fill(rows, 0, 1);
-        sb_accumulate(copy, [&](int64_t block) {
-            return sb_simd::dot(copy.load(0, block), sb_simd::load_counts(digits + block*SB_SPIKE_BLOCK));
-        }, n, code, acc);
+        sb_panels panels(sb_spike_n_blocks(n), 1);
+        panels.fill(rows, 0, 1);
+        sb_accumulate(n, code, acc, [&](int64_t block, int, const int8_t * digits) -> int64_t {
+            int32_t lanes[sb_simd::panel_rows];
+            sb_simd::store(lanes, panels.dot(0, block, digits));
+            return lanes[0];
+        });
     } else {
-        sb_accumulate(rows, [&](int64_t block) {
-            return rows.dot(0, block, sb_simd::load_first(digits + block*SB_SPIKE_BLOCK, offsets + block*SB_SPIKE_BLOCK/4));
-        }, n, code, acc);
+        const int32_t * offsets = sb_spike_offsets_const(code, n);
+        sb_accumulate(n, code, acc, [&](int64_t block, int plane, const int8_t * digits) {
+            return sb_simd::sum(plane == 0 ?
+                rows.dot(0, block, sb_simd::load_first(digits, offsets + block*SB_SPIKE_BLOCK/4)) :
+                sb_simd::dot(rows.load(0, block), sb_simd::load_counts(digits)));
+        });
     }
 }
 
@@ -436,9 +518,7 @@ void ggml_compute_forward_spike_mul_mat(const ggml_compute_params * params, ggml
     // Threads take whole tiles of rows when they are ready, because cores differ and are not always free.
     const int64_t n_rows  = w->ne[1];
     const int64_t share   = n_rows/(params->nth*sb_chunks_a_thread);
-    const int64_t chunk   = std::max<int64_t>(sb_min_chunk, share/sb_rows*sb_rows);
-    const bool    unpacks = p.n_tokens >= SB_SPIKE_MANY;
-    sb_rows_unpacked unpacked(sb_spike_n_blocks(p.n), unpacks ? sb_rows : 0);
+    const int64_t chunk   = std::max<int64_t>(sb_min_chunk, share/sb_panels::width*sb_panels::width);
 
     sb_queue queue(dst, params->nth);
     for (int64_t i = queue.next(); i*chunk < n_rows; i = queue.next()) {
@@ -447,9 +527,9 @@ void ggml_compute_forward_spike_mul_mat(const ggml_compute_params * params, ggml
         if (params->use_ref) {
             sb_reference(p, w, row, row_end);
         } else if (w->type == GGML_TYPE_Q4_0) {
-            sb_row_range(p, sb_rows_of<block_q4_0>{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
+            sb_chunk(p, sb_rows_of<block_q4_0>{ (const char *) w->data, w->nb[1] }, row, row_end);
         } else if (w->type == GGML_TYPE_Q8_0) {
-            sb_row_range(p, sb_rows_of<block_q8_0>{ (const char *) w->data, w->nb[1] }, unpacked, row, row_end);
+            sb_chunk(p, sb_rows_of<block_q8_0>{ (const char *) w->data, w->nb[1] }, row, row_end);
         } else {
             sb_rows_of_floats(p, w, row, row_end);
         }

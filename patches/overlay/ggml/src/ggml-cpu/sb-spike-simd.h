@@ -2,73 +2,85 @@
 
 // Integer dot products of a block of 32 int8 weights and 32 int8 digits of counts, for one instruction set each.
 // A type `sb_simd` gives:
-//   weights, counts  what a block is loaded into; prepare() does what depends on the weights alone
+//   weights, counts  what a block is loaded into
 //   dot()            their products summed into int32 lanes, exactly: weights in [-128, 127], counts in [-127, 127]
 //   first            a block of first digits with its offsets (sb-spike.h), for weights that are used once:
 //                    dot_nibbles() takes these straight from Q4_0, dot_int8() from Q8_0
-//   floats           float lanes, as many: splat(), half() of an IEEE half, multiply_add(acc, sums, scale) =
+//   panel            four channels of `panel_rows` rows, a row in each int32 lane, for weights that are used often
+//   four             the digits of one token for the same channels, in every lane
+//   panel_dot()      acc and their products, and what silent digits come to, which may be more than 0
+//   panel_tokens     beside two panels, as many as the registers have room for
+//   floats           float lanes, as many as of sums: splat(), half() of an IEEE half, multiply_add(acc, sums, scale) =
 //                    acc + sums*scale, and their sum() or that of four
-//   tokens           beside four rows, as many as the registers have room for
 
 #include "ggml.h"
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+#define SB_SIMD_X86
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define SB_SIMD_VNNI(acc, u, s) _mm256_dpbusd_epi32(acc, u, s)
+#elif defined(__AVXVNNI__)
+#define SB_SIMD_VNNI(acc, u, s) _mm256_dpbusd_avx_epi32(acc, u, s)
+#endif
 
 #include <immintrin.h>
 
 struct sb_simd {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    static constexpr int tokens = 4; // 32 registers
+#if defined(__AVX512VL__)
+    static constexpr int panel_tokens = 6; // 32 registers
 #else
-    static constexpr int tokens = 2;
+    static constexpr int panel_tokens = 2;
 #endif
+    static constexpr int panel_rows = 8;
 
-    using counts = __m256i;
-    using sums   = __m256i;
-    using floats = __m256;
-
-#if (defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__)
-    // The instruction multiplies unsigned by signed bytes: the counts go in raised by 128, and `raised`, -128 times the
-    // weights' sums, takes that back.
-    struct weights {
-        __m256i w;
-        __m256i raised;
-    };
-
-    static __m256i dot_bytes(__m256i acc, __m256i u, __m256i s) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-        return _mm256_dpbusd_epi32(acc, u, s);
-#else
-        return _mm256_dpbusd_avx_epi32(acc, u, s);
-#endif
-    }
-
-    static weights prepare(__m256i w) {
-        const __m256i zero = _mm256_setzero_si256();
-        return { w, _mm256_sub_epi32(zero, dot_bytes(zero, _mm256_set1_epi8(-128), w)) };
-    }
-
-    static counts load_counts(const int8_t * s) {
-        return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) s), _mm256_set1_epi8(-128));
-    }
-
-    static sums dot(const weights & w, counts u) {
-        return dot_bytes(w.raised, u, w.w);
-    }
-#else
-    struct weights {
-        __m256i w;
-        __m256i magnitude;
-    };
-
-    static weights prepare(__m256i w) {
-        return { w, _mm256_abs_epi8(w) };
-    }
+    using weights = __m256i;
+    using counts  = __m256i;
+    using panel   = __m256i;
+    using four    = __m256i;
+    using sums    = __m256i;
+    using floats  = __m256;
 
     static counts load_counts(const int8_t * s) {
         return _mm256_loadu_si256((const __m256i *) s);
+    }
+
+    static weights load_int8(const int8_t * w) {
+        return _mm256_loadu_si256((const __m256i *) w);
+    }
+
+    static sums dot(weights w, counts s) {
+        return dot_signed(_mm256_setzero_si256(), w, s);
+    }
+
+    static panel load_panel(const int8_t * w) {
+        return load_int8(w);
+    }
+
+#if defined(SB_SIMD_VNNI)
+    // The instruction multiplies unsigned by signed bytes: here the digits are the unsigned ones, raised by 128.
+    static four load_four(const int8_t * s) {
+        return _mm256_xor_si256(broadcast(s), _mm256_set1_epi8(-128));
+    }
+
+    static sums panel_dot(sums acc, panel w, four s) {
+        return dot_bytes(acc, s, w);
+    }
+
+    static __m256i dot_bytes(__m256i acc, __m256i u, __m256i s) {
+        return SB_SIMD_VNNI(acc, u, s);
+    }
+#else
+    static four load_four(const int8_t * s) {
+        return broadcast(s);
+    }
+
+    static sums panel_dot(sums acc, panel w, four s) {
+        return dot_signed(acc, w, s);
     }
 
     // pairs: at most 2*128*127 = 32512, which int16 holds
@@ -76,14 +88,16 @@ struct sb_simd {
         const __m256i pairs = _mm256_maddubs_epi16(u, s);
         return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-
-    static sums dot(const weights & w, counts s) {
-        return dot_bytes(_mm256_setzero_si256(), w.magnitude, _mm256_sign_epi8(s, w.w));
-    }
 #endif
 
-    static weights load_int8(const int8_t * w) {
-        return prepare(_mm256_loadu_si256((const __m256i *) w));
+    static __m256i dot_signed(__m256i acc, __m256i w, __m256i s) {
+        return dot_bytes(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(s, w));
+    }
+
+    static __m256i broadcast(const int8_t * s) {
+        int32_t bytes;
+        memcpy(&bytes, s, sizeof(bytes));
+        return _mm256_set1_epi32(bytes);
     }
 
     // 32 nibbles, the low ones first
@@ -94,7 +108,7 @@ struct sb_simd {
     }
 
     static weights load_nibbles(const uint8_t * q) {
-        return prepare(_mm256_sub_epi8(nibbles(q), _mm256_set1_epi8(8)));
+        return _mm256_sub_epi8(nibbles(q), _mm256_set1_epi8(8));
     }
 
     struct first {
@@ -111,8 +125,7 @@ struct sb_simd {
     }
 
     static sums dot_int8(const int8_t * w, const first & x) {
-        const __m256i weights = _mm256_loadu_si256((const __m256i *) w);
-        return dot_bytes(_mm256_setzero_si256(), _mm256_abs_epi8(weights), _mm256_sign_epi8(x.s, weights));
+        return dot(load_int8(w), x.s);
     }
 
     static floats splat(float x) {
@@ -121,6 +134,30 @@ struct sb_simd {
 
     static floats half(uint16_t x) {
         return _mm256_cvtph_ps(_mm_set1_epi16((int16_t) x));
+    }
+
+    static sums load(const int32_t * x) {
+        return _mm256_loadu_si256((const __m256i *) x);
+    }
+
+    static floats load(const float * x) {
+        return _mm256_loadu_ps(x);
+    }
+
+    static void store(int8_t * out, weights w) {
+        _mm256_storeu_si256((__m256i *) out, w);
+    }
+
+    static void store(int32_t * out, sums x) {
+        _mm256_storeu_si256((__m256i *) out, x);
+    }
+
+    static void store(float * out, floats x) {
+        _mm256_storeu_ps(out, x);
+    }
+
+    static sums negate(sums x) {
+        return _mm256_sub_epi32(_mm256_setzero_si256(), x);
     }
 
     static floats multiply_add(floats acc, sums s, floats scale) {
@@ -146,7 +183,7 @@ struct sb_simd {
 
     static int64_t sum(sums s) {
         int32_t lanes[8];
-        _mm256_storeu_si256((__m256i *) lanes, s);
+        store(lanes, s);
         int64_t total = 0;
         for (const int32_t lane : lanes) {
             total += lane;
@@ -159,14 +196,17 @@ struct sb_simd {
 
 #include <arm_neon.h>
 
-struct sb_simd {
-    static constexpr int tokens = 4;
+struct sb_simd_blocks {
+    static constexpr int panel_tokens = 6;
+    static constexpr int panel_rows   = 4;
 
     struct weights {
         int8x16_t low;
         int8x16_t high;
     };
     using counts = weights;
+    using panel  = int8x16_t;
+    using four   = int8x16_t;
     using sums   = int32x4_t;
     using floats = float32x4_t;
 
@@ -191,26 +231,51 @@ struct sb_simd {
         return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.low, s.low), w.high, s.high);
     }
 
-    using first = counts;
-
-    static first load_first(const int8_t * s, const int32_t *) {
-        return load_counts(s);
+    static panel load_panel(const int8_t * w) {
+        return vld1q_s8(w);
     }
 
-    static sums dot_nibbles(const uint8_t * q, const first & x) {
-        return dot(load_nibbles(q), x);
+    static four load_four(const int8_t * s) {
+        int32_t bytes;
+        memcpy(&bytes, s, sizeof(bytes));
+        return vreinterpretq_s8_s32(vdupq_n_s32(bytes));
     }
 
-    static sums dot_int8(const int8_t * w, const first & x) {
-        return dot(load_int8(w), x);
+    static sums panel_dot(sums acc, panel w, four s) {
+        return vdotq_s32(acc, w, s);
     }
 
     static floats splat(float x) {
         return vdupq_n_f32(x);
     }
 
+    static sums load(const int32_t * x) {
+        return vld1q_s32(x);
+    }
+
+    static floats load(const float * x) {
+        return vld1q_f32(x);
+    }
+
+    static void store(int8_t * out, const weights & w) {
+        vst1q_s8(out, w.low);
+        vst1q_s8(out + 16, w.high);
+    }
+
+    static void store(int32_t * out, sums x) {
+        vst1q_s32(out, x);
+    }
+
+    static void store(float * out, floats x) {
+        vst1q_f32(out, x);
+    }
+
     static floats half(uint16_t x) {
         return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(x)));
+    }
+
+    static sums negate(sums x) {
+        return vnegq_s32(x);
     }
 
     static floats multiply_add(floats acc, sums s, floats scale) {
@@ -236,13 +301,16 @@ struct sb_simd {
 
 #else
 
-struct sb_simd {
-    static constexpr int tokens = 1;
+struct sb_simd_blocks {
+    static constexpr int panel_tokens = 1;
+    static constexpr int panel_rows   = 1;
 
     struct weights {
         int8_t x[32];
     };
     using counts = const int8_t *;
+    using panel  = const int8_t *;
+    using four   = const int8_t *;
     using sums   = int32_t;
     using floats = float;
 
@@ -275,26 +343,51 @@ struct sb_simd {
         return total;
     }
 
-    using first = counts;
-
-    static first load_first(const int8_t * s, const int32_t *) {
-        return load_counts(s);
+    static panel load_panel(const int8_t * w) {
+        return w;
     }
 
-    static sums dot_nibbles(const uint8_t * q, const first & x) {
-        return dot(load_nibbles(q), x);
+    static four load_four(const int8_t * s) {
+        return s;
     }
 
-    static sums dot_int8(const int8_t * w, const first & x) {
-        return dot(load_int8(w), x);
+    static sums panel_dot(sums acc, panel w, four s) {
+        for (int i = 0; i < 4; ++i) {
+            acc += w[i]*s[i];
+        }
+        return acc;
     }
 
     static floats splat(float x) {
         return x;
     }
 
+    static sums load(const int32_t * x) {
+        return *x;
+    }
+
+    static floats load(const float * x) {
+        return *x;
+    }
+
+    static void store(int8_t * out, const weights & w) {
+        memcpy(out, w.x, sizeof(w.x));
+    }
+
+    static void store(int32_t * out, sums x) {
+        *out = x;
+    }
+
+    static void store(float * out, floats x) {
+        *out = x;
+    }
+
     static floats half(uint16_t x) {
         return ggml_fp16_to_fp32(x);
+    }
+
+    static sums negate(sums x) {
+        return -x;
     }
 
     static floats multiply_add(floats acc, sums s, floats scale) {
@@ -317,6 +410,27 @@ struct sb_simd {
 
     static int64_t sum(sums s) {
         return s;
+    }
+};
+
+#endif
+
+#if !defined(SB_SIMD_X86)
+
+// Weights that are used once are treated as all others.
+struct sb_simd : sb_simd_blocks {
+    using first = counts;
+
+    static first load_first(const int8_t * s, const int32_t *) {
+        return load_counts(s);
+    }
+
+    static sums dot_nibbles(const uint8_t * q, const first & x) {
+        return dot(load_nibbles(q), x);
+    }
+
+    static sums dot_int8(const int8_t * w, const first & x) {
+        return dot(load_int8(w), x);
     }
 };
 
