@@ -1,27 +1,30 @@
-"""What a decode benchmark will measure, in which order, and whether the machine's memory is enough for it."""
+"""What a benchmark will measure, and in which order."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 
 from sb_edge.bench.fill import CHUNK
 from sb_edge.bench.machine import Machine
-from sb_edge.bench.results import Fill, RowKey
+from sb_edge.bench.row import Fill, RowKey
 from sb_edge.config import ARCH
-from sb_edge.errors import OutOfMemoryForecast, SbEdgeError
+from sb_edge.errors import SbEdgeError
 from sb_edge.gguf_reader import GgufHeader, read_header
-from sb_edge.memory import MemoryForecast, forecast
-from sb_edge.output import format_bytes
 
 AUTO_REAL_DEPTH = 4096
 """`fill="auto"` prefills a Transformer for real up to here: minutes beyond it, hours at the deepest."""
+
+FIT_BEYOND = 262144
+"""A Transformer's prompt speed is measured up to here: the cache of a 1B model takes 8 GiB then."""
+
+FIT_SHARES = (0, 0.25, 0.5, 1)
+"""Depths that a fit over depth is made of where not as many are asked for, as shares of the deepest."""
 
 CONTEXT_PADDING = 256
 """The engine rounds a context up to a multiple of this."""
@@ -42,47 +45,6 @@ class BenchModel:
 
 
 @dataclass(frozen=True)
-class DecodeSettings:
-    """How to measure; all settings are the same for all models of a run.
-
-    Args:
-        depths: tokens in the context before decoding starts.
-        n_threads: threads of the engine and of the bandwidth measurement.
-        n_gen: tokens decoded a repetition.
-        repetitions: how often, each starting at the same depth.
-        cache_types: pairs of ggml types for keys and values.
-        flash_attn: "auto", "on" or "off".
-        fill: how a Transformer baseline is brought to its depth; SpikingBrain always prefills for real.
-        n_ubatch: tokens of a batch while prefilling.
-
-    Raises:
-        SbEdgeError: a value out of range, or quantized values without flash attention, which llama.cpp
-        refuses.
-    """
-
-    depths: tuple[int, ...]
-    n_threads: int
-    n_gen: int = 32
-    repetitions: int = 5
-    cache_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
-    flash_attn: Literal["auto", "on", "off"] = "auto"
-    fill: FillChoice = "auto"
-    n_ubatch: int = 512
-
-    def __post_init__(self) -> None:
-        if not self.depths or min(self.depths) < 0:
-            raise SbEdgeError("depths must be zero or more tokens", found=list(self.depths))
-        for name in ("n_threads", "n_gen", "repetitions", "n_ubatch"):
-            if getattr(self, name) < 1:
-                raise SbEdgeError(f"{name} must be at least 1", found=getattr(self, name))
-        if self.flash_attn == "off" and any(type_v not in FLOAT_TYPES for _, type_v in self.cache_types):
-            raise SbEdgeError(
-                "a quantized cache of values needs flash attention",
-                hint="use --flash-attn auto, or --type-v f16",
-            )
-
-
-@dataclass(frozen=True)
 class Subject:
     """A model as it is measured: name, file, header, SHA-256 over its files in order."""
 
@@ -98,8 +60,113 @@ class Subject:
     @property
     def can_roll_back(self) -> bool:
         """Whether its context can be cut back to an earlier position: plain full attention only."""
-        keys = ("attention.recurrent_layers", "attention.sliding_window", "ssm.state_size", "wkv.head_size")
+        keys = (
+            "attention.recurrent_layers",
+            "attention.sliding_window",
+            "shortconv.l_cache",
+            "ssm.state_size",
+            "wkv.head_size",
+        )
         return not any(np.any(self.header.metadata.get(f"{self.header.arch}.{key}", 0)) for key in keys)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure; all settings are the same for all models of a run.
+
+    Args:
+        depths: tokens in the context before the measurement starts.
+        n_threads: threads of the engine and of the bandwidth measurement.
+        n_prompt: tokens of the prompt timed in a repetition, 0 when decoding is timed.
+        n_gen: tokens decoded in a repetition, 0 when a prompt is timed.
+        repetitions: how often, each starting at the same depth.
+        cache_types: pairs of ggml types for keys and values.
+        flash_attn: "auto", "on" or "off".
+        fill: how a Transformer baseline is brought to its depth; SpikingBrain always prefills for real.
+        n_ubatch: tokens of a batch while prefilling.
+        n_warmup: tokens decoded uncounted before the first repetition; the first of them faults in the
+            weights and applies pending shifts.
+
+    Raises:
+        SbEdgeError: a value out of range, or quantized values without flash attention, which llama.cpp
+        refuses.
+    """
+
+    depths: tuple[int, ...]
+    n_threads: int
+    n_prompt: int = 0
+    n_gen: int = 0
+    repetitions: int = 5
+    cache_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    fill: FillChoice = "auto"
+    n_ubatch: int = 512
+    n_warmup: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.depths or min(self.depths) < 0:
+            raise SbEdgeError("depths must be zero or more tokens", found=list(self.depths))
+        if (self.n_prompt > 0) == (self.n_gen > 0):
+            raise SbEdgeError(
+                "either a prompt or decoding is timed", found=f"n_prompt {self.n_prompt}, n_gen {self.n_gen}"
+            )
+        for name in ("n_threads", "repetitions", "n_ubatch", "n_warmup"):
+            if getattr(self, name) < 1:
+                raise SbEdgeError(f"{name} must be at least 1", found=getattr(self, name))
+        if self.flash_attn == "off" and any(type_v not in FLOAT_TYPES for _, type_v in self.cache_types):
+            raise SbEdgeError(
+                "a quantized cache of values needs flash attention",
+                hint="use --flash-attn auto, or --type-v f16",
+            )
+
+    @property
+    def n_timed(self) -> int:
+        """Tokens that a repetition evaluates."""
+        return self.n_prompt or self.n_gen
+
+    def depths_of(self, subject: Subject) -> list[int]:
+        """The depths to measure `subject` at, ascending."""
+        return sorted(set(self.depths))
+
+    def fill_of(self, subject: Subject, n_depth: int) -> Fill:
+        """How `subject` is brought to `n_depth`."""
+        return choose_fill(subject, n_depth, self.fill)
+
+
+@dataclass(frozen=True)
+class DecodeSettings(Settings):
+    """Decoding token by token."""
+
+    n_gen: int = 32
+
+
+@dataclass(frozen=True)
+class PrefillSettings(Settings):
+    """Evaluating a prompt, `n_prompt` tokens of it timed at each depth.
+
+    Args:
+        fit_beyond: a Transformer is measured up to this depth; what it would do beyond is fitted.
+    """
+
+    n_prompt: int = 512
+    repetitions: int = 3
+    fit_beyond: int = FIT_BEYOND
+
+    def depths_of(self, subject: Subject) -> list[int]:
+        """The depths asked for, and those that a fit of the time to the first token needs besides."""
+        depths = super().depths_of(subject)
+        unaffordable = [depth for depth in depths if self.fill_of(subject, depth) != "real"]
+        if not unaffordable:
+            return depths
+        deepest = min(unaffordable[0], self.fit_beyond)
+        if sum(depth <= deepest for depth in depths) >= len(FIT_SHARES):
+            return depths
+        return sorted({*depths, *(int(deepest * share) for share in FIT_SHARES)})
+
+    def fill_of(self, subject: Subject, n_depth: int) -> Fill:
+        """As for decoding, but "fitted" for a Transformer beyond `fit_beyond`."""
+        fill = super().fill_of(subject, n_depth)
+        return "fitted" if fill == "synthetic" and n_depth > self.fit_beyond else fill
 
 
 @dataclass(frozen=True)
@@ -113,12 +180,13 @@ class Case:
     fill: Fill
     is_continued: bool
     """Whether a deeper case of the same series starts from this one's context."""
-    settings: DecodeSettings
+    settings: Settings
 
     @property
     def label(self) -> str:
-        """As llama-bench prints it, for instance `tg128 @ d65536`."""
-        return f"tg{self.settings.n_gen}" + (f" @ d{self.n_depth}" if self.n_depth else "")
+        """As llama-bench prints it, for instance `tg128 @ d65536` or `pp512 @ d4096`."""
+        test = f"pp{self.settings.n_prompt}" if self.settings.n_prompt else f"tg{self.settings.n_gen}"
+        return test + (f" @ d{self.n_depth}" if self.n_depth else "")
 
     @property
     def series(self) -> tuple[str, str, str]:
@@ -128,7 +196,8 @@ class Case:
     @property
     def n_ctx(self) -> int:
         """The context that it needs; a synthetic fill may overshoot the depth by a chunk before it is cut."""
-        room = max(self.settings.n_gen + 1, CHUNK if self.fill == "synthetic" else 0)
+        needed = max(self.settings.n_timed, self.settings.n_warmup) + 1
+        room = max(needed, CHUNK if self.fill == "synthetic" else 0)
         return -(-(self.n_depth + room) // CONTEXT_PADDING) * CONTEXT_PADDING
 
     def key(self, machine: Machine) -> RowKey:
@@ -140,9 +209,11 @@ class Case:
             type_k=self.type_k,
             type_v=self.type_v,
             flash_attn=FLASH_ATTN[self.settings.flash_attn],
+            n_prompt=self.settings.n_prompt,
             n_gen=self.settings.n_gen,
             n_depth=self.n_depth,
             repetitions=self.settings.repetitions,
+            n_warmup=self.settings.n_warmup,
             fill=self.fill,
             machine_id=machine.id,
             engine_key=machine.engine_key,
@@ -172,105 +243,22 @@ def choose_fill(subject: Subject, n_depth: int, choice: FillChoice) -> Fill:
     return "synthetic"
 
 
-def make_plan(subjects: Sequence[Subject], settings: DecodeSettings) -> list[Case]:
+def make_plan(subjects: Sequence[Subject], settings: Settings) -> list[Case]:
     """All cases, shallow to deep; at each depth the models take turns, so that noise hits all of them."""
-    depths = sorted(set(settings.depths))
+    wanted = [(subject, settings.depths_of(subject)) for subject in subjects]
     return [
         Case(
             subject,
             depth,
             type_k,
             type_v,
-            fill=choose_fill(subject, depth, settings.fill),
+            fill=settings.fill_of(subject, depth),
             is_continued=depth > 0
-            and choose_fill(subject, deeper, settings.fill) == "real"
-            and deeper > depth,
+            and any(deeper > depth and settings.fill_of(subject, deeper) == "real" for deeper in depths),
             settings=settings,
         )
-        for depth, deeper in zip(depths, [*depths[1:], depths[-1]], strict=True)
-        for subject in subjects
+        for depth in sorted({depth for _, depths in wanted for depth in depths})
+        for subject, depths in wanted
+        if depth in depths
         for type_k, type_v in dict.fromkeys(settings.cache_types)
     ]
-
-
-def needed_bytes(case: Case) -> int:
-    """Memory that the case takes at its peak, the method's own copies included."""
-    expected = _forecast(case)
-    return expected.total + _snapshot_bytes(case, expected) + _shift_bytes(case)
-
-
-def require_memory(cases: Sequence[Case], available: int | None = None) -> None:
-    """Refuse before anything starts if one of the cases will not fit; only one model is loaded at a time.
-
-    Args:
-        cases: those still to be measured.
-        available: bytes; None: what the system says it can give without swapping.
-
-    Raises:
-        OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
-    """
-    if available is None:
-        available = psutil.virtual_memory().available
-    for case in cases:
-        needed = needed_bytes(case)
-        if needed > available:
-            raise OutOfMemoryForecast(
-                f"will not fit in memory: it needs {format_bytes(needed)}",
-                path=case.subject.path,
-                item=f"{case.label}, {case.type_k}/{case.type_v} cache",
-                found=f"{format_bytes(available)} available",
-                hint=_smaller_alternative(case, available),
-            )
-
-
-def _forecast(case: Case) -> MemoryForecast:
-    return forecast(
-        case.subject.header,
-        case.n_ctx,
-        type_k=case.type_k,
-        type_v=case.type_v,
-        n_ubatch=case.settings.n_ubatch,
-        flash_attn=_uses_flash_attention(case),
-    )
-
-
-def _uses_flash_attention(case: Case) -> bool:
-    """The session turns "auto" into "off" for a float32 cache, which flash attention would round."""
-    choice = case.settings.flash_attn
-    return choice == "on" or (choice == "auto" and "f32" not in (case.type_k, case.type_v))
-
-
-def _snapshot_bytes(case: Case, expected: MemoryForecast) -> int:
-    """A copy of the context: for the next depth, or for each repetition where it cannot be cut back."""
-    needs_copy = case.is_continued or not case.subject.can_roll_back
-    return expected.kv + expected.state if needs_copy else 0
-
-
-def _shift_bytes(case: Case) -> int:
-    """Shifting the positions of quantized keys makes the engine unpack one layer of them to float32."""
-    if case.fill == "real" or case.type_k in FLOAT_TYPES:
-        return 0
-    unpacked = _forecast(replace(case, type_k="f32", type_v="f32"))
-    return unpacked.kv // case.subject.header.integer("block_count")
-
-
-def _smaller_alternative(case: Case, available: int) -> str:
-    offers = []
-    if case.type_k in FLOAT_TYPES and case.type_v in FLOAT_TYPES:
-        smaller = needed_bytes(replace(case, type_k="q8_0", type_v="q8_0"))
-        if smaller <= available:
-            offers.append(f"--type-k q8_0 --type-v q8_0 ({format_bytes(smaller)})")
-    fitting = _deepest_that_fits(case, available)
-    if fitting is not None:
-        offers.append(f"--depths up to {fitting}")
-    return "try " + " or ".join(offers) if offers else "use a smaller model or close other programs"
-
-
-def _deepest_that_fits(case: Case, available: int) -> int | None:
-    """The largest halving of the depth that fits, None when not even an empty context does."""
-    depth = case.n_depth
-    while depth:
-        depth //= 2
-        if needed_bytes(replace(case, n_depth=depth)) <= available:
-            return depth
-    return None

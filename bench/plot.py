@@ -1,9 +1,8 @@
-"""Plots of the results: speed over depth and memory over depth, for files and for the report."""
+"""What all plots share: colours, style, files and SVG for a page, labels that keep apart."""
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,16 +12,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from sb_edge.bench.results import Row
-from sb_edge.bench.tables import format_depth, series_name
 from sb_edge.errors import OutputError
 from sb_edge.files import atomic_output
-from sb_edge.output import format_bytes
-
-LOG_SPEED_RATIO = 12.0
-"""Speeds further apart than this are drawn on a logarithmic axis, where equal factors are equal distances."""
 
 LABEL_GAP = 0.075
 """Least vertical distance of two direct labels, as a share of the axis."""
@@ -65,25 +57,6 @@ STYLE: Any = {  # the type of matplotlib's settings differs between its versions
     "axes.spines.right": False,
 }
 
-Value = Callable[[Row], float]
-
-
-def save_plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw speed and memory over depth side by side; the name's ending chooses PNG, SVG or PDF.
-
-    Raises:
-        OutputError: an ending that is none of these, nothing to draw, or the file cannot be written.
-    """
-    if not rows:
-        raise OutputError("there are no rows to draw", path=path)
-
-    def draw(figure: Figure) -> None:
-        speed, memory = figure.subplots(1, 2)
-        _draw_speed(speed, rows, PAPER)
-        _draw_memory(memory, rows, PAPER)
-
-    write_figure(path, (13, 4.6), draw)
-
 
 def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
     """Write a figure in the house style; the name's ending chooses PNG, SVG or PDF.
@@ -115,20 +88,16 @@ def require_image_name(path: Path) -> str:
     return kind
 
 
-def speed_svg(rows: Sequence[Row]) -> str:
-    """Speed over depth as an SVG element for a page that defines --ink, --grid, --card, --series-1 ... -6."""
-    return _inline_svg(_draw_speed, rows)
+def inline_svg(name: str, draw: Callable[[Axes], None]) -> str:
+    """A plot as an SVG element for a page that defines --ink, --grid, --card, --series-1 ... -6.
 
-
-def memory_svg(rows: Sequence[Row]) -> str:
-    """Memory over depth, likewise."""
-    return _inline_svg(_draw_memory, rows)
-
-
-def _inline_svg(draw: Callable[[Axes, Sequence[Row], Theme], None], rows: Sequence[Row]) -> str:
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": draw.__name__}):
+    Args:
+        name: keeps the identifiers of the page's plots apart.
+        draw: fills the axes in the colours of PAGE.
+    """
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(8.4, 4.0), layout="constrained")
-        draw(figure.subplots(), rows, PAGE)
+        draw(figure.subplots())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -144,91 +113,12 @@ def _inline_svg(draw: Callable[[Axes, Sequence[Row], Theme], None], rows: Sequen
     return svg
 
 
-def _draw_speed(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
-    slowest = min(min(row.samples_ts) for row in rows)
-    fastest = max(max(row.samples_ts) for row in rows)
-    if fastest > LOG_SPEED_RATIO * slowest:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator(_steps(slowest, fastest)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(slowest / 1.3, fastest * 1.3)
-    else:
-        axes.set_ylim(0, 1.12 * fastest)
-    for series, colour in _series(rows, theme):
-        for row in series:
-            axes.plot([_x(row, rows)] * 2, [min(row.samples_ts), max(row.samples_ts)], color=colour, lw=1.2)
-    _draw_lines(axes, rows, theme, lambda row: row.median_ts)
-    hollow = "; hollow: synthetic fill" if any(row.fill == "synthetic" for row in rows) else ""
-    detail = f"median; bars: slowest and fastest repetition{hollow}"
-    caption(axes, theme, "Decode speed, tokens per second", detail)
-
-
-def _draw_memory(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
-    sizes = [_context_bytes(row) for row in rows]
-    low, high = math.floor(math.log2(min(sizes))), math.ceil(math.log2(max(sizes)))
-    step = max(1, (high - low) // 6)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_locator(FixedLocator([2.0**power for power in range(low, high + step, step)]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_bytes(value)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(2.0 ** (low - 0.5), 2.0 ** (high + 0.5))
-    _draw_lines(axes, rows, theme, _context_bytes)
-    caption(axes, theme, "Memory of the context", "KV cache and recurrent state, without weights")
-
-
-def _context_bytes(row: Row) -> float:
-    return max(row.context_bytes, 1)
-
-
-def _draw_lines(axes: Axes, rows: Sequence[Row], theme: Theme, value: Value) -> None:
-    """Lines, markers, axes and labels, for axes whose vertical scale is set already."""
-    for (series, colour), marker in zip(_series(rows, theme), MARKERS * len(rows), strict=False):
-        xs, ys = [_x(row, rows) for row in series], [value(row) for row in series]
-        axes.plot(xs, ys, color=colour, lw=2)
-        for x, y, row in zip(xs, ys, series, strict=True):
-            face = colour if row.fill == "real" else theme.background
-            axes.plot(x, y, marker=marker, ms=7, color=colour, mfc=face, mew=1.6, ls="none")
-    _dress(axes, rows, theme)
-    _label_directly(axes, rows, theme, value)
-
-
-def _dress(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
-    depths = sorted({row.n_depth for row in rows})
-    places = [_place(depth, rows) for depth in depths]
-    axes.xaxis.set_major_locator(FixedLocator(places))
-    axes.xaxis.set_major_formatter(FixedFormatter([format_depth(depth) for depth in depths]))
-    margin = 0.06 * max(places[-1] - places[0], 1)
-    axes.set_xlim(places[0] - margin, places[-1] + margin)
-    axes.set_xlabel("tokens in the context (logarithmic)", color=theme.ink)
-    axes.grid(axis="y", color=theme.grid, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.ink, length=0)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(theme.grid)
-
-
 def caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
     """A bold title at the left, and below it what a reader has to know."""
     axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold", pad=24)
     axes.annotate(
         detail, (0, 1), (0, 8), "axes fraction", textcoords="offset points", color=theme.ink, fontsize=9
     )
-
-
-def _label_directly(axes: Axes, rows: Sequence[Row], theme: Theme, value: Value) -> None:
-    """Name each line at its right end, in its colour; labels that would overlap are moved apart."""
-    to_axis = axes.transData + axes.transAxes.inverted()
-    ends = []
-    for series, colour in _series(rows, theme):
-        last = series[-1]
-        height = float(to_axis.transform((_x(last, rows), value(last)))[1])
-        ends.append((height, series_name(last, rows), colour))
-    ends.sort()
-    for height, (_, name, colour) in zip(spread([end[0] for end in ends]), ends, strict=True):
-        axes.annotate(
-            name, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontweight="bold"
-        )
 
 
 def spread(heights: Sequence[float]) -> list[float]:
@@ -241,41 +131,3 @@ def spread(heights: Sequence[float]) -> list[float]:
         moved[index] = min(moved[index], ceiling)
         ceiling = moved[index] - LABEL_GAP
     return moved
-
-
-def _series(rows: Sequence[Row], theme: Theme) -> list[tuple[list[Row], str]]:
-    """The rows of each line, by depth, and its colour; of several rows at one depth the last counts."""
-    names = list(dict.fromkeys(series_name(row, rows) for row in rows))
-    lines = []
-    for number, name in enumerate(names):
-        by_depth = {row.n_depth: row for row in rows if series_name(row, rows) == name}
-        lines.append(
-            ([by_depth[depth] for depth in sorted(by_depth)], theme.series[number % len(theme.series)])
-        )
-    return lines
-
-
-def _x(row: Row, rows: Sequence[Row]) -> float:
-    return _place(row.n_depth, rows)
-
-
-def _place(depth: int, rows: Sequence[Row]) -> float:
-    """The base-2 logarithm; an empty context, which has none, stands one step left of the smallest."""
-    if depth:
-        return math.log2(depth)
-    smallest = min((row.n_depth for row in rows if row.n_depth), default=2)
-    return math.log2(smallest) - 1
-
-
-def _steps(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10 ... that cover `low` to `high`."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
-    first = max((step for step in steps if step <= low), default=steps[0])
-    last = min((step for step in steps if step >= high), default=steps[-1])
-    return [step for step in steps if first <= step <= last]
-
-
-def _short_bytes(count: float) -> str:
-    number, unit = format_bytes(round(count)).split()
-    return f"{float(number):g} {unit}"

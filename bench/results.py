@@ -1,4 +1,4 @@
-"""Benchmark rows: one measurement each, under llama-bench's field names, in a file that survives a crash."""
+"""Files of benchmark rows: JSON Lines that survive a crash, and JSON, CSV and Markdown for others."""
 
 from __future__ import annotations
 
@@ -11,103 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import IO
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from sb_edge.bench.row import Row, RowKey
 from sb_edge.errors import OutputError
 from sb_edge.files import atomic_output
-
-Fill = Literal["real", "synthetic"]
-Count = Annotated[int, Field(ge=0)]
-Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class RowKey(NamedTuple):
-    """What makes two measurements the same one: content of the model, settings, machine and engine."""
-
-    model_sha256: str
-    n_ubatch: int
-    n_threads: int
-    type_k: str
-    type_v: str
-    flash_attn: int
-    n_gen: int
-    n_depth: int
-    repetitions: int
-    fill: str
-    machine_id: str
-    engine_key: str
-
-
-class Row(BaseModel):
-    """One measurement. The first block holds llama-bench's fields, the second block this project's own.
-
-    Sizes are bytes, times nanoseconds unless the name says otherwise, speeds tokens per second (`_ts`).
-    docs/benchmarks.md describes every field.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
-
-    build_commit: str
-    cpu_info: str
-    backends: str
-    model_filename: str
-    model_type: str
-    model_size: Count
-    model_n_params: Count
-    n_batch: Count
-    n_ubatch: Count
-    n_threads: Count
-    type_k: str
-    type_v: str
-    flash_attn: int
-    n_prompt: Count
-    n_gen: Count
-    n_depth: Count
-    test_time: str
-    avg_ns: Count
-    stddev_ns: Count
-    avg_ts: Finite
-    stddev_ts: Finite
-    samples_ns: tuple[Count, ...]
-    samples_ts: tuple[Finite, ...]
-
-    model: str
-    label: str
-    repetitions: Count
-    median_ts: Finite
-    fill: Fill
-    n_ctx_train: Count
-    kv_bytes: Count
-    state_bytes: Count
-    rss_bytes: Count
-    bytes_per_token: Count
-    read_bandwidth: Finite
-    roofline_fraction: Finite
-    model_sha256: str
-    machine_id: str
-    engine_key: str
-
-    @property
-    def key(self) -> RowKey:
-        """The identity under which a finished row is found again."""
-        return RowKey(**{name: getattr(self, name) for name in RowKey._fields})
-
-    @property
-    def context_bytes(self) -> int:
-        """KV cache and recurrent state together."""
-        return self.kv_bytes + self.state_bytes
-
-    @property
-    def beyond_training(self) -> bool:
-        """Whether the positions lie beyond those that the model was made for: a figure of speed only."""
-        return 0 < self.n_ctx_train < self.n_depth + self.n_gen
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary in the order of the fields."""
-        return self.model_dump(mode="json")
-
 
 ROW_START = b'{"' + next(iter(Row.model_fields)).encode() + b'":'
 """How every line of a results file begins; what a torn line is recognised by."""
@@ -149,21 +59,21 @@ class ResultsFile:
             raise
         self.finished: dict[RowKey, Row] = {row.key: row for row in content.rows}
 
-    def append(self, row: Row) -> None:
-        """Add one row and return only when it is on the disk.
+    def append(self, *rows: Row) -> None:
+        """Add rows, those measured in turns together, and return only when they are on the disk.
 
         Raises:
             OutputError: the device is full or failed; the file then still ends after the row before.
         """
-        line = json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        lines = b"".join(_line(row) for row in rows)
         end = os.lseek(self._fd, 0, os.SEEK_END)
         try:
-            self._write(line)
+            self._write(lines)
             os.fsync(self._fd)
         except OSError as error:
             os.ftruncate(self._fd, end)
             raise OutputError(f"cannot be written: {error.strerror}", path=self.path) from error
-        self.finished[row.key] = row
+        self.finished.update((row.key, row) for row in rows)
 
     def close(self) -> None:
         """Close the file and let another run use it."""
@@ -190,33 +100,9 @@ class ResultsFile:
             ) from None
 
     def _read(self) -> _Content:
-        rows: list[Row] = []
-        good_bytes = 0
         with os.fdopen(os.dup(self._fd), "rb") as stream:
             stream.seek(0)
-            for number, line in enumerate(stream, start=1):
-                torn = not line.endswith(b"\n")
-                if torn and _is_torn_row(line):
-                    return _Content(rows, good_bytes, ends_without_newline=False)
-                rows.append(self._parse(line, number))
-                good_bytes += len(line)
-                if torn:
-                    return _Content(rows, good_bytes, ends_without_newline=True)
-        return _Content(rows, good_bytes, ends_without_newline=False)
-
-    def _parse(self, line: bytes, number: int) -> Row:
-        try:
-            return Row.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise OutputError(
-                "is not a benchmark row",
-                path=self.path,
-                item=f"line {number}",
-                found=f"{where}: {first['msg']}" if where else first["msg"],
-                hint="choose another file for the results, or remove that line",
-            ) from None
+            return _parse_rows(stream, self.path)
 
     def _repair(self, content: _Content) -> None:
         os.ftruncate(self._fd, content.good_bytes)
@@ -230,6 +116,52 @@ class ResultsFile:
             data = data[os.write(self._fd, data) :]
 
 
+def _line(row: Row) -> bytes:
+    return json.dumps(row.to_json(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file, which another process may be writing; a torn last line is left out.
+
+    Raises:
+        OutputError: not there, not readable, or not a results file.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            return _parse_rows(stream, path).rows
+    except OSError as error:
+        raise OutputError(f"cannot be read: {error.strerror}", path=path) from error
+
+
+def _parse_rows(stream: IO[bytes], path: Path) -> _Content:
+    rows: list[Row] = []
+    good_bytes = 0
+    for number, line in enumerate(stream, start=1):
+        torn = not line.endswith(b"\n")
+        if torn and _is_torn_row(line):
+            return _Content(rows, good_bytes, ends_without_newline=False)
+        rows.append(_parse_row(line, number, path))
+        good_bytes += len(line)
+        if torn:
+            return _Content(rows, good_bytes, ends_without_newline=True)
+    return _Content(rows, good_bytes, ends_without_newline=False)
+
+
+def _parse_row(line: bytes, number: int, path: Path) -> Row:
+    try:
+        return Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise OutputError(
+            "is not a benchmark row",
+            path=path,
+            item=f"line {number}",
+            found=f"{where}: {first['msg']}" if where else first["msg"],
+            hint="choose another file for the results, or remove that line",
+        ) from None
+
+
 def _is_torn_row(line: bytes) -> bool:
     """Whether a line without newline is the beginning of a row: no other text is ever thrown away."""
     if not line.startswith(ROW_START[: len(line)]):
@@ -241,12 +173,14 @@ def _is_torn_row(line: bytes) -> bool:
     return False
 
 
-SCALAR_FIELDS = tuple(name for name in Row.model_fields if not name.startswith("samples_"))
-"""The columns of the CSV file: all fields but the lists."""
+SCALAR_FIELDS = tuple(
+    name for name in Row.model_fields if name not in ("samples_ns", "samples_ts", "fit_depths", "machine")
+)
+"""The columns of the CSV file: all fields but the lists and the machine."""
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as CSV, one column a field, without the lists of samples (as llama-bench does).
+    """Write the rows as CSV, one column a field, without lists (as llama-bench does) and machine.
 
     Raises:
         OutputError: the file cannot be written.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sb_edge.bench.decode import TOKEN_SEED
+from sb_edge.bench.measure import TOKEN_SEED
 from sb_edge.bench.spikes import engine_k
 from sb_edge.bench.stats import Timing, summarize
 from sb_edge.gguf_reader import read_header

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sb_edge.bench.results import Row
+from sb_edge.bench.row import Row
 from sb_edge.output import format_bytes
+
+T = TypeVar("T")
 
 SYNTHETIC_MARK = "*"
 BEYOND_MARK = "†"
+FITTED_MARK = "‡"
+ABSENT = "-"
 
 
 @dataclass(frozen=True)
@@ -28,24 +33,56 @@ class Column:
 def format_depth(depth: int) -> str:
     """A depth as people say it.
 
-    >>> [format_depth(depth) for depth in (0, 100, 4096, 262144)]
-    ['0', '100', '4k', '256k']
+    >>> [format_depth(depth) for depth in (0, 100, 4096, 262144, 1048576)]
+    ['0', '100', '4k', '256k', '1M']
     """
+    if depth and depth % 2**20 == 0:
+        return f"{depth >> 20}M"
     return f"{depth // 1024}k" if depth and depth % 1024 == 0 else str(depth)
 
 
+def format_duration(ns: int) -> str:
+    """A time in three digits or so.
+
+    >>> [format_duration(round(seconds * 1e9)) for seconds in (0.0123, 1.5, 75, 3600, 36000)]
+    ['12 ms', '1.50 s', '75.0 s', '60.0 min', '10.0 h']
+    """
+    seconds = ns / 1e9
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 36000 else f"{seconds / 3600:.1f} h"
+
+
+def format_ttft(row: Row) -> str:
+    """The time to the first token, marked where it is fitted; a dash where there is none."""
+    if row.ttft_ns is None:
+        return ABSENT
+    return format_duration(row.ttft_ns) + (FITTED_MARK if row.ttft_source == "fitted" else "")
+
+
 def format_speed(row: Row) -> str:
-    """Median and sample standard deviation, tokens per second."""
+    """Median and sample standard deviation, tokens per second; without the latter where it is fitted."""
     digits = 2 if row.median_ts < 100 else 1
+    if row.fill == "fitted":
+        return f"{row.median_ts:.{digits}f}{FITTED_MARK}"
     return f"{row.median_ts:.{digits}f} ± {row.stddev_ts:.{digits}f}"
 
 
 def series_name(row: Row, rows: Sequence[Row]) -> str:
-    """The row's model, with the cache types where the rows differ in them."""
-    if len({(other.type_k, other.type_v) for other in rows}) == 1:
-        return row.model
+    """The row's model, with what the rows differ in: cache types, flash attention, ubatch, threads."""
     types = row.type_k if row.type_k == row.type_v else f"{row.type_k}/{row.type_v}"
-    return f"{row.model}, {types} KV"
+    flash_attn = {-1: "auto", 0: "off", 1: "on"}.get(row.flash_attn, str(row.flash_attn))
+    parts: list[tuple[str, set[Any]]] = [
+        (f"{types} KV", {(other.type_k, other.type_v) for other in rows}),
+        (f"fa {flash_attn}", {other.flash_attn for other in rows}),
+        (f"ub {row.n_ubatch}", {other.n_ubatch for other in rows}),
+        (f"{row.n_threads} threads", {other.n_threads for other in rows}),
+    ]
+    return ", ".join([row.model, *(text for text, values in parts if len(values) > 1)])
 
 
 def label_with_marks(row: Row) -> str:
@@ -55,16 +92,25 @@ def label_with_marks(row: Row) -> str:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns shown for these rows."""
+    """The columns shown for these rows: those of decoding, of prompts, or of both."""
+    prompts = [Column("TTFT", format_ttft)] if any(row.is_prefill for row in rows) else []
+    decoding = [
+        Column("bytes/t", lambda row: _or_absent(row.bytes_per_token, format_bytes)),
+        Column("roof", lambda row: _or_absent(row.roofline_fraction, "{:.0%}".format)),
+    ]
     return [
         Column("model", lambda row: series_name(row, rows), right=False),
         Column("test", label_with_marks, right=False),
         Column("t/s", format_speed),
         Column("KV+state", lambda row: format_bytes(row.context_bytes)),
-        Column("RSS", lambda row: format_bytes(row.rss_bytes)),
-        Column("bytes/t", lambda row: format_bytes(row.bytes_per_token)),
-        Column("roof", lambda row: f"{row.roofline_fraction:.0%}"),
+        Column("RSS", lambda row: _or_absent(row.rss_bytes, format_bytes)),
+        *prompts,
+        *(decoding if any(not row.is_prefill for row in rows) else []),
     ]
+
+
+def _or_absent(value: T | None, text: Callable[[T], str]) -> str:
+    return ABSENT if value is None else text(value)
 
 
 def footnotes(rows: Sequence[Row]) -> list[str]:
@@ -73,12 +119,20 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
         return []
     low, high = (f"{pick(row.read_bandwidth for row in rows) / 1e9:.1f}" for pick in (min, max))
     spread = low if low == high else f"{low} to {high}"
-    notes = [
-        "t/s: median and standard deviation over the repetitions; "
-        f"roof: bytes/t × t/s over the read bandwidth measured in this run ({spread} GB/s)."
-    ]
+    notes = ["t/s: median and standard deviation over the repetitions."]
+    if any(not row.is_prefill for row in rows):
+        notes.append(f"roof: bytes/t × t/s over the read bandwidth measured in this run ({spread} GB/s).")
+    if any(row.is_prefill for row in rows):
+        notes.append("TTFT: time to the first token of a prompt as long as the depth (d).")
     if any(row.fill == "synthetic" for row in rows):
         notes.append(f"{SYNTHETIC_MARK} synthetic fill: the cache holds copies of one real chunk.")
+    fitted = [row for row in rows if "fitted" in (row.fill, row.ttft_source)]
+    if fitted:
+        worst = max(row.fit_residual or 0 for row in fitted)
+        notes.append(
+            f"{FITTED_MARK} fitted, not measured: from the cost of chunks at several depths, linear in "
+            f"the depth (largest residual {worst:.0%})."
+        )
     if any(row.beyond_training for row in rows):
         notes.append(f"{BEYOND_MARK} beyond the context that the model was made for: speed only.")
     return notes

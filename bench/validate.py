@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sb_edge.bench.decode import OnRow, run_decode
-from sb_edge.bench.plan import BenchModel, DecodeSettings
-from sb_edge.bench.results import Row
+from sb_edge.bench.plan import BenchModel, Settings
+from sb_edge.bench.row import Row
+from sb_edge.bench.run import OnRow, run
 from sb_edge.errors import SbEdgeError
 
 
@@ -30,7 +30,7 @@ class FillCheck:
 
 
 def validate_fill(
-    models: Sequence[BenchModel], settings: DecodeSettings, *, on_row: OnRow | None = None
+    models: Sequence[BenchModel], settings: Settings, *, on_row: OnRow | None = None
 ) -> list[FillCheck]:
     """Measure each model at each depth after a real prefill and after a synthetic fill, one after the other.
 
@@ -41,8 +41,8 @@ def validate_fill(
     for model in models:
         for depth in settings.depths:
             here = replace(settings, depths=(depth,))
-            (real,) = run_decode([model], replace(here, fill="real"), on_row=on_row)
-            (synthetic,) = run_decode([model], replace(here, fill="synthetic"), on_row=on_row)
+            (real,) = run([model], replace(here, fill="real"), on_row=on_row)
+            (synthetic,) = run([model], replace(here, fill="synthetic"), on_row=on_row)
             if synthetic.fill != "synthetic":
                 raise SbEdgeError(
                     "is always filled for real, so there is nothing to compare", path=model.path

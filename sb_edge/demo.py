@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sb_edge.bench.decode import run_decode
 from sb_edge.bench.machine import describe_machine
 from sb_edge.bench.perplexity import held_out_text, perplexity
 from sb_edge.bench.plan import BenchModel, DecodeSettings
 from sb_edge.bench.report import Facts, LayerMap, Section, Transcript, Turn, write_report
+from sb_edge.bench.run import run
 from sb_edge.bench.tables import rich_table
 from sb_edge.cpu import default_threads
 from sb_edge.engine import activate, build_engine
@@ -58,7 +58,7 @@ def run_demo(folder: Path, *, depths: tuple[int, ...], n_threads: int | None = N
     console.rule("decode speed over depth")
     models = [BenchModel("default", model), BenchModel("base", base)]
     settings = DecodeSettings(depths, n_threads or default_threads(), repetitions=3)
-    rows = run_decode(
+    rows = run(
         models,
         settings,
         output=folder / "decode.jsonl",

@@ -28,13 +28,16 @@ LINE_INTERVAL = 20.0
 
 
 @contextmanager
-def progress_bar(description: str, total: float | None, *, unit: str = "") -> Iterator[Advance]:
+def progress_bar(
+    description: str, total: float | None, *, unit: str = "", live: bool = True
+) -> Iterator[Advance]:
     """Show a bar while the block runs; yield a function that advances it by a number of units.
 
     Args:
         description: what is going on, a few words.
         total: the units to go, None when unknown.
         unit: "bytes" shows sizes and a rate; anything else shows a count.
+        live: False draws the bar only when it advances, for work that is timed in between.
     """
     counts: list[ProgressColumn] = (
         [DownloadColumn(binary_units=True), TransferSpeedColumn()]
@@ -51,9 +54,15 @@ def progress_bar(description: str, total: float | None, *, unit: str = "") -> It
     if not stderr.is_terminal:
         yield _occasional_lines(description, total, unit)
         return
-    with Progress(*columns, console=stderr) as progress:
+    with Progress(*columns, console=stderr, auto_refresh=live) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda units: progress.advance(task, units)
+
+        def advance(units: float) -> None:
+            progress.advance(task, units)
+            if not live:
+                progress.refresh()
+
+        yield advance
 
 
 def _occasional_lines(description: str, total: float | None, unit: str) -> Advance:

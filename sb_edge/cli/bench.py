@@ -1,99 +1,29 @@
-"""`sb-edge bench`."""
+"""`sb-edge bench`: the commands that measure."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sb_edge.cli.options import KV_TYPE_NAMES, json_option, threads_option
+from sb_edge.cli.bench_options import (
+    Depths,
+    cache_types,
+    depths_option,
+    measure_and_show,
+    measuring_options,
+    models_of,
+    n_gen_option,
+    running_options,
+    show_row,
+)
+from sb_edge.cli.bench_results import compare, report
+from sb_edge.cli.options import json_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
-
-    from sb_edge.bench.plan import BenchModel, DecodeSettings
-    from sb_edge.bench.results import Row
-
-
-class Depths(click.ParamType):
-    """Tokens in the context, separated by commas: `0,4096,64k` (k: 1024)."""
-
-    name = "depths"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """The depths as integers; fails as click's own types do."""
-        if isinstance(value, tuple):
-            return value
-        found = [
-            re.fullmatch(r"(\d{1,9})(k?)", part.strip(), re.ASCII | re.IGNORECASE)
-            for part in value.split(",")
-        ]
-        if not all(found):
-            self.fail(f"{value!r} is not a list such as 0,4096,64k", param, ctx)
-        return tuple(int(match[1]) * (1024 if match[2] else 1) for match in found if match)
-
-
-class KvTypes(click.ParamType):
-    """Types of a cache, separated by commas: `f16,q8_0`."""
-
-    name = "types"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names; fails as click's own types do."""
-        if isinstance(value, tuple):
-            return value
-        names = tuple(part.strip().lower() for part in value.split(","))
-        unknown = next((name for name in names if name not in KV_TYPE_NAMES), None)
-        if unknown is not None:
-            self.fail(f"unknown type {unknown!r}; choose from {', '.join(KV_TYPE_NAMES)}", param, ctx)
-        return names
-
-
-def _measuring_options(command: Any) -> Any:
-    """How to measure: what `bench decode` and `bench fill` have in common."""
-    for option in (
-        threads_option,
-        click.option(
-            "--flash-attn",
-            type=click.Choice(["auto", "on", "off"]),
-            default="auto",
-            show_default=True,
-            help="Flash attention.",
-        ),
-        click.option(
-            "--type-v", type=KvTypes(), default="f16", show_default=True, help="Types of cached values."
-        ),
-        click.option(
-            "--type-k", type=KvTypes(), default="f16", show_default=True, help="Types of cached keys."
-        ),
-        click.option(
-            "-r",
-            "--repetitions",
-            type=click.IntRange(1),
-            default=5,
-            show_default=True,
-            help="Times to decode, each from the same depth.",
-        ),
-        click.option(
-            "-n",
-            "--n-gen",
-            type=click.IntRange(1),
-            default=32,
-            show_default=True,
-            help="Tokens to decode each time.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group()
@@ -101,54 +31,30 @@ def command() -> None:
     """Measure speed and memory."""
 
 
+command.add_command(compare)
+command.add_command(report)
+
+
 @command.command()
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
-@click.option(
-    "-d",
-    "--depths",
-    type=Depths(),
-    default="0,1024,4096",
-    show_default=True,
-    help="Tokens in the context before decoding, separated by commas; 64k is 65536.",
-)
-@click.option(
-    "--baseline",
-    "baselines",
-    type=click.Choice(["base", "llama-1b", "none"]),
-    multiple=True,
-    help="Also measure this Transformer.  [default: base beside `default`, llama-1b beside `1b`]",
-)
-@click.option(
-    "--fill",
-    type=click.Choice(["auto", "real", "synthetic"]),
-    default="auto",
-    show_default=True,
-    help="How a Transformer gets to its depth; auto: a real prefill up to 4096 tokens.",
-)
-@_measuring_options
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="JSON Lines file: every row is added at once, and finished rows in it are not measured again.",
-)
-@json_option
-@click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write CSV.")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table.")
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a plot: .png, .svg or .pdf."
-)
+@depths_option("0,1024,4096")
+@n_gen_option
+@measuring_options(repetitions=5)
+@running_options
 def decode(
     models: tuple[str, ...],
     depths: tuple[int, ...],
-    baselines: tuple[str, ...],
-    fill: str,
     n_gen: int,
     repetitions: int,
     type_k: tuple[str, ...],
     type_v: tuple[str, ...],
-    flash_attn: str,
+    flash_attn: Any,
+    warm_up: int,
     threads: int | None,
+    fill: Any,
+    baselines: tuple[str, ...],
+    one_at_a_time: bool,
+    time_budget: float | None,
     output: Path | None,
     json_target: str | None,
     csv: Path | None,
@@ -159,35 +65,127 @@ def decode(
 
     MODEL is a GGUF, `default`, `default-base`, `1b` (preset 1b) or `llama-1b` (the shape of Llama-3.2-1B),
     the last two with random weights in Q4_0, made on first use. Without one, `default` is measured. Several
-    cache types are measured in turn: --type-k f16,q8_0 --type-v f16,q8_0.
+    cache types are measured in turn: --type-k f16,q8_0 --type-v f16,q8_0. What memory holds at once is
+    measured in turns, repetition by repetition, so that ratios are those of neighbours.
     """
-    from sb_edge.bench.decode import run_decode
-    from sb_edge.bench.results import write_csv, write_markdown
-    from sb_edge.bench.tables import rich_table
-    from sb_edge.output import emit
+    from sb_edge.bench.plan import DecodeSettings
+    from sb_edge.cpu import default_threads
 
-    settings = _settings(depths, threads, n_gen, repetitions, type_k, type_v, flash_attn, fill)
-    _require_folders(csv, markdown, plot, None if json_target in (None, "-") else Path(json_target))
-    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
-    rows = run_decode(_models(models or ("default",), baselines), settings, output=output, on_row=_show_row)
-    if csv is not None:
-        write_csv(rows, csv)
-    if markdown is not None:
-        write_markdown(rows, markdown)
-    if plot is not None:
-        from sb_edge.bench.plot import save_plot
+    settings = DecodeSettings(
+        depths=depths,
+        n_threads=threads or default_threads(),
+        n_gen=n_gen,
+        repetitions=repetitions,
+        cache_types=cache_types(type_k, type_v),
+        flash_attn=flash_attn,
+        fill=fill,
+        n_warmup=warm_up,
+    )
+    measure_and_show(
+        models or ("default",),
+        settings,
+        baselines=baselines,
+        one_at_a_time=one_at_a_time,
+        time_budget=time_budget,
+        output=output,
+        json_target=json_target,
+        csv=csv,
+        markdown=markdown,
+        plot=plot,
+    )
 
-        save_plot(rows, plot)
-    emit([row.to_json() for row in rows], json_target, lambda console: console.print(rich_table(rows)))
+
+@command.command()
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@depths_option("0,1024,4096")
+@click.option(
+    "-p",
+    "--n-prompt",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Tokens of the prompt to time at each depth.",
+)
+@click.option(
+    "--ubatch",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Tokens that the engine computes at once.",
+)
+@click.option(
+    "--fit-beyond",
+    type=Depths(),
+    default="256k",
+    show_default=True,
+    help="Measure a Transformer up to this depth; what it would do beyond is fitted.",
+)
+@measuring_options(repetitions=3)
+@running_options
+def prefill(
+    models: tuple[str, ...],
+    depths: tuple[int, ...],
+    n_prompt: int,
+    ubatch: int,
+    fit_beyond: tuple[int, ...],
+    repetitions: int,
+    type_k: tuple[str, ...],
+    type_v: tuple[str, ...],
+    flash_attn: Any,
+    warm_up: int,
+    threads: int | None,
+    fill: Any,
+    baselines: tuple[str, ...],
+    one_at_a_time: bool,
+    time_budget: float | None,
+    output: Path | None,
+    json_target: str | None,
+    csv: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
+) -> None:
+    """Prompt speed over depth, and time to the first token.
+
+    MODEL is as for `bench decode`. SpikingBrain prefills for real, in one growing prompt, stopping at each
+    depth to time some tokens there. A Transformer's prompt speed is timed after a synthetic fill where a real
+    prefill would take hours; its time to the first token is then fitted, and the row says so.
+    """
+    from sb_edge.bench.plan import PrefillSettings
+    from sb_edge.cpu import default_threads
+
+    if len(fit_beyond) != 1:
+        raise click.BadParameter("one depth is expected", param_hint="--fit-beyond")
+    settings = PrefillSettings(
+        depths=depths,
+        n_threads=threads or default_threads(),
+        n_prompt=n_prompt,
+        repetitions=repetitions,
+        cache_types=cache_types(type_k, type_v),
+        flash_attn=flash_attn,
+        fill=fill,
+        n_ubatch=ubatch,
+        n_warmup=warm_up,
+        fit_beyond=fit_beyond[0],
+    )
+    measure_and_show(
+        models or ("default",),
+        settings,
+        baselines=baselines,
+        one_at_a_time=one_at_a_time,
+        time_budget=time_budget,
+        output=output,
+        json_target=json_target,
+        csv=csv,
+        markdown=markdown,
+        plot=plot,
+    )
 
 
 @command.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option(
-    "-d", "--depths", type=Depths(), default="4096", show_default=True, help="Tokens in the context."
-)
-@_measuring_options
+@depths_option("4096")
+@n_gen_option
+@measuring_options(repetitions=5)
 @json_option
 def fill(
     models: tuple[str, ...],
@@ -196,17 +194,29 @@ def fill(
     repetitions: int,
     type_k: tuple[str, ...],
     type_v: tuple[str, ...],
-    flash_attn: str,
+    flash_attn: Any,
+    warm_up: int,
     threads: int | None,
     json_target: str | None,
 ) -> None:
     """Check the synthetic fill of a Transformer against a real prefill."""
+    from sb_edge.bench.plan import DecodeSettings
     from sb_edge.bench.tables import rich_table
     from sb_edge.bench.validate import validate_fill
+    from sb_edge.cpu import default_threads
     from sb_edge.output import emit
 
-    settings = _settings(depths, threads, n_gen, repetitions, type_k, type_v, flash_attn, "real")
-    checks = validate_fill(_models(models, ("none",)), settings, on_row=_show_row)
+    settings = DecodeSettings(
+        depths=depths,
+        n_threads=threads or default_threads(),
+        n_gen=n_gen,
+        repetitions=repetitions,
+        cache_types=cache_types(type_k, type_v),
+        flash_attn=flash_attn,
+        fill="real",
+        n_warmup=warm_up,
+    )
+    checks = validate_fill(models_of(models, ("none",)), settings, on_row=show_row)
 
     def render(console: Console) -> None:
         console.print(rich_table([row for check in checks for row in (check.real, check.synthetic)]))
@@ -330,66 +340,3 @@ def spikes(
         console.print(table)
 
     emit([result.to_json() for result in results], json_target, render)
-
-
-def _require_folders(*files: Path | None) -> None:
-    """Find out before measuring for minutes, not after, that a result has nowhere to go."""
-    from sb_edge.errors import OutputError
-
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise OutputError("the folder does not exist", path=file.parent, hint="create it first")
-
-
-def _models(names: Sequence[str], baselines: Sequence[str]) -> list[BenchModel]:
-    """The models to measure, baselines last; a name that comes twice is measured once."""
-    from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
-
-    chosen = baselines or default_baselines(names)
-    if "none" in chosen and len(chosen) > 1:
-        raise click.UsageError("--baseline none goes with no other --baseline")
-    added = [BASELINES[name] for name in chosen if name != "none"]
-    return [resolve_model(name) for name in dict.fromkeys([*names, *added])]
-
-
-def _settings(
-    depths: tuple[int, ...],
-    threads: int | None,
-    n_gen: int,
-    repetitions: int,
-    type_k: tuple[str, ...],
-    type_v: tuple[str, ...],
-    flash_attn: Any,
-    fill: Any,
-) -> DecodeSettings:
-    from sb_edge.bench.plan import DecodeSettings
-    from sb_edge.cpu import default_threads
-
-    count = max(len(type_k), len(type_v))
-    if {len(type_k), len(type_v)} - {1, count}:
-        raise click.UsageError("--type-k and --type-v name different numbers of types; one each, or as many")
-    return DecodeSettings(
-        depths=depths,
-        n_threads=threads or default_threads(),
-        n_gen=n_gen,
-        repetitions=repetitions,
-        cache_types=tuple(zip(_repeat(type_k, count), _repeat(type_v, count), strict=True)),
-        flash_attn=flash_attn,
-        fill=fill,
-    )
-
-
-def _repeat(types: tuple[str, ...], count: int) -> tuple[str, ...]:
-    return types if len(types) == count else types * count
-
-
-def _show_row(row: Row, done: int, total: int) -> None:
-    from sb_edge.bench.tables import format_speed
-    from sb_edge.progress import stderr
-
-    cache = f"{row.type_k}/{row.type_v}"
-    stderr.print(
-        f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {row.fill} fill: {format_speed(row)} t/s",
-        highlight=False,
-        markup=False,
-    )

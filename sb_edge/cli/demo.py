@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sb_edge.cli.bench import Depths
+from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.options import threads_option
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sb_edge.bench.machine import Machine
-from sb_edge.bench.results import Row
+from sb_edge.bench.row import Row
 from sb_edge.bench.stats import summarize
 
 MIB = 2**20

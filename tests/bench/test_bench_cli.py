@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.bench.baselines import default_baselines, resolve_model
-from sb_edge.bench.results import Row
+from sb_edge.bench.row import Row
 from sb_edge.cli import COMMANDS, main
 from sb_edge.cli.bench import command
 from sb_edge.errors import GgufError

@@ -13,12 +13,13 @@ import numpy as np
 import psutil
 import pytest
 
-from sb_edge.bench import decode
-from sb_edge.bench.decode import run_decode
+from sb_edge.bench.contexts import Contexts, open_session, prefill, rewinder
 from sb_edge.bench.fill import CHUNK, synthetic_fill
+from sb_edge.bench.machine import Machine
 from sb_edge.bench.plan import BenchModel, DecodeSettings, examine, make_plan
-from sb_edge.bench.results import Row
 from sb_edge.bench.roofline import token_traffic
+from sb_edge.bench.row import Row
+from sb_edge.bench.run import run
 from sb_edge.bench.validate import validate_fill
 from sb_edge.errors import InferenceError, OutOfMemoryForecast, SbEdgeError
 from sb_edge.gguf_reader import read_header
@@ -36,7 +37,7 @@ def ignore(_units: float) -> None:
 def test_a_row_for_every_model_and_depth(tiny_gguf: Path, tiny_llama: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     models = [BenchModel("tiny", tiny_gguf), BenchModel("llama", tiny_llama)]
-    rows = run_decode(models, FAST, on_row=lambda row, done, total: seen.append((row.label, done, total)))
+    rows = run(models, FAST, on_row=lambda row, done, total: seen.append((row.label, done, total)))
     assert [(row.n_depth, row.model) for row in rows] == [
         (0, "tiny"),
         (0, "llama"),
@@ -47,7 +48,7 @@ def test_a_row_for_every_model_and_depth(tiny_gguf: Path, tiny_llama: Path) -> N
 
 
 def test_what_a_row_says(tiny_gguf: Path) -> None:
-    row = run_decode([BenchModel("tiny", tiny_gguf)], FAST)[1]
+    row = run([BenchModel("tiny", tiny_gguf)], FAST)[1]
     assert len(row.samples_ns) == len(row.samples_ts) == row.repetitions == 2
     assert row.median_ts == pytest.approx(sum(row.samples_ts) / 2)
     assert row.model_filename == tiny_gguf.name
@@ -63,19 +64,19 @@ def test_what_a_row_says(tiny_gguf: Path) -> None:
 
 def test_finished_rows_are_not_measured_again(tiny_gguf: Path, tmp_path: Path) -> None:
     output, model = tmp_path / "rows.jsonl", BenchModel("tiny", tiny_gguf)
-    shallow = run_decode([model], replace(FAST, depths=(0,)), output=output)
+    shallow = run([model], replace(FAST, depths=(0,)), output=output)
     measured: list[int] = []
-    rows = run_decode([model], FAST, output=output, on_row=lambda row, *_: measured.append(row.n_depth))
+    rows = run([model], FAST, output=output, on_row=lambda row, *_: measured.append(row.n_depth))
     assert measured == [40]
     assert rows[0] == shallow[0]
     assert len(output.read_text().splitlines()) == 2
-    assert run_decode([model], FAST, output=output) == rows
+    assert run([model], FAST, output=output) == rows
 
 
 def test_the_same_weights_under_two_names_are_measured_once(tiny_gguf: Path) -> None:
     measured: list[Row] = []
     models = [BenchModel("one", tiny_gguf), BenchModel("two", tiny_gguf)]
-    rows = run_decode(models, replace(FAST, depths=(0,)), on_row=lambda row, *_: measured.append(row))
+    rows = run(models, replace(FAST, depths=(0,)), on_row=lambda row, *_: measured.append(row))
     assert [row.model for row in rows] == ["one", "two"]
     assert len(measured) == 1
 
@@ -84,7 +85,7 @@ def test_what_will_not_fit_is_refused_before_anything_starts(tiny_llama: Path, t
     output = tmp_path / "rows.jsonl"
     started: list[Row] = []
     with pytest.raises(OutOfMemoryForecast, match="will not fit in memory"):
-        run_decode(
+        run(
             [BenchModel("llama", tiny_llama)],
             replace(FAST, depths=(0, 2**40)),
             output=output,
@@ -121,34 +122,40 @@ def test_a_killed_run_resumes_without_losing_or_doubling_rows(tiny_gguf: Path, t
     assert [row["n_depth"] for row in json.loads(finished.stdout)] == depths
 
 
-def test_continuing_from_a_shallower_depth_gives_the_same_context(tiny_gguf: Path) -> None:
+def test_continuing_from_a_shallower_depth_gives_the_same_context(
+    tiny_gguf: Path, tmp_path: Path, machine: Machine
+) -> None:
+    """Also in another process: the file tells what is in it."""
+    folder, before = tmp_path / "contexts", 0
     subject = examine(BenchModel("tiny", tiny_gguf))
     shallow, deep = make_plan([subject], replace(FAST, depths=(30, 80), cache_types=(("f32", "f32"),)))
     tokens = np.random.default_rng(0).integers(256, size=80)
     logits = []
     for first in (None, shallow):
-        with decode._Snapshots() as snapshots, Model(tiny_gguf) as model:
+        with Contexts(machine, folder) as contexts, Model(tiny_gguf) as model:
             if first is not None:
-                with decode._open_session(model, first) as session:
-                    decode._prefill(session, first, tokens[:30], snapshots)
-            with decode._open_session(model, deep) as session:
-                decode._prefill(session, deep, tokens, snapshots)
+                with open_session(model, first) as session:
+                    before = prefill(session, first, tokens[:30], contexts)
+            with Contexts(machine, folder) as contexts, open_session(model, deep) as session:
+                assert prefill(session, deep, tokens, contexts) > before
                 assert session.position() == 80
                 logits.append(session.evaluate([7]))
     np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("depth", [0, 40])
-def test_every_repetition_starts_at_the_depth(tiny_gguf: Path, tiny_llama: Path, depth: int) -> None:
+def test_every_repetition_starts_at_the_depth(
+    tiny_gguf: Path, tiny_llama: Path, machine: Machine, depth: int
+) -> None:
     for path in (tiny_gguf, tiny_llama):
         (case,) = make_plan([examine(BenchModel("m", path))], replace(FAST, depths=(depth,)))
         with (
-            decode._Snapshots() as snapshots,
+            Contexts(machine) as contexts,
             Model(path) as model,
-            decode._open_session(model, case) as session,
+            open_session(model, case) as session,
         ):
-            decode._prefill(session, case, np.arange(depth), snapshots)
-            rewind = decode._rewinder(session, case)
+            prefill(session, case, np.arange(depth), contexts)
+            rewind = rewinder(session, case)
             logits = []
             for _ in range(3):
                 rewind()
@@ -215,7 +222,7 @@ def test_fill_check_needs_something_to_compare(tiny_gguf: Path) -> None:
 
 
 def test_no_file_stays_open(tiny_gguf: Path) -> None:
-    run_decode([BenchModel("tiny", tiny_gguf)], FAST)
+    run([BenchModel("tiny", tiny_gguf)], FAST)
     before = psutil.Process().num_fds()
-    run_decode([BenchModel("tiny", tiny_gguf)], FAST)
+    run([BenchModel("tiny", tiny_gguf)], FAST)
     assert psutil.Process().num_fds() <= before

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.bench.fill import CHUNK
+from sb_edge.bench.headroom import needed_bytes, require_memory
 from sb_edge.bench.plan import (
     AUTO_REAL_DEPTH,
     BenchModel,
@@ -14,8 +15,6 @@ from sb_edge.bench.plan import (
     choose_fill,
     examine,
     make_plan,
-    needed_bytes,
-    require_memory,
 )
 from sb_edge.errors import GgufError, OutOfMemoryForecast, SbEdgeError
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sb_edge.bench.chart import Chart
+from sb_edge.bench.curves import chart_svg, decode_speed, memory, save_plot
 from sb_edge.bench.machine import Machine
-from sb_edge.bench.plot import LABEL_GAP, memory_svg, save_plot, speed_svg, spread
+from sb_edge.bench.plot import LABEL_GAP, spread
 from sb_edge.bench.report import Facts, LayerMap, Transcript, Turn, write_report
-from sb_edge.bench.results import Row
+from sb_edge.bench.row import Row
 from sb_edge.errors import OutputError
 
 VOID = {"meta", "br"}
@@ -73,7 +75,7 @@ def test_the_page_is_sound_and_self_contained(tmp_path: Path, rows: list[Row], m
     assert not re.search(r"@import|url\((?!#)", page)
     assert "script" not in outline.tags
     assert "link" not in outline.tags
-    assert outline.tags.count("svg") == 2
+    assert outline.tags.count("svg") == 3  # speed, memory, roofline: no row is SpikingBrain's
 
 
 def test_the_page_says_everything(tmp_path: Path, rows: list[Row], machine: Machine) -> None:
@@ -102,9 +104,11 @@ def test_the_page_follows_light_and_dark(tmp_path: Path, rows: list[Row], machin
     assert used <= defined
 
 
-@pytest.mark.parametrize("draw", [speed_svg, memory_svg])
-def test_plots_are_sound_svg_in_the_pages_colours(rows: list[Row], draw: Callable[[list[Row]], str]) -> None:
-    svg = draw(rows)
+@pytest.mark.parametrize("chart", [decode_speed, memory])
+def test_plots_are_sound_svg_in_the_pages_colours(
+    rows: list[Row], chart: Callable[[list[Row]], Chart]
+) -> None:
+    svg = chart_svg(chart(rows))
     root = ElementTree.fromstring(svg)
     assert root.get("viewBox")
     assert root.get("width") is None
@@ -125,7 +129,7 @@ def test_plot_files(tmp_path: Path, rows: list[Row]) -> None:
 
 def test_plots_of_one_row(tmp_path: Path, make_row: Callable[..., Row]) -> None:
     save_plot([make_row(n_depth=0)], tmp_path / "plot.png")
-    assert "tg32" not in speed_svg([make_row()])
+    assert "tg32" not in chart_svg(decode_speed([make_row()]))
 
 
 def test_a_plot_of_nothing_is_refused(tmp_path: Path, rows: list[Row]) -> None:

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from sb_edge.bench.results import (
     SCALAR_FIELDS,
     ResultsFile,
-    Row,
-    RowKey,
     write_csv,
     write_json,
     write_markdown,
 )
+from sb_edge.bench.row import Row, RowKey
 from sb_edge.bench.tables import label_with_marks
 from sb_edge.errors import OutputError
 

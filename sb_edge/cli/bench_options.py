@@ -1,0 +1,278 @@
+"""What the commands of `sb-edge bench` that measure over depth share: options, and what they mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sb_edge.cli.options import KV_TYPE_NAMES, json_option, threads_option
+
+if TYPE_CHECKING:
+    from sb_edge.bench.plan import BenchModel, Settings
+    from sb_edge.bench.row import Row
+    from sb_edge.bench.run import Budget
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20}
+
+
+class Depths(click.ParamType):
+    """Tokens in the context, separated by commas: `0,4096,64k,1M` (k: 1024, M: 1048576)."""
+
+    name = "depths"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """The depths as integers; fails as click's own types do."""
+        if isinstance(value, tuple):
+            return value
+        found = [
+            re.fullmatch(r"(\d{1,9})([km]?)", part.strip(), re.ASCII | re.IGNORECASE)
+            for part in value.split(",")
+        ]
+        if not all(found):
+            self.fail(f"{value!r} is not a list such as 0,4096,64k,1M", param, ctx)
+        return tuple(int(match[1]) * _UNITS[match[2].lower()] for match in found if match)
+
+
+class KvTypes(click.ParamType):
+    """Types of a cache, separated by commas: `f16,q8_0`."""
+
+    name = "types"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names; fails as click's own types do."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip().lower() for part in value.split(","))
+        unknown = next((name for name in names if name not in KV_TYPE_NAMES), None)
+        if unknown is not None:
+            self.fail(f"unknown type {unknown!r}; choose from {', '.join(KV_TYPE_NAMES)}", param, ctx)
+        return names
+
+
+def depths_option(default: str) -> Callable[[Command], Command]:
+    """`--depths`."""
+    return click.option(
+        "-d",
+        "--depths",
+        type=Depths(),
+        default=default,
+        show_default=True,
+        help="Tokens in the context, separated by commas; 64k is 65536, 1M is 1048576.",
+    )
+
+
+def n_gen_option(command: Command) -> Command:
+    """`--n-gen`."""
+    return click.option(
+        "-n",
+        "--n-gen",
+        type=click.IntRange(1),
+        default=32,
+        show_default=True,
+        help="Tokens to decode each time.",
+    )(command)
+
+
+def measuring_options(repetitions: int) -> Callable[[Command], Command]:
+    """How to measure."""
+    return _all(
+        click.option(
+            "-r",
+            "--repetitions",
+            type=click.IntRange(1),
+            default=repetitions,
+            show_default=True,
+            help="Times to measure, each from the same depth.",
+        ),
+        click.option(
+            "--type-k", type=KvTypes(), default="f16", show_default=True, help="Types of cached keys."
+        ),
+        click.option(
+            "--type-v", type=KvTypes(), default="f16", show_default=True, help="Types of cached values."
+        ),
+        click.option(
+            "--flash-attn",
+            type=click.Choice(["auto", "on", "off"]),
+            default="auto",
+            show_default=True,
+            help="Flash attention.",
+        ),
+        click.option(
+            "--warm-up",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Tokens to decode, uncounted, before measuring.",
+        ),
+        threads_option,
+    )
+
+
+def running_options(command: Command) -> Command:
+    """Which baselines, how long, how many models at once, and where the results go."""
+    return _all(
+        click.option(
+            "--baseline",
+            "baselines",
+            type=click.Choice(["base", "llama-1b", "none"]),
+            multiple=True,
+            help="Also measure this model.  [default: base beside `default`, llama-1b beside `1b`]",
+        ),
+        click.option(
+            "--fill",
+            type=click.Choice(["auto", "real", "synthetic"]),
+            default="auto",
+            show_default=True,
+            help="How a Transformer gets to its depth; auto: a real prefill up to 4096 tokens.",
+        ),
+        click.option(
+            "--one-at-a-time",
+            is_flag=True,
+            help="Do not load several models at once to measure them in turns.",
+        ),
+        click.option(
+            "--time-budget",
+            type=click.FloatRange(0),
+            metavar="SECONDS",
+            help="Begin no measurement after this time, and say what is left out.",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="JSON Lines file: rows are added at once; finished ones in it are not measured again.",
+        ),
+        json_option,
+        click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write CSV."),
+        click.option(
+            "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table."
+        ),
+        click.option(
+            "--plot",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write a plot: .png, .svg or .pdf.",
+        ),
+    )(command)
+
+
+def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def measure_and_show(
+    names: Sequence[str],
+    settings: Settings,
+    *,
+    baselines: Sequence[str],
+    one_at_a_time: bool,
+    time_budget: float | None,
+    output: Path | None,
+    json_target: str | None,
+    csv: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
+) -> None:
+    """Run the benchmark that `settings` describe; print and write what it measured."""
+    from sb_edge.bench.compare import comparison_table, first_against_others
+    from sb_edge.bench.results import write_csv, write_markdown
+    from sb_edge.bench.run import Budget, run
+    from sb_edge.bench.tables import rich_table
+    from sb_edge.output import emit
+
+    _require_folders(csv, markdown, plot, None if json_target in (None, "-") else Path(json_target))
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
+    models = models_of(names, baselines)
+    budget = Budget(time_budget)
+    rows = run(models, settings, output=output, on_row=show_row, budget=budget, together=not one_at_a_time)
+    if csv is not None:
+        write_csv(rows, csv)
+    if markdown is not None:
+        write_markdown(rows, markdown)
+    if plot is not None and rows:
+        from sb_edge.bench.curves import save_plot
+
+        save_plot(rows, plot)
+    _say_what_is_left_out(budget, output)
+
+    def render(console: Any) -> None:
+        if rows:
+            console.print(rich_table(rows))
+        comparisons = first_against_others(rows)
+        if comparisons:
+            console.print()
+            console.print(comparison_table(comparisons))
+
+    emit([row.to_json() for row in rows], json_target, render)
+
+
+def models_of(names: Sequence[str], baselines: Sequence[str]) -> list[BenchModel]:
+    """The models to measure, baselines last; a name that comes twice is measured once."""
+    from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
+
+    chosen = baselines or default_baselines(names)
+    if "none" in chosen and len(chosen) > 1:
+        raise click.UsageError("--baseline none goes with no other --baseline")
+    added = [BASELINES[name] for name in chosen if name != "none"]
+    return [resolve_model(name) for name in dict.fromkeys([*names, *added])]
+
+
+def cache_types(type_k: Sequence[str], type_v: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of types for keys and values; one of a side goes with all of the other."""
+    count = max(len(type_k), len(type_v))
+    if {len(type_k), len(type_v)} - {1, count}:
+        raise click.UsageError("--type-k and --type-v name different numbers of types; one each, or as many")
+    return tuple(zip(_repeat(type_k, count), _repeat(type_v, count), strict=True))
+
+
+def _repeat(types: Sequence[str], count: int) -> Sequence[str]:
+    return types if len(types) == count else [*types] * count
+
+
+def _require_folders(*files: Path | None) -> None:
+    """Find out before measuring for minutes, not after, that a result has nowhere to go."""
+    from sb_edge.errors import OutputError
+
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise OutputError("the folder does not exist", path=file.parent, hint="create it first")
+
+
+def show_row(row: Row, done: int, total: int) -> None:
+    """One line on standard error for a row that was measured just now."""
+    from sb_edge.bench.tables import format_speed
+    from sb_edge.progress import stderr
+
+    cache = f"{row.type_k}/{row.type_v}"
+    how = "not measured" if row.fill == "fitted" else f"{row.fill} fill"
+    stderr.print(
+        f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {how}: {format_speed(row)} t/s",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _say_what_is_left_out(budget: Budget, output: Path | None) -> None:
+    from sb_edge.progress import stderr
+
+    if not budget.left_out:
+        return
+    advice = "the same command continues" if output else "with --output a later run would continue"
+    stderr.print(
+        f"time budget spent; left out: {', '.join(budget.left_out)}; {advice}", highlight=False, markup=False
+    )
