@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
@@ -17,6 +18,8 @@ LOG_RATIO = 12.0
 """Values further apart than this are drawn on a logarithmic axis, where equal factors are equal distances."""
 
 MAX_TICKS = 10
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ def durations(axes: Axes, low: float, high: float) -> None:
     """Nanoseconds, logarithmic, written as people say them."""
     linear_or_log(axes, min(low, high / (2 * LOG_RATIO)), high)
     axes.set_ylim(low / 1.3, high * 1.3)
-    steps = [step for step in _DURATIONS if low / 2 <= step <= high * 2]
-    axes.yaxis.set_major_locator(FixedLocator(steps))
+    steps = [step for step in _DURATIONS if low / 1.3 <= step <= high * 1.3]
+    axes.yaxis.set_major_locator(FixedLocator(_thinned(steps)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_duration(value)))
 
 
@@ -130,9 +133,9 @@ def sizes(axes: Axes, low: float, high: float) -> None:
 
 
 _DURATIONS = [
-    factor * unit
-    for unit, factors in ((1e6, (1, 10, 100)), (1e9, (1, 10)), (60e9, (1, 10)), (3600e9, (1, 10, 100)))
-    for factor in factors
+    *(factor * 1e6 for factor in (1, 2, 5, 10, 20, 50, 100, 200, 500)),
+    *(factor * unit for unit in (1e9, 60e9) for factor in (1, 2, 5, 10, 20, 30)),
+    *(factor * 3600e9 for factor in (1, 2, 5, 10, 20, 50, 100)),
 ]
 """Nanoseconds of 1 ms ... 100 h."""
 
@@ -196,7 +199,7 @@ def _steps(low: float, high: float) -> list[float]:
     return [step for step in steps if first <= step <= last]
 
 
-def _thinned(values: Sequence[int]) -> list[int]:
+def _thinned(values: Sequence[T]) -> list[T]:
     """Every second, third ... of too many, the last one always."""
     step = -(-len(values) // MAX_TICKS)
     return list(values[::-1][::step][::-1])

@@ -17,7 +17,7 @@ from sb_edge.errors import OutputError
 PUBLISHED_SPEEDUP = {65536: 4.04, 131072: 7.52, 262144: 15.39}
 """arXiv 2509.05276: decoding with SpikingBrain-1B over Llama-3.2-1B, Q4_0, on its authors' desktop CPU."""
 
-PUBLISHED_NAME = "report, its desktop"
+PUBLISHED_NAME = "published"
 
 
 def charts(rows: Sequence[Row]) -> list[Chart]:
