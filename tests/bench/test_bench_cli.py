@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 
-from sb_edge.bench.baselines import default_baselines, resolve_model
+from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
 from sb_edge.bench.row import Row
 from sb_edge.cli import COMMANDS, main
 from sb_edge.cli.bench import command
+from sb_edge.cli.bench_options import Depths
+from sb_edge.cli.bench_results import RowsOf
 from sb_edge.errors import GgufError
 
 
@@ -32,6 +35,8 @@ def test_help_is_the_one_in_the_list() -> None:
         (["--type-k", "f17"], "unknown type 'f17'"),
         (["--type-k", "f16,q8_0,f32", "--type-v", "f16,q8_0"], "different numbers of types"),
         (["--plot", "plot.gif"], "does not end in"),
+        (["--time-budget", "-1"], "not in the range"),
+        (["--warm-up", "0"], "not in the range"),
         (["--baseline", "gpt"], "'gpt' is not one of"),
         (["--baseline", "none", "--baseline", "base"], "goes with no other"),
     ],
@@ -73,6 +78,16 @@ def test_baselines_that_go_with_a_model() -> None:
     assert default_baselines(["my.gguf"]) == []
 
 
+def test_the_choices_of_baselines_are_the_ones_there_are() -> None:
+    (option,) = (option for option in command.commands["decode"].params if option.name == "baselines")
+    assert isinstance(option.type, click.Choice)
+    assert [*option.type.choices] == [*BASELINES, "none"]
+
+
+def test_depths_have_units() -> None:
+    assert Depths().convert("0, 100,64k,1M", None, None) == (0, 100, 65536, 1048576)
+
+
 def test_a_file_is_called_by_its_name(tiny_gguf: Path) -> None:
     assert resolve_model(str(tiny_gguf)).name == "tiny"
     with pytest.raises(GgufError, match="not found"):
@@ -112,3 +127,76 @@ def test_json_on_standard_output_stands_alone(capfd: pytest.CaptureFixture[str],
 def test_fill_compares(capsys: pytest.CaptureFixture[str], tiny_llama: Path) -> None:
     assert run("fill", str(tiny_llama), "-d", "64", "-n", "1", "-r", "1", "-t", "1") == 0
     assert "synthetic / real = " in capsys.readouterr().out
+
+
+@pytest.mark.engine
+def test_from_prompts_to_comparison_and_report(
+    capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    rows, plot, page = (tmp_path / name for name in ("rows.jsonl", "plot.svg", "page.html"))
+    options = ["-t", "1", "-r", "2", "-o", str(rows)]
+    models = [str(tiny_gguf), str(tiny_llama)]
+    code = run("prefill", *models, "-d", "0,64", "-p", "8", "--plot", str(plot), *options)
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "TTFT" in captured.out
+    assert "pp8 @ d64" in captured.out
+    assert "95 % interval" in captured.out
+    assert max(len(line) for line in captured.out.splitlines()) <= 80
+    assert "Time to the first token" in plot.read_text()
+
+    assert run("decode", *models, "-d", "64", "-n", "2", *options) == 0
+    capsys.readouterr()
+    comparison = tmp_path / "comparison.json"
+    assert run("compare", f"{rows}:tiny", f"{rows}:llama", "--json", str(comparison)) == 0
+    found = json.loads(comparison.read_text())
+    assert [one["label"] for one in found] == ["tg2 @ d64", "pp8", "pp8 @ d64"]
+    assert all(one["ratio"] > 0 and one["paired"] for one in found)
+    assert found[2]["ttft_ratio"] > 0
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
+
+    assert run("report", str(rows), "-o", str(page)) == 0
+    text = page.read_text(encoding="utf-8")
+    for expected in ("Decode speed over a baseline", "published", "Time to the first token", "Ratios"):
+        assert expected in text
+
+
+@pytest.mark.engine
+def test_a_spent_budget_is_said(capsys: pytest.CaptureFixture[str], tiny_gguf: Path) -> None:
+    assert run("decode", str(tiny_gguf), "-d", "0", "-t", "1", "--time-budget", "0") == 0
+    captured = capsys.readouterr()
+    assert "time budget spent; left out: tiny tg32; with --output a later run would continue" in (
+        " ".join(captured.err.split())
+    )
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["compare", "no.jsonl", "no.jsonl"], "error: no.jsonl: cannot be read: No such file"),
+        (["report", "no.jsonl"], "error: no.jsonl: cannot be read: No such file"),
+        (["report", "empty.jsonl"], "error: empty.jsonl: there are no rows"),
+        (["compare", "notes.txt", "empty.jsonl"], "error: notes.txt: line 1: is not a benchmark row"),
+    ],
+)
+def test_files_without_rows(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "notes.txt").write_text("notes")
+    assert run(*arguments) == 1
+    assert capsys.readouterr().err.startswith(complaint)
+    assert (tmp_path / "notes.txt").read_text() == "notes"
+
+
+def test_a_colon_names_a_model_unless_the_file_has_it(tmp_path: Path) -> None:
+    odd = tmp_path / "rows:1b"
+    odd.touch()
+    assert RowsOf().convert(str(odd), None, None) == (odd, None)
+    assert RowsOf().convert("rows.jsonl:1b", None, None) == (Path("rows.jsonl"), "1b")

@@ -1,11 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,33 +87,6 @@ def test_what_will_not_fit_is_refused_before_anything_starts(tiny_llama: Path, t
         )
     assert started == []
     assert output.read_bytes() == b""
-
-
-def test_a_killed_run_resumes_without_losing_or_doubling_rows(tiny_gguf: Path, tmp_path: Path) -> None:
-    output = tmp_path / "rows.jsonl"
-    depths = list(range(24))
-    command = [
-        sys.executable, "-m", "sb_edge", "bench", "decode", str(tiny_gguf), "--baseline", "none", "-t", "1",
-        "--depths", ",".join(map(str, depths)), "-n", "2", "-r", "1", "-o", str(output), "--json", "-",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (output.exists() and output.read_bytes().count(b"\n") >= 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    killed = output.read_bytes()
-    kept = killed[: killed.rfind(b"\n") + 1].splitlines()
-    assert 2 <= len(kept) < len(depths)
-    output.write_bytes(killed + b'{"build_commit":"0c1')  # what a kill in the middle of a write leaves
-
-    finished = subprocess.run(command, capture_output=True, check=True)
-    lines = output.read_bytes().splitlines()
-    assert lines[: len(kept)] == kept
-    assert [json.loads(line)["n_depth"] for line in lines] == depths
-    assert [row["n_depth"] for row in json.loads(finished.stdout)] == depths
 
 
 def test_continuing_from_a_shallower_depth_gives_the_same_context(

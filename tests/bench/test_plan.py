@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.bench.fill import CHUNK
-from sb_edge.bench.headroom import needed_bytes, require_memory
+from sb_edge.bench.headroom import groups_that_fit, needed_bytes, require_memory
 from sb_edge.bench.plan import (
     AUTO_REAL_DEPTH,
     BenchModel,
@@ -103,6 +103,22 @@ def test_a_quantized_cache_is_offered_where_it_fits(llama: Subject) -> None:
 def test_nothing_is_offered_where_nothing_fits(llama: Subject) -> None:
     with pytest.raises(OutOfMemoryForecast, match="use a smaller model"):
         require_memory(make_plan([llama], DecodeSettings((64,), 1)), available=1000)
+
+
+def test_what_fits_together_is_measured_together(spiking: Subject, llama: Subject) -> None:
+    settings = DecodeSettings((64,), 1, cache_types=(("f16", "f16"), ("q8_0", "q8_0")))
+    cases = make_plan([spiking, llama], settings)
+    sizes = [needed_bytes(case) for case in cases]
+
+    def grouped(available: int, *, together: bool = True) -> list[int]:
+        groups = list(groups_that_fit(cases, together=together, available=available))
+        assert [case for group in groups for case in group] == cases
+        return [len(group) for group in groups]
+
+    assert grouped(sum(sizes)) == [4]
+    assert grouped(sum(sizes) - 1) == [3, 1]
+    assert grouped(max(sizes)) == [1, 1, 1, 1]
+    assert grouped(sum(sizes), together=False) == [1, 1, 1, 1]
 
 
 def test_copies_count_where_the_context_cannot_be_cut_back(spiking: Subject, llama: Subject) -> None:

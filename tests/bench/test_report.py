@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sb_edge.bench.chart import Chart
-from sb_edge.bench.curves import chart_svg, decode_speed, memory, save_plot
+from sb_edge.bench.curves import chart_svg, decode_speed, memory, save_plot, speedup
 from sb_edge.bench.machine import Machine
 from sb_edge.bench.plot import LABEL_GAP, spread
 from sb_edge.bench.report import Facts, LayerMap, Transcript, Turn, write_report
@@ -75,7 +75,7 @@ def test_the_page_is_sound_and_self_contained(tmp_path: Path, rows: list[Row], m
     assert not re.search(r"@import|url\((?!#)", page)
     assert "script" not in outline.tags
     assert "link" not in outline.tags
-    assert outline.tags.count("svg") == 3  # speed, memory, roofline: no row is SpikingBrain's
+    assert outline.tags.count("svg") == 3  # speed, memory and roofline; a speed-up needs a SpikingBrain
 
 
 def test_the_page_says_everything(tmp_path: Path, rows: list[Row], machine: Machine) -> None:
@@ -93,6 +93,64 @@ def test_a_page_without_measurements(tmp_path: Path, machine: Machine) -> None:
     path = tmp_path / "report.html"
     write_report(path, [], machine)
     assert "svg" not in parse(path).tags
+
+
+@pytest.fixture
+def many_rows(rows: list[Row], make_row: Callable[..., Row]) -> list[Row]:
+    """Decoding at the published depths and prompts, of SpikingBrain and of a Transformer with two caches."""
+    found = []
+    for depth in (0, 65536, 131072, 262144):
+        ours = {"model": "1b", "model_type": "spikingbrain 1B Q4_0", "n_depth": depth, "turns": f"t{depth}"}
+        found.append(make_row(**ours, label=f"tg32 @ d{depth}"))
+        for kind in ("f16", "q8_0"):
+            slower = 1 + depth / 16384
+            speeds = tuple(speed / slower for speed in found[-1].samples_ts[:3])
+            theirs = {"model": "llama-1b", "type_k": kind, "type_v": kind, "n_depth": depth}
+            speed = {"samples_ts": speeds, "median_ts": sorted(speeds)[1]}
+            turns = f"t{depth}" if kind == "f16" else None
+            label = f"tg32 @ d{depth}"
+            found.append(make_row(**theirs, **speed, turns=turns, label=label, fill="synthetic"))
+    for depth in (65536, 131072):
+        prompt = {"n_prompt": 512, "n_gen": 0, "n_depth": depth, "label": f"pp512 @ d{depth}"}
+        nothing = {"bytes_per_token": None, "roofline_fraction": None}
+        ours = {"model": "1b", "model_type": "spikingbrain 1B Q4_0", "ttft_source": "measured"}
+        found.append(make_row(**prompt, **nothing, **ours, ttft_ns=depth * 10**7))
+        fitted = {
+            "fill": "synthetic",
+            "ttft_source": "fitted",
+            "ttft_ns": depth * 10**9,
+            "fit_residual": 0.04,
+        }
+        found.append(make_row(**prompt, **nothing, **fitted, model="llama-1b"))
+    return found
+
+
+def test_published_figures_stand_beside_ours(tmp_path: Path, many_rows: list[Row]) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, many_rows)
+    outline = parse(path)
+    assert outline.open == []
+    assert outline.tags.count("svg") == 6
+    text = " ".join(outline.words)
+    for expected in (
+        "Decode speed over a baseline's best setting", "published", "arXiv 2509.05276: 15.39", "17.00 ×",
+        "Time to the first token", "hollow: fitted, not measured", "36.4 h‡", "largest residual 4%",
+        "to the first token of a prompt of 128k tokens", "1b / llama-1b", "a processor", "0123456789abcdef",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+def test_the_speed_up_is_over_the_best_setting(many_rows: list[Row]) -> None:
+    (chart,) = speedup([row for row in many_rows if not row.is_prefill])
+    ours, published = chart.lines
+    assert [point.value for point in ours.points] == pytest.approx([1, 5, 9, 17])
+    assert all(point.low == pytest.approx(point.value) for point in ours.points)
+    assert [(point.depth, point.value) for point in published.points] == [
+        (65536, 4.04),
+        (131072, 7.52),
+        (262144, 15.39),
+    ]
+    assert published.dashed
 
 
 def test_the_page_follows_light_and_dark(tmp_path: Path, rows: list[Row], machine: Machine) -> None:
