@@ -17,7 +17,7 @@ MEMORY_SHARE = 8
 """The buffer takes at most one part in this many of the memory that is free."""
 
 
-def read_bandwidth(n_threads: int, *, buffer_bytes: int = BUFFER_BYTES, passes: int = 5) -> float:
+def read_bandwidth(n_threads: int, *, buffer_bytes: int | None = None, passes: int = 5) -> float:
     """Measure how fast `n_threads` threads together read memory in sequence.
 
     Each thread sums its own part of one buffer as 64-bit integers, which numpy does in vector registers with
@@ -26,7 +26,7 @@ def read_bandwidth(n_threads: int, *, buffer_bytes: int = BUFFER_BYTES, passes: 
 
     Args:
         n_threads: threads reading at the same time, usually as many as the engine uses.
-        buffer_bytes: size of the buffer; reduced to an eighth of the memory available.
+        buffer_bytes: size of the buffer, None: BUFFER_BYTES; reduced to an eighth of the memory available.
         passes: how often the buffer is read.
 
     Returns:
@@ -35,6 +35,7 @@ def read_bandwidth(n_threads: int, *, buffer_bytes: int = BUFFER_BYTES, passes: 
     Raises:
         SbEdgeError: a count or size that is not positive.
     """
+    buffer_bytes = BUFFER_BYTES if buffer_bytes is None else buffer_bytes
     if n_threads < 1 or passes < 1 or buffer_bytes < 8 * n_threads:
         raise SbEdgeError(
             "read_bandwidth needs at least one thread, one pass and 8 bytes a thread",

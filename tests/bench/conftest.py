@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sb_edge.bench import bandwidth
 from sb_edge.bench.machine import Machine
 from sb_edge.bench.row import Row
 from sb_edge.bench.stats import summarize
@@ -66,6 +67,15 @@ def example_row(**changes: Any) -> Row:
         "engine_key": "0123456789abcdef",
     }
     return Row(**(fields | changes))
+
+
+SMALL_BUFFER = 1 << 24
+
+
+@pytest.fixture(autouse=True)
+def _small_bandwidth_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer that the caches may hold: speeds are not what is tested here."""
+    monkeypatch.setattr(bandwidth, "BUFFER_BYTES", SMALL_BUFFER)
 
 
 @pytest.fixture
