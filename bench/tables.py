@@ -54,7 +54,7 @@ def format_duration(ns: int) -> str:
         return f"{seconds:.2f} s"
     if seconds < 600:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 36000 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def format_ttft(row: Row) -> str:
