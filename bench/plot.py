@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
@@ -55,6 +57,9 @@ PAGE = Theme(
     series=("#030301", "#030302", "#030303", "#030304", "#030305", "#030306"),
 )
 """Placeholders that become the page's CSS variables, so that one plot suits light and dark."""
+
+DASHED: Any = {"color": PAPER.ink, "lw": 0.9, "ls": (0, (4, 3))}
+"""Of a line that marks a value."""
 
 STYLE: Any = {  # the type of matplotlib's settings differs between its versions
     "font.family": "sans-serif",
@@ -149,9 +154,7 @@ def _draw_speed(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     fastest = max(max(row.samples_ts) for row in rows)
     if fastest > LOG_SPEED_RATIO * slowest:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator(_steps(slowest, fastest)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        fix_ticks(axes.yaxis, _steps(slowest, fastest))
         axes.set_ylim(slowest / 1.3, fastest * 1.3)
     else:
         axes.set_ylim(0, 1.12 * fastest)
@@ -189,23 +192,41 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], theme: Theme, value: Value) -> 
         for x, y, row in zip(xs, ys, series, strict=True):
             face = colour if row.fill == "real" else theme.background
             axes.plot(x, y, marker=marker, ms=7, color=colour, mfc=face, mew=1.6, ls="none")
-    _dress(axes, rows, theme)
-    _label_directly(axes, rows, theme, value)
+    _mark_depths(axes, rows, theme)
+    label_ends(
+        axes,
+        [
+            (value(series[-1]), series_name(series[-1], rows), colour)
+            for series, colour in _series(rows, theme)
+        ],
+    )
 
 
-def _dress(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
+def _mark_depths(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     depths = sorted({row.n_depth for row in rows})
     places = [_place(depth, rows) for depth in depths]
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_major_formatter(FixedFormatter([format_depth(depth) for depth in depths]))
     margin = 0.06 * max(places[-1] - places[0], 1)
     axes.set_xlim(places[0] - margin, places[-1] + margin)
-    axes.set_xlabel("tokens in the context (logarithmic)", color=theme.ink)
+    dress(axes, theme, "tokens in the context (logarithmic)")
+
+
+def dress(axes: Axes, theme: Theme, xlabel: str) -> None:
+    """Horizontal grid lines behind the data, no tick marks, the theme's colours."""
+    axes.set_xlabel(xlabel, color=theme.ink)
     axes.grid(axis="y", color=theme.grid, lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=theme.ink, length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(theme.grid)
+
+
+def fix_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    """Ticks at these values and no others, written as plain numbers."""
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
@@ -216,18 +237,43 @@ def caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
     )
 
 
-def _label_directly(axes: Axes, rows: Sequence[Row], theme: Theme, value: Value) -> None:
-    """Name each line at its right end, in its colour; labels that would overlap are moved apart."""
-    to_axis = axes.transData + axes.transAxes.inverted()
-    ends = []
-    for series, colour in _series(rows, theme):
-        last = series[-1]
-        height = float(to_axis.transform((_x(last, rows), value(last)))[1])
-        ends.append((height, series_name(last, rows), colour))
-    ends.sort()
-    for height, (_, name, colour) in zip(spread([end[0] for end in ends]), ends, strict=True):
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Name lines at their right ends, in their colours; labels that would overlap are moved apart.
+
+    Args:
+        axes: their vertical limits are final.
+        ends: of each line, the value that it ends with, its name and its colour.
+    """
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.array(axes.get_ylim()))
+    ends = sorted(ends)
+    heights = (scale.transform(np.array([value for value, _, _ in ends])) - low) / (high - low)
+    for height, (_, name, colour) in zip(spread(heights.tolist()), ends, strict=True):
         axes.annotate(
             name, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontweight="bold"
+        )
+
+
+def list_names(axes: Axes, names: Sequence[tuple[str, str]], *, top: float = 10) -> None:
+    """Names in their colours, one below the other, in the upper right corner.
+
+    Args:
+        axes: where.
+        names: of each line, its name and its colour.
+        top: points of room above the first.
+    """
+    for row, (name, colour) in enumerate(names):
+        axes.annotate(
+            name,
+            (1, 1),
+            (-6, -top - 14 * row),
+            "axes fraction",
+            textcoords="offset points",
+            color=colour,
+            ha="right",
+            fontweight="bold",
+            fontsize=9,
+            bbox={"color": PAPER.background, "pad": 1},
         )
 
 
