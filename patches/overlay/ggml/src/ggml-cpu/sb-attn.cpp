@@ -1,4 +1,5 @@
 #include "sb-attn.h"
+#include "sb-attn-vec.h"
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -13,17 +14,6 @@
 #include <cmath>
 #include <cstring>
 #include <vector>
-
-// GCC and Clang keep their own vector types in whatever registers the target has. Other compilers get upstream's form.
-#if defined(__GNUC__)
-#define SB_ATTN_VECTORS
-#endif
-
-#if defined(__clang__)
-#define SB_UNROLL _Pragma("unroll")
-#else
-#define SB_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 namespace {
 
@@ -136,16 +126,6 @@ void sb_attn_reference(const sb_attn_args & a, int64_t token, int64_t head, int6
 
 constexpr int64_t sb_keys = 32; // of a block: with their values they stay in the first-level cache
 
-#if defined(__AVX512F__)
-constexpr int sb_lanes    = 16;
-constexpr int sb_row_vecs = 4; // a register tile of scores: row vectors by keys
-#elif defined(__AVX__)
-constexpr int sb_lanes    = 8;
-constexpr int sb_row_vecs = 2;
-#else
-constexpr int sb_lanes    = 4;
-constexpr int sb_row_vecs = 4;
-#endif
 constexpr int     sb_key_tile = 4;  // keys of a register tile of scores
 constexpr int     sb_row_tile = 4;  // rows of a register tile of results; channels: sb_row_vecs vectors
 constexpr int64_t sb_max_rows = 64; // of a tile
@@ -156,39 +136,18 @@ constexpr int64_t sb_few_rows = 16;
 // Pieces of work for each thread, so that uneven ones even out.
 constexpr int64_t sb_items_a_thread = 4;
 
-template <int W> struct sb_vec_of {
-    typedef float   f __attribute__((vector_size(W*sizeof(float))));
-    typedef int32_t i __attribute__((vector_size(W*sizeof(float))));
-};
-
 int64_t sb_pad(int64_t n, int64_t to) {
     return (n + to - 1)/to*to;
 }
 
-// x becomes exp(x), for x <= 0; relative error below 2e-7, 0 below -87
-template <int W> void sb_exp(typename sb_vec_of<W>::f & x) {
-    using f = typename sb_vec_of<W>::f;
-    using i = typename sb_vec_of<W>::i;
-    const f z = x < -87.0f ? f{} - 87.0f : x;
-    const i n = __builtin_convertvector(z*1.44269504f - 0.5f, i); // rounds towards zero
-    const f m = __builtin_convertvector(n, f);
-    const f y = z - m*0.693359375f + m*2.12194440e-4f;
-    f p = y*1.98412698e-4f + 1.38888889e-3f;
-    p = p*y + 8.33333333e-3f;
-    p = p*y + 4.16666667e-2f;
-    p = p*y + 1.66666667e-1f;
-    p = p*y + 0.5f;
-    p = p*y*y + y + 1.0f;
-    const i bits = (n + 127) << 23;
-    f power;
-    memcpy(&power, &bits, sizeof(power));
-    x = x < -87.0f ? f{} : p*power;
+bool sb_attn_is_direct(const sb_attn_args & a, const ggml_tensor * t) {
+    return (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16) && t->type == a.k->type && t->ne[0] % sb_lanes == 0;
 }
 
 // What a thread works in, for one key/value head; those of the others follow.
 struct sb_attn_scratch {
-    float * q;      // [d_k][rows] scaled queries
-    float * k;      // [sb_keys][d_k]
+    float * q;      // [d_k][rows] scaled queries; [rows][d_k] if keys and values are read where they are
+    float * k;      // [sb_keys][d_k] copies as floats
     float * v;      // [sb_keys][d_v padded]
     float * scores; // [sb_keys][rows], then probabilities; one for all heads
     float * shrink; // [rows] what the sums so far are multiplied with; one for all heads
@@ -203,6 +162,7 @@ struct sb_attn_plan {
     int64_t rows;    // of a tile, padded
     int64_t width;   // lanes of rows
     int64_t heads;   // key/value heads of an item
+    bool    direct;  // few rows read keys and values where they are, many have them copied as floats
     int64_t d_v;     // padded
     int64_t n_parts; // of the keys
     int64_t part;    // keys of a part
@@ -228,6 +188,7 @@ sb_attn_plan sb_attn_make_plan(const sb_attn_args & a, int n_threads) {
     plan.rows    = sb_pad(plan.tokens*group, std::max<int64_t>(plan.width, sb_row_tile));
     plan.d_v     = sb_pad(a.d_v, sb_lanes);
     plan.heads   = plan.rows <= sb_few_rows ? a.n_head_kv : 1;
+    plan.direct  = plan.rows <= sb_few_rows && sb_attn_is_direct(a, a.k) && sb_attn_is_direct(a, a.v);
 
     const int64_t n_results = a.q->ne[3]*plan.n_tiles*(a.n_head_kv/plan.heads);
     const int64_t wanted    = (sb_items_a_thread*n_threads + n_results - 1)/n_results;
@@ -322,58 +283,178 @@ template <int W> void sb_attn_scores(int64_t d, int64_t rows, const sb_attn_scra
     }
 }
 
-// Scores to probabilities relative to the largest so far; whether the sums so far have to shrink.
-template <int W> bool sb_attn_soft_max(int64_t rows, const sb_attn_scratch & s) {
-    using f = typename sb_vec_of<W>::f;
+// Scores to probabilities relative to the largest so far; whether the sums so far have to shrink. Where rows are fewer
+// than lanes, a vector holds several keys.
+bool sb_attn_soft_max(int64_t rows, const sb_attn_scratch & s) {
+    const int64_t width = std::min<int64_t>(rows, sb_lanes);
+    const int64_t step  = std::max<int64_t>(rows, sb_lanes);
     bool shrinks = false;
-    for (int64_t r = 0; r < rows; r += W) {
-        f old, max, total;
-        memcpy(&old,   s.max   + r, sizeof(f));
-        memcpy(&total, s.total + r, sizeof(f));
-        max = old;
-        for (int64_t j = 0; j < sb_keys; ++j) {
-            f x;
-            memcpy(&x, s.scores + j*rows + r, sizeof(f));
+    for (int64_t r = 0; r < rows; r += width) {
+        float * scores = s.scores + r;
+        float * end    = s.scores + sb_keys*rows;
+        sb_vec  max    = sb_vec{} + SB_NOTHING_YET;
+        for (const float * at = scores; at < end; at += step) {
+            sb_vec x;
+            memcpy(&x, at, sizeof(x));
             max = x > max ? x : max;
         }
-        f shrink = old - max;
-        sb_exp<W>(shrink);
-        total *= shrink;
-        for (int64_t j = 0; j < sb_keys; ++j) {
-            f x;
-            memcpy(&x, s.scores + j*rows + r, sizeof(f));
-            x -= max;
-            sb_exp<W>(x);
-            total += x;
-            memcpy(s.scores + j*rows + r, &x, sizeof(f));
+        float shrink[sb_lanes];
+        for (int64_t i = 0; i < width; ++i) {
+            const float old = s.max[r + i];
+            float       top = old;
+            for (int64_t j = i; j < sb_lanes; j += width) {
+                top = std::max(top, max[j]);
+            }
+            for (int64_t j = i; j < sb_lanes; j += width) {
+                max[j]    = top;
+                shrink[j] = old - top;
+            }
+            s.max[r + i] = top;
         }
-        memcpy(s.max    + r, &max,    sizeof(f));
-        memcpy(s.total  + r, &total,  sizeof(f));
-        memcpy(s.shrink + r, &shrink, sizeof(f));
-        for (int i = 0; i < W; ++i) {
-            shrinks |= shrink[i] != 1.0f;
+        sb_vec factor;
+        memcpy(&factor, shrink, sizeof(factor));
+        sb_exp(factor);
+        sb_vec total = {};
+        for (float * at = scores; at < end; at += step) {
+            sb_vec x;
+            memcpy(&x, at, sizeof(x));
+            x -= max;
+            sb_exp(x);
+            total += x;
+            memcpy(at, &x, sizeof(x));
+        }
+        for (int64_t i = 0; i < width; ++i) {
+            s.shrink[r + i] = factor[i];
+            s.total[r + i] *= factor[i];
+            for (int64_t j = i; j < sb_lanes; j += width) {
+                s.total[r + i] += total[j];
+            }
+            shrinks |= factor[i] != 1.0f;
         }
     }
     return shrinks;
 }
 
-// out[r][c] += sum_j p[j][r] v[j][c] for sb_row_tile rows and N vectors of channels
-template <int N>
-void sb_attn_result_tile(int64_t rows, int64_t d, const float * p, const float * v, float * out) {
-    using f = typename sb_vec_of<sb_lanes>::f;
-    f acc[sb_row_tile][N];
+// ---- few rows: keys and values where they are ----
+
+constexpr int sb_direct_keys = sb_lanes/sb_row_tile; // with the rows of a tile as many sums as lanes
+
+// Rows of the next block on their way, so many for each head that all of them come.
+void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t n_heads, int64_t seq, int64_t j1) {
+    const int64_t n   = (sb_keys + n_heads - 1)/n_heads;
+    const int64_t end = std::min(j1 + (head + 1)*n, t->ne[1]);
+    for (int64_t j = j1 + head*n; j < end; ++j) {
+        for (size_t i = 0; i < n_heads*t->nb[2]; i += 64) {
+            __builtin_prefetch(sb_row(t, j, 0, seq) + i);
+        }
+    }
+}
+
+// scores[j][r] = q[r] k[j] for the keys [j0, j0 + sb_keys); keys from j1 on are read as the last one
+template <typename T>
+void sb_attn_direct_scores(const sb_attn_args & a, int64_t rows, int64_t head, int64_t seq, int64_t j0, int64_t j1,
+                           const sb_attn_scratch & s) {
+    for (int64_t j = 0; j < sb_keys; j += sb_direct_keys) {
+        const T * k[sb_direct_keys];
+        for (int i = 0; i < sb_direct_keys; ++i) {
+            k[i] = (const T *) sb_row(a.k, std::min(j0 + j + i, j1 - 1), head, seq);
+        }
+        for (int64_t r = 0; r < rows; r += sb_row_tile) {
+            sb_vec acc[sb_lanes] = {};
+            for (int64_t c = 0; c < a.d_k; c += sb_lanes) {
+                sb_vec x[sb_direct_keys];
+                SB_UNROLL
+                for (int i = 0; i < sb_direct_keys; ++i) {
+                    sb_load(x[i], k[i] + c);
+                }
+                SB_UNROLL
+                for (int n = 0; n < sb_row_tile; ++n) {
+                    sb_vec q;
+                    sb_load(q, s.q + (r + n)*a.d_k + c);
+                    SB_UNROLL
+                    for (int i = 0; i < sb_direct_keys; ++i) {
+                        acc[i*sb_row_tile + n] += q*x[i];
+                    }
+                }
+            }
+            sb_sum_each(acc);
+            float sums[sb_lanes];
+            sb_store(sums, acc[0]);
+            for (int i = 0; i < sb_direct_keys; ++i) {
+                memcpy(s.scores + (j + i)*rows + r, sums + i*sb_row_tile, sb_row_tile*sizeof(float));
+            }
+        }
+    }
+}
+
+// out[r][c] += sum_j p[j][r] v[j][c] for sb_row_tile rows and N vectors of channels from c on
+template <int N, typename T>
+void sb_attn_direct_result_tile(const sb_attn_args & a, int64_t rows, int64_t d, int64_t head, int64_t seq, int64_t j0, int64_t j1,
+                                int64_t c, const float * p, float * out) {
+    sb_vec acc[sb_row_tile][N];
     SB_UNROLL
     for (int r = 0; r < sb_row_tile; ++r) {
         SB_UNROLL
         for (int n = 0; n < N; ++n) {
-            memcpy(&acc[r][n], out + r*d + n*sb_lanes, sizeof(f));
+            sb_load(acc[r][n], out + r*d + n*sb_lanes);
+        }
+    }
+    for (int64_t j = j0; j < j1; ++j, p += rows) {
+        const T * v = (const T *) sb_row(a.v, j, head, seq) + c;
+        sb_vec x[N];
+        SB_UNROLL
+        for (int n = 0; n < N; ++n) {
+            sb_load(x[n], v + n*sb_lanes);
+        }
+        SB_UNROLL
+        for (int r = 0; r < sb_row_tile; ++r) {
+            SB_UNROLL
+            for (int n = 0; n < N; ++n) {
+                acc[r][n] += p[r]*x[n];
+            }
+        }
+    }
+    SB_UNROLL
+    for (int r = 0; r < sb_row_tile; ++r) {
+        SB_UNROLL
+        for (int n = 0; n < N; ++n) {
+            sb_store(out + r*d + n*sb_lanes, acc[r][n]);
+        }
+    }
+}
+
+template <typename T>
+void sb_attn_direct_results(const sb_attn_args & a, int64_t rows, int64_t d, int64_t head, int64_t seq, int64_t j0, int64_t j1,
+                            const sb_attn_scratch & s) {
+    for (int64_t r = 0; r < rows; r += sb_row_tile) {
+        int64_t c = 0;
+        for (; c + sb_row_vecs*sb_lanes <= d; c += sb_row_vecs*sb_lanes) {
+            sb_attn_direct_result_tile<sb_row_vecs, T>(a, rows, d, head, seq, j0, j1, c, s.scores + r, s.out + r*d + c);
+        }
+        for (; c < d; c += sb_lanes) {
+            sb_attn_direct_result_tile<1, T>(a, rows, d, head, seq, j0, j1, c, s.scores + r, s.out + r*d + c);
+        }
+    }
+}
+
+// ---- many rows: copies as floats ----
+
+// out[r][c] += sum_j p[j][r] v[j][c] for sb_row_tile rows and N vectors of channels
+template <int N>
+void sb_attn_result_tile(int64_t rows, int64_t d, const float * p, const float * v, float * out) {
+    sb_vec acc[sb_row_tile][N];
+    SB_UNROLL
+    for (int r = 0; r < sb_row_tile; ++r) {
+        SB_UNROLL
+        for (int n = 0; n < N; ++n) {
+            memcpy(&acc[r][n], out + r*d + n*sb_lanes, sizeof(sb_vec));
         }
     }
     for (int64_t j = 0; j < sb_keys; ++j) {
-        f x[N];
+        sb_vec x[N];
         SB_UNROLL
         for (int n = 0; n < N; ++n) {
-            memcpy(&x[n], v + j*d + n*sb_lanes, sizeof(f));
+            memcpy(&x[n], v + j*d + n*sb_lanes, sizeof(sb_vec));
         }
         SB_UNROLL
         for (int r = 0; r < sb_row_tile; ++r) {
@@ -387,17 +468,12 @@ void sb_attn_result_tile(int64_t rows, int64_t d, const float * p, const float *
     for (int r = 0; r < sb_row_tile; ++r) {
         SB_UNROLL
         for (int n = 0; n < N; ++n) {
-            memcpy(out + r*d + n*sb_lanes, &acc[r][n], sizeof(f));
+            memcpy(out + r*d + n*sb_lanes, &acc[r][n], sizeof(sb_vec));
         }
     }
 }
 
-void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, bool shrinks, const sb_attn_scratch & s) {
-    for (int64_t r = 0; r < n_rows && shrinks; ++r) {
-        for (int64_t c = 0; c < d; ++c) {
-            s.out[r*d + c] *= s.shrink[r];
-        }
-    }
+void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const sb_attn_scratch & s) {
     for (int64_t r = 0; r < n_rows; r += sb_row_tile) {
         int64_t c = 0;
         for (; c + sb_row_vecs*sb_lanes <= d; c += sb_row_vecs*sb_lanes) {
@@ -452,7 +528,7 @@ void sb_attn_load_queries(const sb_attn_args & a, const sb_attn_plan & plan, con
         for (int64_t h = head_kv*group; h < (head_kv + 1)*group; ++h, ++r) {
             const auto * row = (const float *) sb_row(a.q, t, h, item.seq);
             for (int64_t c = 0; c < a.d_k; ++c) {
-                q[c*plan.rows + r] = a.scale*row[c];
+                q[plan.direct ? r*a.d_k + c : c*plan.rows + r] = a.scale*row[c];
             }
         }
     }
@@ -474,45 +550,84 @@ void sb_attn_hide(const sb_attn_args & a, const sb_attn_plan & plan, const sb_at
     std::fill(scores + (j1 - j0)*plan.rows, scores + sb_keys*plan.rows, -INFINITY);
 }
 
-// After it `sums` holds those of the item's heads.
-template <int W>
-void sb_attn_run(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, float * own, float * sums) {
-    const int64_t         n_rows = (item.token_end - item.token)*(a.n_head/a.n_head_kv);
-    const int64_t         end    = std::min((item.part + 1)*plan.part, a.n_kv);
-    const sb_attn_scratch first  = sb_attn_lay_out(plan, own, sums, 0);
+void sb_attn_shrink(int64_t n_rows, int64_t d, const sb_attn_scratch & s) {
+    for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t c = 0; c < d; ++c) {
+            s.out[r*d + c] *= s.shrink[r];
+        }
+    }
+}
 
-    std::fill(first.v, first.v + plan.heads*plan.v, 0.0f);
+template <typename T>
+void sb_attn_direct_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
+                          int64_t j0, int64_t j1, float * own, float * sums) {
+    for (int64_t h = 0; h < plan.heads; ++h) {
+        const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
+        sb_attn_prefetch(a.k, h, plan.heads, item.seq, j1);
+        sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j0, j1, s);
+        if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
+            sb_attn_hide(a, plan, item, j0, j1, s.scores);
+        }
+        if (sb_attn_soft_max(plan.rows, s)) {
+            sb_attn_shrink(plan.rows, plan.d_v, s);
+        }
+        sb_attn_prefetch(a.v, h, plan.heads, item.seq, j1);
+        sb_attn_direct_results<T>(a, plan.rows, plan.d_v, item.head + h, item.seq, j0, j1, s);
+    }
+}
+
+template <int W>
+void sb_attn_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
+                   int64_t j0, int64_t j1, float * own, float * sums) {
+    const int64_t         n_rows = (item.token_end - item.token)*(a.n_head/a.n_head_kv);
+    const sb_attn_scratch first  = sb_attn_lay_out(plan, own, sums, 0);
+    sb_attn_load(a.k, item.head, plan.heads, item.seq, j0, j1, a.d_k,    plan.k, first.k);
+    sb_attn_load(a.v, item.head, plan.heads, item.seq, j0, j1, plan.d_v, plan.v, first.v);
+    for (int64_t h = 0; h < plan.heads; ++h) {
+        const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
+        sb_attn_scores<W>(a.d_k, plan.rows, s);
+        if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
+            sb_attn_hide(a, plan, item, j0, j1, s.scores);
+        }
+        if (sb_attn_soft_max(plan.rows, s)) {
+            sb_attn_shrink(n_rows, plan.d_v, s);
+        }
+        sb_attn_results(plan.rows, n_rows, plan.d_v, s);
+    }
+}
+
+typedef void (*sb_attn_block_t)(const sb_attn_args &, const sb_attn_plan &, const sb_attn_item &, sb_seen,
+                                int64_t, int64_t, float *, float *);
+
+sb_attn_block_t sb_attn_choose_block(const sb_attn_args & a, const sb_attn_plan & plan) {
+    if (plan.direct) {
+        return a.k->type == GGML_TYPE_F16 ? sb_attn_direct_block<ggml_fp16_t> : sb_attn_direct_block<float>;
+    }
+    switch (plan.width) {
+        case 4:  return sb_attn_block<4>;
+        case 8:  return sb_attn_block<8>;
+        default: return sb_attn_block<sb_lanes>;
+    }
+}
+
+// After it `sums` holds those of the item's heads.
+void sb_attn_run(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, float * own, float * sums) {
+    const sb_attn_block_t block = sb_attn_choose_block(a, plan);
+    const int64_t         end   = std::min((item.part + 1)*plan.part, a.n_kv);
+
     std::fill(sums, sums + plan.heads*plan.sums, 0.0f);
     for (int64_t h = 0; h < plan.heads; ++h) {
         const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
         std::fill(s.max, s.max + plan.rows, SB_NOTHING_YET);
+        std::fill(s.v, s.v + plan.v, 0.0f);
         sb_attn_load_queries(a, plan, item, item.head + h, s.q);
     }
     for (int64_t j0 = item.part*plan.part; j0 < end; j0 += sb_keys) {
         const int64_t j1   = std::min(j0 + sb_keys, end);
         const sb_seen seen = sb_attn_seen(a, item.token, item.token_end, item.seq, j0, j1);
-        if (seen == SB_SEES_NONE) {
-            continue;
+        if (seen != SB_SEES_NONE) {
+            block(a, plan, item, seen, j0, j1, own, sums);
         }
-        sb_attn_load(a.k, item.head, plan.heads, item.seq, j0, j1, a.d_k,    plan.k, first.k);
-        sb_attn_load(a.v, item.head, plan.heads, item.seq, j0, j1, plan.d_v, plan.v, first.v);
-        for (int64_t h = 0; h < plan.heads; ++h) {
-            const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
-            sb_attn_scores<W>(a.d_k, plan.rows, s);
-            if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
-                sb_attn_hide(a, plan, item, j0, j1, s.scores);
-            }
-            const bool shrinks = sb_attn_soft_max<W>(plan.rows, s);
-            sb_attn_results(plan.rows, n_rows, plan.d_v, shrinks, s);
-        }
-    }
-}
-
-void sb_attn_run(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, float * own, float * sums) {
-    switch (plan.width) {
-        case 4:  sb_attn_run<4>(a, plan, item, own, sums); break;
-        case 8:  sb_attn_run<8>(a, plan, item, own, sums); break;
-        default: sb_attn_run<sb_lanes>(a, plan, item, own, sums);
     }
 }
 
