@@ -10,7 +10,7 @@ from typing import TypeVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from sb_edge.bench.plot import MARKERS, Theme, caption, spread
+from sb_edge.bench.plot import MARKERS, Theme, caption, dress, fix_ticks, label_ends
 from sb_edge.bench.tables import format_depth
 from sb_edge.output import format_bytes
 
@@ -89,8 +89,9 @@ def draw_chart(axes: Axes, chart: Chart, theme: Theme) -> None:
             axes.plot([x, x], point.extent, color=colour, lw=1.2)
             face = theme.background if point.hollow else colour
             axes.plot(x, point.value, marker=marker, ms=7, color=colour, mfc=face, mew=1.6, ls="none")
-    _dress(axes, depths, chart.x_label, theme)
-    _label_directly(axes, chart.lines, colours, depths)
+    _mark_depths(axes, depths, chart.x_label, theme)
+    ends = [(line.points[-1].value, line.name) for line in chart.lines]
+    label_ends(axes, [(*end, colour) for end, colour in zip(ends, colours, strict=True)])
     caption(axes, theme, chart.title, chart.detail)
 
 
@@ -100,9 +101,7 @@ def linear_or_log(axes: Axes, low: float, high: float) -> None:
         axes.set_ylim(0, 1.12 * high)
         return
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(FixedLocator(_steps(low, high)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    fix_ticks(axes.yaxis, _steps(low, high))
     axes.set_ylim(low / 1.3, high * 1.3)
 
 
@@ -148,39 +147,14 @@ def _colours(lines: Sequence[Line], theme: Theme) -> list[str]:
     ]
 
 
-def _dress(axes: Axes, depths: Sequence[int], x_label: str, theme: Theme) -> None:
+def _mark_depths(axes: Axes, depths: Sequence[int], x_label: str, theme: Theme) -> None:
     places = [_place(depth, depths) for depth in depths]
     shown = _thinned(depths)
     axes.xaxis.set_major_locator(FixedLocator([_place(depth, depths) for depth in shown]))
     axes.xaxis.set_major_formatter(FixedFormatter([format_depth(depth) for depth in shown]))
     margin = 0.06 * max(places[-1] - places[0], 1)
     axes.set_xlim(places[0] - margin, places[-1] + margin)
-    axes.set_xlabel(x_label, color=theme.ink)
-    dress_axes(axes, theme)
-
-
-def dress_axes(axes: Axes, theme: Theme) -> None:
-    """Grid and colours."""
-    axes.grid(axis="y", color=theme.grid, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.ink, length=0)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(theme.grid)
-
-
-def _label_directly(axes: Axes, lines: Sequence[Line], colours: Sequence[str], depths: Sequence[int]) -> None:
-    """Name each line at its right end, in its colour; labels that would overlap are moved apart."""
-    to_axis = axes.transData + axes.transAxes.inverted()
-    ends = []
-    for line, colour in zip(lines, colours, strict=True):
-        last = line.points[-1]
-        height = float(to_axis.transform((_place(last.depth, depths), last.value))[1])
-        ends.append((height, line.name, colour))
-    ends.sort()
-    for height, (_, name, colour) in zip(spread([end[0] for end in ends]), ends, strict=True):
-        axes.annotate(
-            name, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontweight="bold"
-        )
+    dress(axes, theme, x_label)
 
 
 def _place(depth: int, depths: Sequence[int]) -> float:

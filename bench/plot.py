@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sb_edge.errors import OutputError
 from sb_edge.files import atomic_output
@@ -47,6 +50,9 @@ PAGE = Theme(
     series=("#030301", "#030302", "#030303", "#030304", "#030305", "#030306"),
 )
 """Placeholders that become the page's CSS variables, so that one plot suits light and dark."""
+
+DASHED: Any = {"color": PAPER.ink, "lw": 0.9, "ls": (0, (4, 3))}
+"""Of a line that marks a value."""
 
 STYLE: Any = {  # the type of matplotlib's settings differs between its versions
     "font.family": "sans-serif",
@@ -113,12 +119,69 @@ def inline_svg(name: str, draw: Callable[[Axes], None]) -> str:
     return svg
 
 
+def dress(axes: Axes, theme: Theme, xlabel: str) -> None:
+    """Horizontal grid lines behind the data, no tick marks, the theme's colours."""
+    axes.set_xlabel(xlabel, color=theme.ink)
+    axes.grid(axis="y", color=theme.grid, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.ink, length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(theme.grid)
+
+
+def fix_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    """Ticks at these values and no others, written as plain numbers."""
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
     """A bold title at the left, and below it what a reader has to know."""
     axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold", pad=24)
     axes.annotate(
         detail, (0, 1), (0, 8), "axes fraction", textcoords="offset points", color=theme.ink, fontsize=9
     )
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Name lines at their right ends, in their colours; labels that would overlap are moved apart.
+
+    Args:
+        axes: their vertical limits are final.
+        ends: of each line, the value that it ends with, its name and its colour.
+    """
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.array(axes.get_ylim()))
+    ends = sorted(ends)
+    heights = (scale.transform(np.array([value for value, _, _ in ends])) - low) / (high - low)
+    for height, (_, name, colour) in zip(spread(heights.tolist()), ends, strict=True):
+        axes.annotate(
+            name, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontweight="bold"
+        )
+
+
+def list_names(axes: Axes, names: Sequence[tuple[str, str]], *, top: float = 10) -> None:
+    """Names in their colours, one below the other, in the upper right corner.
+
+    Args:
+        axes: where.
+        names: of each line, its name and its colour.
+        top: points of room above the first.
+    """
+    for row, (name, colour) in enumerate(names):
+        axes.annotate(
+            name,
+            (1, 1),
+            (-6, -top - 14 * row),
+            "axes fraction",
+            textcoords="offset points",
+            color=colour,
+            ha="right",
+            fontweight="bold",
+            fontsize=9,
+            bbox={"color": PAPER.background, "pad": 1},
+        )
 
 
 def spread(heights: Sequence[float]) -> list[float]:

@@ -9,10 +9,20 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from sb_edge.bench.plot import MARKERS, PAPER, caption, spread, write_figure
+from sb_edge.bench.plot import (
+    DASHED,
+    MARKERS,
+    PAPER,
+    caption,
+    dress,
+    fix_ticks,
+    label_ends,
+    list_names,
+    write_figure,
+)
 from sb_edge.bench.spike_sweep import REPORTED_SWEEP, Sweep
 from sb_edge.bench.spikes import SpikeReport, SpikeStats, by_projection, total
 from sb_edge.errors import OutputError
@@ -124,7 +134,7 @@ def _draw_counts(axes: Axes, report: SpikeReport) -> None:
     for count, name in LANDMARKS.items():
         if count < last:
             place = float(_place(count + 0.5))
-            axes.axvline(place, color=PAPER.ink, lw=0.9, ls=(0, (4, 3)))
+            axes.axvline(place, **DASHED)
             side = -1 if count == min(LANDMARKS) else 1  # its neighbour is too near for a name between them
             axes.annotate(
                 name,
@@ -135,10 +145,10 @@ def _draw_counts(axes: Axes, report: SpikeReport) -> None:
                 fontsize=9,
                 ha="right" if side < 0 else "left",
             )
-    _plain(axes, f"spikes |s| of a channel\n{report.model}, {report.tokens} tokens")
+    dress(axes, PAPER, f"spikes |s| of a channel\n{report.model}, {report.tokens} tokens")
     detail = f"both axes logarithmic, |s| from |s| + 1; beyond {SINGLE_COUNTS} the mean of a bin"
     caption(axes, PAPER, "Counts: share of entries (channel and token)", detail)
-    _legend(axes, [("all inputs", PAPER.grid), *names])
+    list_names(axes, [("all inputs", PAPER.ink), *names], top=16)
 
 
 def _draw_layers(figure: Figure, report: SpikeReport) -> None:
@@ -167,8 +177,8 @@ def _draw_by_layer(
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.08)
-    _plain(axes, f"layer\n{source}")
-    _label_ends(axes, ends)
+    dress(axes, PAPER, f"layer\n{source}")
+    label_ends(axes, ends)
 
 
 def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
@@ -178,7 +188,7 @@ def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
     wide = max(ks) > WIDE_K * min(ks)
     reported = [k for k in sorted(REPORTED_SWEEP) if min(ks) <= k <= max(ks)]
     blue, orange, green = PAPER.series[:3]
-    quality.axhline(1, color=PAPER.ink, lw=0.9, ls=(0, (4, 3)))
+    quality.axhline(1, **DASHED)
     quality.plot(ks, [sweep.ratio(point) for point in points], color=blue, marker="o", lw=2)
     quality.margins(x=0.06, y=0.1)
     caption(
@@ -202,12 +212,10 @@ def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
     for axes in (quality, activity):
         if wide:
             axes.set_xscale("log")
-            axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(FixedLocator(_apart(ks, wide)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
+        fix_ticks(axes.xaxis, _apart(ks, wide))
         scale = " (logarithmic)" if wide else ""
-        _plain(axes, f"k{scale}\n{sweep.model}, {sweep.tokens} tokens")
-    _label_ends(activity, ends)
+        dress(axes, PAPER, f"k{scale}\n{sweep.model}, {sweep.tokens} tokens")
+    label_ends(activity, ends)
 
 
 def _apart(ks: Sequence[float], wide: bool) -> list[float]:
@@ -242,40 +250,3 @@ def _place(count: float | NDArray[np.float64]) -> NDArray[np.float64]:
 def _tick(count: int, stats: SpikeStats) -> str:
     overflow = count == len(stats.histogram) - 1 and stats.largest > count
     return f"{count}+" if overflow else str(count)
-
-
-def _plain(axes: Axes, xlabel: str) -> None:
-    axes.set_xlabel(xlabel, color=PAPER.ink)
-    axes.grid(axis="y", color=PAPER.grid, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=PAPER.ink, length=0)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(PAPER.grid)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Name lines at their right ends, in their colours; labels that would overlap are moved apart."""
-    low, high = axes.get_ylim()
-    placed = sorted(((value - low) / (high - low), name, colour) for value, name, colour in ends)
-    for height, (_, name, colour) in zip(spread([end[0] for end in placed]), placed, strict=True):
-        axes.annotate(
-            name, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontweight="bold"
-        )
-
-
-def _legend(axes: Axes, names: Sequence[tuple[str, str]]) -> None:
-    """Names in their colours, one below the other, in the upper right corner."""
-    for line, (name, colour) in enumerate(names):
-        shown = PAPER.ink if colour == PAPER.grid else colour
-        axes.annotate(
-            name,
-            (1, 1),
-            (-6, -16 - 14 * line),
-            "axes fraction",
-            textcoords="offset points",
-            color=shown,
-            ha="right",
-            fontweight="bold",
-            fontsize=9,
-            bbox={"color": PAPER.background, "pad": 1},
-        )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from sb_edge.bench.plot import MARKERS, PAPER, caption, write_figure
+from sb_edge.bench.plot import DASHED, MARKERS, PAPER, caption, dress, fix_ticks, list_names, write_figure
 from sb_edge.bench.spike_plots import FORMATS, require_plot_folder, short_label
 from sb_edge.files import atomic_output
 from sb_edge.quant.spike_tuning import Figures, Kind, Point, Tuning
@@ -47,8 +47,8 @@ def _draw(figure: Figure, tuning: Tuning) -> None:
     text = f"{tuning.text}, {tuning.tokens} tokens"
     other = f"{tuning.held_out}, {tuning.held_out_tokens} tokens, not tuned on"
     _draw_over_k(ratio, tuning, lambda figures: figures.ratio)
-    ratio.axhline(1 + tuning.budget, color=PAPER.ink, lw=0.9, ls=(0, (4, 3)))
-    _name_kinds(ratio)
+    ratio.axhline(1 + tuning.budget, **DASHED)
+    list_names(ratio, [(name, colour) for name, colour, _ in KINDS.values()])
     caption(ratio, PAPER, "Perplexity over that without spikes", f"{text}; dashed: budget; large: chosen")
     _draw_over_k(spikes, tuning, lambda figures: figures.spikes_per_channel)
     caption(spikes, PAPER, "Spikes per channel, bitwise coding", text)
@@ -68,8 +68,8 @@ def _draw_over_k(axes: Axes, tuning: Tuning, value: Callable[[Figures], float]) 
 
     _draw_kinds(axes, tuning, place)
     axes.set_xscale("log")
-    _tick(axes, [point.k for point in tuning.points], "x")
-    _dress(axes, "k of all inputs (logarithmic); tuned: with the loss predicted for that k")
+    fix_ticks(axes.xaxis, _k_ticks([point.k for point in tuning.points]))
+    dress(axes, PAPER, "k of all inputs (logarithmic); tuned: with the loss predicted for that k")
 
 
 def _draw_loss(axes: Axes, tuning: Tuning, figures: Callable[[Point], Figures]) -> None:
@@ -79,10 +79,8 @@ def _draw_loss(axes: Axes, tuning: Tuning, figures: Callable[[Point], Figures]) 
     _draw_kinds(axes, tuning, place)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in DIVERGENCE_TICKS if low <= tick <= high]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    _dress(axes, "additions per MAC")
+    fix_ticks(axes.yaxis, [tick for tick in DIVERGENCE_TICKS if low <= tick <= high])
+    dress(axes, PAPER, "additions per MAC")
 
 
 def _draw_kinds(axes: Axes, tuning: Tuning, place: Callable[[Point], tuple[float, float]]) -> None:
@@ -99,53 +97,17 @@ def _draw_layers(axes: Axes, tuning: Tuning) -> None:
     for site, k in zip(tuning.sites, tuning.tuned.ks, strict=True):
         label = short_label([name for name in site.projections if name != "ssm_f"] or site.projections)
         lines.setdefault(label, []).append((site.layer, k))
-    axes.axhline(tuning.single.k, color=PAPER.ink, lw=0.9, ls=(0, (4, 3)))
-    for row, ((label, points), colour, marker) in enumerate(
-        zip(lines.items(), PAPER.series * 2, MARKERS * 2, strict=False)
-    ):
+    axes.axhline(tuning.single.k, **DASHED)
+    for points, colour, marker in zip(lines.values(), PAPER.series * 2, MARKERS * 2, strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4, lw=1.4)
-        _name(axes, label, colour, row)
+    list_names(axes, list(zip(lines, PAPER.series * 2, strict=False)))
     axes.set_yscale("log")
-    _tick(axes, [*tuning.tuned.ks, tuning.single.k], "y")
+    fix_ticks(axes.yaxis, _k_ticks([*tuning.tuned.ks, tuning.single.k]))
     axes.margins(y=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _dress(axes, "layer")
+    dress(axes, PAPER, "layer")
 
 
-def _name_kinds(axes: Axes) -> None:
-    for row, (name, colour, _) in enumerate(KINDS.values()):
-        _name(axes, name, colour, row)
-
-
-def _name(axes: Axes, name: str, colour: str, row: int) -> None:
-    """A name in its line's colour, in the upper right corner."""
-    axes.annotate(
-        name,
-        (1, 1),
-        (-4, -10 - 14 * row),
-        "axes fraction",
-        textcoords="offset points",
-        color=colour,
-        ha="right",
-        fontweight="bold",
-        fontsize=9,
-        bbox={"color": PAPER.background, "pad": 1},
-    )
-
-
-def _tick(axes: Axes, ks: Sequence[float], which: str) -> None:
+def _k_ticks(ks: Sequence[float]) -> list[float]:
     """Ticks for an axis of k that reach around these."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    ticks = [tick for tick in K_TICKS if min(ks) * 0.7 <= tick <= max(ks) * 1.4]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def _dress(axes: Axes, xlabel: str) -> None:
-    axes.set_xlabel(xlabel, color=PAPER.ink)
-    axes.grid(axis="y", color=PAPER.grid, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=PAPER.ink, length=0)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(PAPER.grid)
+    return [tick for tick in K_TICKS if min(ks) * 0.7 <= tick <= max(ks) * 1.4]

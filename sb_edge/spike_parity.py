@@ -7,6 +7,7 @@ engine. The counts of both sides' own runs are compared as well, and shown; they
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -181,17 +182,23 @@ def observe_engine(model: Model, tokens: Sequence[int], kv_type: str) -> EngineS
         kv_type: type of K and V.
     """
     from sb_edge.runtime.session import Session
-    from sb_edge.runtime.spikes import record_counts
+    from sb_edge.runtime.spikes import CountRecorder
 
-    recorded = record_counts(model, list(tokens), type_k=kv_type, type_v=kv_type)
+    recorder = CountRecorder(model)
     rows: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+
+    def on_tensor(name: str, values: NDArray[Any]) -> None:
+        recorder.on_tensor(name, values)
+        if re.fullmatch(_INPUT_FILTER, name):
+            rows[name].append(values)
+
     with Session(
         model,
         n_ctx=len(tokens),
         type_k=kv_type,
         type_v=kv_type,
-        on_tensor=lambda name, values: rows[name].append(values),
-        tensor_filter=_INPUT_FILTER,
+        on_tensor=on_tensor,
+        tensor_filter=f"{_INPUT_FILTER}|{recorder.tensor_filter}",
     ) as session:
         session.evaluate(tokens, all_logits=True)
     inputs = {name: np.concatenate(parts) for name, parts in rows.items()}
@@ -200,7 +207,7 @@ def observe_engine(model: Model, tokens: Sequence[int], kv_type: str) -> EngineS
         BlockInputs(inputs[f"l_out-{layer - 1}" if layer else "embd"], inputs[f"ffn_inp-{layer}"])
         for layer in range(layers)
     )
-    return EngineSpikes({key: found.counts for key, found in recorded.items()}, tuple(blocks))
+    return EngineSpikes({key: found.counts for key, found in recorder.counts().items()}, tuple(blocks))
 
 
 def _compare(

@@ -10,6 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
+from sb_edge.config import ARCH
 from sb_edge.cpu import default_threads
 from sb_edge.errors import InferenceError, StateError
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
@@ -37,8 +38,8 @@ class Session:
         n_outputs: positions of a batch whose logits are kept; None: all of them. 1 saves the memory of the
             others where only the last logits are wanted.
         type_k, type_v: the KV cache's types, `KV_TYPES`.
-        flash_attn: "auto", "on" or "off". The engine's flash attention rounds a float32 cache to float16, so
-            "auto" means "off" with one.
+        flash_attn: "auto", "on" or "off". Upstream's flash attention rounds a float32 cache to float16, so
+            "auto" means "off" with one in a model that is no SpikingBrain.
         swa_full: keep the whole context in the cache of the windowed layers.
         kv_unified: one KV cache for all sequences.
         on_tensor: called with the name and the value, float32 or int8 [n_rows, width], of each graph tensor
@@ -80,7 +81,7 @@ class Session:
         params.n_outputs_max = max(n_outputs, n_seq_max) if n_outputs else 0
         params.n_threads = params.n_threads_batch = self.n_threads
         params.type_k, params.type_v = kv_type(type_k), kv_type(type_v)
-        if flash_attn == "auto" and "f32" in (type_k, type_v):
+        if flash_attn == "auto" and "f32" in (type_k, type_v) and model.arch != ARCH:
             flash_attn = "off"
         params.flash_attn_type = _FLASH_ATTENTION[flash_attn]
         params.swa_full, params.kv_unified = swa_full, kv_unified

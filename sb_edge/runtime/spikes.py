@@ -226,6 +226,50 @@ def accumulate(
     return sums
 
 
+class CountRecorder:
+    """The counts of what a session evaluates that has its `on_tensor` and `tensor_filter`.
+
+    Args:
+        model: one that spikes.
+        layers, projections: None: all.
+
+    Raises:
+        InferenceError: the model does not spike.
+    """
+
+    tensor_filter = _NODE + r"\w+-\d+"
+
+    def __init__(
+        self, model: Model, layers: Sequence[int] | None = None, projections: Sequence[str] | None = None
+    ) -> None:
+        self._plan = _require_spikes(model)
+        self._widths = model.spike_widths
+        self._projections = PROJECTIONS if projections is None else projections
+        self._sites = {
+            f"{_NODE}{site.projections[0]}-{site.layer}": site
+            for site in self._plan.sites(model.recurrent_layers)
+            if (layers is None or site.layer in layers) and set(site.projections) & set(self._projections)
+        }
+        self._rows: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
+
+    def on_tensor(self, name: str, values: NDArray[np.int8]) -> None:
+        """Keep the coded rows, int8 [T, row size], of what is recorded; ignore everything else."""
+        if name in self._sites:
+            self._rows[name].append(values.view(np.uint8))
+
+    def counts(self) -> dict[tuple[int, str], RecordedCounts]:
+        """By layer and projection; those that share an input share the arrays."""
+        recorded = {}
+        for node, site in self._sites.items():
+            first = site.projections[0]
+            k = self._plan.k_of(site.layer, first)
+            counts = _unpack(np.concatenate(self._rows[node]), self._widths[first], k)
+            recorded.update(
+                {(site.layer, name): counts for name in site.projections if name in self._projections}
+            )
+        return recorded
+
+
 def record_counts(
     model: Model,
     tokens: Sequence[int],
@@ -248,33 +292,18 @@ def record_counts(
     Raises:
         InferenceError: the model does not spike, or the prompt is not what it takes.
     """
-    plan = _require_spikes(model)
-    wanted = {
-        f"{_NODE}{site.projections[0]}-{site.layer}": site
-        for site in plan.sites(model.recurrent_layers)
-        if (layers is None or site.layer in layers)
-        and (projections is None or set(site.projections) & set(projections))
-    }
-    rows: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
+    recorder = CountRecorder(model, layers, projections)
     with Session(
         model,
         n_ctx=len(tokens),
         n_threads=n_threads,
         type_k=type_k,
         type_v=type_v,
-        on_tensor=lambda name, values: rows[name].append(values.view(np.uint8)) if name in wanted else None,
-        tensor_filter=_NODE + r"\w+-\d+",
+        on_tensor=recorder.on_tensor,
+        tensor_filter=recorder.tensor_filter,
     ) as session:
         session.evaluate(tokens, all_logits=True)
-    widths = model.spike_widths
-    recorded = {}
-    for node, site in wanted.items():
-        first = site.projections[0]
-        counts = _unpack(np.concatenate(rows[node]), widths[first], plan.k_of(site.layer, first))
-        for name in site.projections:
-            if projections is None or name in projections:
-                recorded[site.layer, name] = counts
-    return recorded
+    return recorder.counts()
 
 
 def _unpack(coded: NDArray[np.uint8], n: int, k: float) -> RecordedCounts:

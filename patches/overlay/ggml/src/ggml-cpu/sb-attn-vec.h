@@ -1,0 +1,126 @@
+#pragma once
+
+// Vectors of floats for the attention: GCC and Clang keep their own vector types in whatever registers the target has.
+// Other compilers do without (SB_ATTN_VECTORS is not defined) and get upstream's form of the operator.
+
+#include "ggml.h"
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__GNUC__)
+#define SB_ATTN_VECTORS
+
+#if defined(__clang__)
+#define SB_UNROLL _Pragma("unroll")
+#else
+#define SB_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int sb_lanes    = 16;
+constexpr int sb_row_vecs = 4; // a register tile of scores: row vectors by keys
+#elif defined(__AVX__)
+constexpr int sb_lanes    = 8;
+constexpr int sb_row_vecs = 2;
+#else
+constexpr int sb_lanes    = 4;
+constexpr int sb_row_vecs = 4;
+#endif
+template <int W> struct sb_vec_of {
+    typedef float f __attribute__((vector_size(W*sizeof(float))));
+};
+typedef sb_vec_of<sb_lanes>::f sb_vec;
+typedef int32_t                sb_ivec __attribute__((vector_size(sb_lanes*sizeof(float))));
+
+inline void sb_load(sb_vec & x, const float * from) {
+    memcpy(&x, from, sizeof(x));
+}
+
+inline void sb_load(sb_vec & x, const ggml_fp16_t * from) {
+#if defined(__AVX512F__)
+    x = (sb_vec) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) from));
+#elif defined(__AVX__) && defined(__F16C__)
+    x = (sb_vec) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) from));
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    uint16x4_t half;
+    memcpy(&half, from, sizeof(half));
+    x = (sb_vec) vcvt_f32_f16(vreinterpret_f16_u16(half));
+#else
+    for (int i = 0; i < sb_lanes; ++i) {
+        x[i] = ggml_fp16_to_fp32(from[i]);
+    }
+#endif
+}
+
+inline void sb_store(float * to, const sb_vec & x) {
+    memcpy(to, &x, sizeof(x));
+}
+
+// x becomes exp(x), for x <= 0; relative error below 2e-7, 0 below -87
+inline void sb_exp(sb_vec & x) {
+    const sb_vec  z = x < -87.0f ? sb_vec{} - 87.0f : x;
+    const sb_ivec n = __builtin_convertvector(z*1.44269504f - 0.5f, sb_ivec); // rounds towards zero
+    const sb_vec  m = __builtin_convertvector(n, sb_vec);
+    const sb_vec  y = z - m*0.693359375f + m*2.12194440e-4f;
+    sb_vec p = y*1.98412698e-4f + 1.38888889e-3f;
+    p = p*y + 8.33333333e-3f;
+    p = p*y + 4.16666667e-2f;
+    p = p*y + 1.66666667e-1f;
+    p = p*y + 0.5f;
+    p = p*y*y + y + 1.0f;
+    const sb_ivec bits = (n + 127) << 23;
+    sb_vec power;
+    memcpy(&power, &bits, sizeof(power));
+    x = x < -87.0f ? sb_vec{} : p*power;
+}
+
+// Sums of neighbours: those of x, then those of y.
+inline void sb_add_pairs(sb_vec & x, const sb_vec & y) {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SB_ATTN_SHUFFLES
+#endif
+#endif
+#if defined(SB_ATTN_SHUFFLES) && defined(__AVX512F__)
+    x = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+        __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif defined(SB_ATTN_SHUFFLES) && defined(__AVX__)
+    x = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14) + __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
+#elif defined(SB_ATTN_SHUFFLES)
+    x = __builtin_shufflevector(x, y, 0, 2, 4, 6) + __builtin_shufflevector(x, y, 1, 3, 5, 7);
+#else
+    sb_vec sums;
+    for (int i = 0; i < sb_lanes/2; ++i) {
+        sums[i]              = x[2*i] + x[2*i + 1];
+        sums[i + sb_lanes/2] = y[2*i] + y[2*i + 1];
+    }
+    x = sums;
+#endif
+}
+
+// x[0] becomes the sums of sb_lanes vectors, in their order; the others are used up.
+inline void sb_sum_each(sb_vec (&x)[sb_lanes]) {
+    SB_UNROLL
+    for (int n = sb_lanes; n > 1; n /= 2) {
+        SB_UNROLL
+        for (int i = 0; i < n/2; ++i) {
+            if (i > 0) {
+                x[i] = x[2*i];
+            }
+            sb_add_pairs(x[i], x[2*i + 1]);
+        }
+    }
+}
+
+} // namespace
+
+#endif
