@@ -117,7 +117,7 @@ def test_what_fits_together_is_measured_together(spiking: Subject, llama: Subjec
 
     assert grouped(sum(sizes)) == [4]
     assert grouped(sum(sizes) - 1) == [3, 1]
-    assert grouped(max(sizes)) == [1, 1, 1, 1]
+    assert grouped(1) == [1, 1, 1, 1]
     assert grouped(sum(sizes), together=False) == [1, 1, 1, 1]
 
 
