@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 
 from sb_edge.bench.fill import CHUNK
 from sb_edge.bench.machine import Machine
 from sb_edge.bench.results import Fill, RowKey
 from sb_edge.config import ARCH
-from sb_edge.errors import OutOfMemoryForecast, SbEdgeError
+from sb_edge.errors import SbEdgeError
 from sb_edge.gguf_reader import GgufHeader, read_header
 from sb_edge.memory import MemoryForecast, forecast
-from sb_edge.output import format_bytes
+from sb_edge.memory_check import FLOAT_TYPES, SMALLER_TYPE, Alternative, Room, refuse_shortage
 
 AUTO_REAL_DEPTH = 4096
 """`fill="auto"` prefills a Transformer for real up to here: minutes beyond it, hours at the deepest."""
@@ -26,7 +25,9 @@ AUTO_REAL_DEPTH = 4096
 CONTEXT_PADDING = 256
 """The engine rounds a context up to a multiple of this."""
 
-FLOAT_TYPES = ("f32", "f16", "bf16")
+COPIES = 2
+"""Of a context that is kept or put back, at one time."""
+
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 """llama-bench's numbers for its `flash_attn` field."""
 
@@ -98,7 +99,13 @@ class Subject:
     @property
     def can_roll_back(self) -> bool:
         """Whether its context can be cut back to an earlier position: plain full attention only."""
-        keys = ("attention.recurrent_layers", "attention.sliding_window", "ssm.state_size", "wkv.head_size")
+        keys = (
+            "attention.recurrent_layers",
+            "attention.sliding_window",
+            "shortconv.l_cache",
+            "ssm.state_size",
+            "wkv.head_size",
+        )
         return not any(np.any(self.header.metadata.get(f"{self.header.arch}.{key}", 0)) for key in keys)
 
 
@@ -193,34 +200,32 @@ def make_plan(subjects: Sequence[Subject], settings: DecodeSettings) -> list[Cas
     ]
 
 
-def needed_bytes(case: Case) -> int:
+def needed(case: Case) -> MemoryForecast:
     """Memory that the case takes at its peak, the method's own copies included."""
     expected = _forecast(case)
-    return expected.total + _snapshot_bytes(case, expected) + _shift_bytes(case)
+    return replace(expected, extra=_snapshot_bytes(case, expected) + _shift_bytes(case))
 
 
-def require_memory(cases: Sequence[Case], available: int | None = None) -> None:
+def require_memory(cases: Sequence[Case], room: Room | None = None) -> None:
     """Refuse before anything starts if one of the cases will not fit; only one model is loaded at a time.
 
     Args:
         cases: those still to be measured.
-        available: bytes; None: what the system says it can give without swapping.
+        room: what there is; None: `Room.now()`.
 
     Raises:
         OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
     """
-    if available is None:
-        available = psutil.virtual_memory().available
+    room = room or Room.now()
     for case in cases:
-        needed = needed_bytes(case)
-        if needed > available:
-            raise OutOfMemoryForecast(
-                f"will not fit in memory: it needs {format_bytes(needed)}",
-                path=case.subject.path,
-                item=f"{case.label}, {case.type_k}/{case.type_v} cache",
-                found=f"{format_bytes(available)} available",
-                hint=_smaller_alternative(case, available),
-            )
+        refuse_shortage(
+            needed(case),
+            room,
+            "",
+            path=case.subject.path,
+            item=f"{case.label}, {case.type_k}/{case.type_v} cache",
+            alternatives=(_smaller_types(case), _shallower(case)),
+        )
 
 
 def _forecast(case: Case) -> MemoryForecast:
@@ -241,9 +246,12 @@ def _uses_flash_attention(case: Case) -> bool:
 
 
 def _snapshot_bytes(case: Case, expected: MemoryForecast) -> int:
-    """A copy of the context: for the next depth, or for each repetition where it cannot be cut back."""
+    """Copies of the context: for the next depth, or for each repetition where it cannot be cut back.
+
+    Python holds one, and a second while the engine writes or reads it.
+    """
     needs_copy = case.is_continued or not case.subject.can_roll_back
-    return expected.kv + expected.state if needs_copy else 0
+    return COPIES * (expected.kv + expected.state) if needs_copy and case.n_depth else 0
 
 
 def _shift_bytes(case: Case) -> int:
@@ -254,23 +262,14 @@ def _shift_bytes(case: Case) -> int:
     return unpacked.kv // case.subject.header.integer("block_count")
 
 
-def _smaller_alternative(case: Case, available: int) -> str:
-    offers = []
+def _smaller_types(case: Case) -> Iterator[Alternative]:
     if case.type_k in FLOAT_TYPES and case.type_v in FLOAT_TYPES:
-        smaller = needed_bytes(replace(case, type_k="q8_0", type_v="q8_0"))
-        if smaller <= available:
-            offers.append(f"--type-k q8_0 --type-v q8_0 ({format_bytes(smaller)})")
-    fitting = _deepest_that_fits(case, available)
-    if fitting is not None:
-        offers.append(f"--depths up to {fitting}")
-    return "try " + " or ".join(offers) if offers else "use a smaller model or close other programs"
+        option = f"--type-k {SMALLER_TYPE} --type-v {SMALLER_TYPE}"
+        yield option, needed(replace(case, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE))
 
 
-def _deepest_that_fits(case: Case, available: int) -> int | None:
-    """The largest halving of the depth that fits, None when not even an empty context does."""
+def _shallower(case: Case) -> Iterator[Alternative]:
     depth = case.n_depth
     while depth:
         depth //= 2
-        if needed_bytes(replace(case, n_depth=depth)) <= available:
-            return depth
-    return None
+        yield f"--depths up to {depth}", needed(replace(case, n_depth=depth))
