@@ -21,8 +21,8 @@ WORK_BYTES = 7 * 2**30
 QTYPE = "Q4_0"
 
 BUILT_IN = ("1b", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b")
-"""Random weights, Q4_0. Preset `1b` and the shape of Llama-3.2-1B differ in the attention alone; the shapes of
-LFM2-1.2B (convolutions and some attention) and RWKV7-World-1.5B (linear) are what one might run instead."""
+"""Random weights, Q4_0. Preset `1b` and the shape of Llama-3.2-1B differ in the attention alone; LFM2-1.2B
+(convolutions and some attention) and RWKV7-World-1.5B (linear) are shapes that one might run instead."""
 
 BASELINES = {"base": "default-base", **{name: name for name in BUILT_IN[1:]}}
 """`--baseline`: its choices, and the model names that they stand for."""

@@ -97,9 +97,7 @@ def _convolution(layer: str, shape: Lfm2Shape) -> list[RandomTensor]:
 
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: Lfm2Shape) -> None:
-    kv_heads = [
-        shape.n_head_kv if layer in shape.attention_layers else 0 for layer in range(shape.n_layer)
-    ]
+    kv_heads = [shape.n_head_kv if layer in shape.attention_layers else 0 for layer in range(shape.n_layer)]
     writer.add_name("LFM2 shape, random weights")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)

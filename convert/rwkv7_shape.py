@@ -100,7 +100,9 @@ def _time_mix(layer: str, shape: Rwkv7Shape, value_rank: int) -> list[RandomTens
     return [*tensors, *_norm(f"{name}_ln", hidden)]
 
 
-def _low_rank(name: str, letter: str, hidden: int, rank: int, *, keep_f32: bool = False) -> list[RandomTensor]:
+def _low_rank(
+    name: str, letter: str, hidden: int, rank: int, *, keep_f32: bool = False
+) -> list[RandomTensor]:
     return [
         RandomTensor(f"{name}_{letter}1.weight", (rank, hidden), keep_f32=keep_f32),
         RandomTensor(f"{name}_{letter}2.weight", (hidden, rank), keep_f32=keep_f32),

@@ -28,7 +28,9 @@ multiple of."""
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
-def repacked_bytes(header: GgufHeader, spikes: float | None = None, features: frozenset[str] | None = None) -> int:
+def repacked_bytes(
+    header: GgufHeader, spikes: float | None = None, features: frozenset[str] | None = None
+) -> int:
     """Bytes of the second copies.
 
     Args:

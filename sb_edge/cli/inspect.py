@@ -54,9 +54,7 @@ def command(file: str, context: int | None, kv_type: str, tensors: bool, json_ta
     emit(document, json_target, lambda console: render(document, console))
 
 
-def describe(
-    header: GgufHeader, context: int | None, tensors: bool, kv_type: str = "f16"
-) -> dict[str, Any]:
+def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: str = "f16") -> dict[str, Any]:
     """What `sb-edge inspect --json` writes: sizes in bytes, `shape` in ggml's reverse, [out, in].
 
     Raises:
@@ -210,7 +208,9 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     if document["layers"] is not None:
         kinds = Counter(document["layers"])
         facts.append(("layers", document["layers"]))
-        facts.append(("", ", ".join(f"{kind} = {LAYER_KINDS[kind]} ({count})" for kind, count in kinds.items())))
+        facts.append(
+            ("", ", ".join(f"{kind} = {LAYER_KINDS[kind]} ({count})" for kind, count in kinds.items()))
+        )
     if document["architecture"] == ARCH:
         facts += _spike_facts(document["spiking"])
     facts += [(key, str(value)) for key, value in document["hyperparameters"].items()]

@@ -9,13 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError, SpikeError
 from sb_edge.gguf_reader import GgufHeader, read_header
 from sb_edge.memory import recurrent_layers
 from sb_edge.memory_check import require_memory_for_weights
 from sb_edge.quant.spike_check import effective_plan
-from sb_edge.quant.spike_plan import OVERRIDE_KEY, PROJECTIONS, SpikePlan, require_k
+from sb_edge.quant.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.runtime.binding import clear_log, last_problem, library
 
 _VALUE_BYTES = 1 << 20
