@@ -41,7 +41,7 @@ RWKV7_1_5B = Rwkv7Shape()
 def write_rwkv7_gguf(
     path: Path, qtype: str = "f16", *, seed: int = 0, shape: Rwkv7Shape = RWKV7_1_5B
 ) -> None:
-    """Write an RWKV-7 with random weights and no vocabulary, for upstream's own graph; complete or not at all.
+    """Write an RWKV-7 with random weights and no vocabulary, for upstream's own graph; whole or not at all.
 
     Args:
         path: the GGUF.

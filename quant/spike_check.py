@@ -85,7 +85,7 @@ def effective_plan(header: GgufHeader, spikes: float | None) -> SpikePlan | None
 
     Raises:
         GgufError: the GGUF's spike keys are wrong.
-        SpikeError: as `check_plan`; or `spikes` is no number that k can be, or the architecture has no spikes.
+        SpikeError: as `check_plan`; or `spikes` is no k, or the architecture has no spikes.
     """
     plan = check_plan(header) if header.arch == ARCH else None
     if spikes is None:

@@ -33,7 +33,7 @@ class MemoryForecast:
         state: recurrent state of linear-attention and convolution layers.
         buffers: the engine's work space and its output: an estimate.
         engine: the engine itself and its vocabulary: an estimate.
-        extra: what a command takes beside the engine: a benchmark's copies of the context, a reference's weights.
+        extra: what a command takes beside the engine: copies of the context, a reference's weights.
     """
 
     weights: int
@@ -51,7 +51,7 @@ class MemoryForecast:
 
     @property
     def required(self) -> int:
-        """Without the mapped originals of repacked weights, which the system may drop when memory is short."""
+        """Without the mapped originals of repacked weights, which the system may drop if memory is short."""
         return self.weights + self.kv + self.state + self.buffers + self.engine + self.extra
 
     def beyond_weights(self) -> MemoryForecast:
@@ -187,7 +187,7 @@ def _row(kind: str, values: int) -> int:
 def _compute_buffer(shape: _Shape, cells: int, n_rows: int, n_outputs: int, flash_attn: bool) -> int:
     """The allocator reuses space, so the peak is the largest of three moments; float32 unless said otherwise.
 
-    Attention (mask, scores, activations), the FFN (mask, its gate, up and product, activations) and the output
+    Attention (mask, scores, activations), the FFN (mask, its gate, up and product, activations), the output
     (logits). RWKV has six shifted copies of its activations instead of attention. The counts of activations
     are those that reproduce the engine's own figures.
     """

@@ -292,7 +292,7 @@ def against_checkpoint(
 
 
 def _require_memory(gguf: Path, n_tokens: int | None, kv_type: str | None, dtype: str | None = None) -> None:
-    """Refuse before anything is loaded; `dtype` is that of the reference's weights, None without them here."""
+    """Refuse before anything is loaded; `dtype` is that of the reference's weights, None without them."""
     from sb_edge.gguf_reader import read_header
     from sb_edge.memory_check import require_memory
 

@@ -1,6 +1,6 @@
 """Which weights the engine keeps a second time, in the layout that its kernels want.
 
-ggml repacks quantized matrices when it loads them, if it has kernels for this processor (ggml-cpu/repack.cpp).
+ggml repacks quantized matrices as it loads them, if it has kernels for the processor (ggml-cpu/repack.cpp).
 The file stays mapped, so that both copies count as resident, but the system may drop the mapped one.
 """
 

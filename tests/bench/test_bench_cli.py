@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sb_edge.bench.baselines import default_baselines, resolve_model
+from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
 from sb_edge.bench.results import Row
 from sb_edge.cli import COMMANDS, main
 from sb_edge.cli.bench import command
@@ -71,6 +71,12 @@ def test_bad_input(
 def test_baselines_that_go_with_a_model() -> None:
     assert default_baselines(["default", "my.gguf", "1b", "1b"]) == ["base", "llama-1b"]
     assert default_baselines(["my.gguf"]) == []
+
+
+def test_every_baseline_is_a_name() -> None:
+    assert set(BASELINES) == {"base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b"}
+    option = next(each for each in command.commands["decode"].params if each.name == "baselines")
+    assert [*BASELINES, "none"] == list(option.type.choices)
 
 
 def test_a_file_is_called_by_its_name(tiny_gguf: Path) -> None:
