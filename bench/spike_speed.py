@@ -121,7 +121,7 @@ def _require_memory(header: GgufHeader, k: float | None, n_prompt: int, n_gen: i
 
     def need(prompt: int) -> MemoryForecast:
         plain, spiking = (forecast(header, prompt + n_gen, spikes=spikes) for spikes in (0, k))
-        beside = spiking.required - spiking.weights + spiking.repacked
+        beside = spiking.beyond_weights().required + spiking.repacked + spiking.engine
         return replace(plain, extra=beside)
 
     def shorter() -> Iterator[Alternative]:

@@ -9,7 +9,7 @@ import numpy as np
 from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError
 from sb_edge.gguf_reader import GGML_TYPES, GgufHeader
-from sb_edge.repacking import repacked_bytes
+from sb_edge.repacking import weight_bytes
 
 _CELL_STEP = 256  # the engine rounds contexts and window caches up to this
 _MAX_LAYERS = 512  # the engine's own limit (LLAMA_MAX_LAYERS)
@@ -17,7 +17,7 @@ _BLOCKS = {name.lower(): (block, size) for name, block, size in GGML_TYPES.value
 _Q8_0 = "q8_0"
 
 # Measured: what the engine takes beside the buffers that it reports.
-_ENGINE_BYTES = 8 << 20  # libraries, graphs, thread stacks
+_ENGINE_BYTES = 4 << 20  # libraries, graphs, thread stacks
 _CELL_BYTES = 54  # the engine's books on a position of the context, whether a layer keeps it or not
 _VOCABULARY_ENTRY_BYTES = 235  # a token or a merge, in the engine's tables and in the header as it was read
 
@@ -27,12 +27,13 @@ class MemoryForecast:
     """Bytes by which loading a model and using the whole context enlarges a process.
 
     Attributes:
-        weights: all tensors, mapped from the file.
+        weights: mapped from the file.
         repacked: second copies of weights, in the layout that the engine's kernels want.
         kv: key/value cache: the window for sliding-window layers, the context for full attention.
         state: recurrent state of linear-attention and convolution layers.
         buffers: the engine's work space and its output: an estimate.
         engine: the engine itself and its vocabulary: an estimate.
+        droppable: of `weights`, originals of repacked ones, which the system may drop if memory is short.
         extra: what a command takes beside the engine: copies of the context, a reference's weights.
     """
 
@@ -42,21 +43,23 @@ class MemoryForecast:
     state: int
     buffers: int
     engine: int
+    droppable: int = 0
     extra: int = 0
 
     @property
     def total(self) -> int:
         """Everything together: what a process's resident memory grows by."""
-        return self.required + self.repacked
+        return self.required + self.droppable
 
     @property
     def required(self) -> int:
-        """Without the mapped originals of repacked weights, which the system may drop if memory is short."""
-        return self.weights + self.kv + self.state + self.buffers + self.engine + self.extra
+        """Without what the system may drop."""
+        weights = self.weights + self.repacked - self.droppable
+        return weights + self.kv + self.state + self.buffers + self.engine + self.extra
 
     def beyond_weights(self) -> MemoryForecast:
         """What is still needed when the model is loaded."""
-        return replace(self, weights=0, repacked=0, engine=0)
+        return replace(self, weights=0, repacked=0, droppable=0, engine=0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def forecast(
         n_outputs: tokens of a batch whose logits are kept.
         flash_attn: without it the attention scores of a whole ubatch are kept.
         swa_full: windowed layers keep the whole context.
-        spikes: as the engine is told, see `repacked_bytes`.
+        spikes: as the engine is told, see `weight_bytes`.
 
     Raises:
         GgufError: the header lacks a key or has an impossible one.
@@ -144,9 +147,11 @@ def forecast_weights(header: GgufHeader, spikes: float | None = None) -> MemoryF
     Raises:
         GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
     """
+    weights = weight_bytes(header, spikes)
     return MemoryForecast(
-        weights=header.nbytes,
-        repacked=repacked_bytes(header, spikes),
+        weights=weights.mapped,
+        repacked=weights.repacked,
+        droppable=weights.droppable,
         kv=0,
         state=0,
         buffers=0,

@@ -180,8 +180,7 @@ def refuse_shortage(
 
 def _parts(need: MemoryForecast, needed: int) -> str:
     named = (
-        ("weights", need.weights),
-        ("repacked weights", needed - need.required),
+        ("weights", need.weights + need.repacked - need.droppable + needed - need.required),
         ("KV cache and states", need.kv + need.state),
         ("buffers", need.buffers + need.engine),
         ("beside the engine", need.extra),

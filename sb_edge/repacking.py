@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -28,10 +29,26 @@ multiple of."""
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
-def repacked_bytes(
+@dataclass(frozen=True)
+class WeightBytes:
+    """Where weights are in memory.
+
+    Attributes:
+        mapped: pages of the file; the engine unmaps what lies before the first and after the last tensor that
+            it uses in place.
+        repacked: second copies.
+        droppable: mapped originals of those, which are not read any more.
+    """
+
+    mapped: int
+    repacked: int
+    droppable: int
+
+
+def weight_bytes(
     header: GgufHeader, spikes: float | None = None, features: frozenset[str] | None = None
-) -> int:
-    """Bytes of the second copies.
+) -> WeightBytes:
+    """Bytes of the weights when the model is loaded.
 
     Args:
         header: the model's.
@@ -47,14 +64,25 @@ def repacked_bytes(
     tied = all(tensor.name != "output.weight" for tensor in header.tensors)
 
     def is_repacked(tensor: TensorEntry) -> bool:
-        if tensor.type not in rows or tensor.shape[-2] % rows[tensor.type]:
+        if len(tensor.shape) < 2 or tensor.type not in rows or tensor.shape[-2] % rows[tensor.type]:
             return False
         if tensor.name.startswith("token_embd."):
             return tied  # the output's copy: rows of the table itself are looked up as they are
         return not _is_coded(tensor.name, plan)
 
-    candidates = (tensor for tensor in header.tensors if len(tensor.shape) > 1)
-    return sum(tensor.nbytes for tensor in candidates if is_repacked(tensor))
+    copied = [tensor for tensor in header.tensors if is_repacked(tensor)]
+    repacked = sum(tensor.nbytes for tensor in copied)
+    if not repacked:
+        return WeightBytes(header.nbytes, 0, 0)
+    gone = {tensor.name for tensor in copied if not tensor.name.startswith("token_embd.")}
+    in_place = [tensor for tensor in header.tensors if tensor.name not in gone]
+    mapped = 0
+    for file in header.files:
+        here = [tensor for tensor in in_place if tensor.file == file]
+        if here:
+            first = min(tensor.offset for tensor in here)
+            mapped += max(tensor.offset + tensor.nbytes for tensor in here) - first
+    return WeightBytes(mapped, repacked, max(mapped - sum(tensor.nbytes for tensor in in_place), 0))
 
 
 def _is_coded(name: str, plan: SpikePlan | None) -> bool:
