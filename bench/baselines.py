@@ -16,14 +16,15 @@ RECIPE = 1
 """Part of the file names; raised when a model is made differently, so that no older file is taken for it."""
 
 WORK_BYTES = 7 * 2**30
-"""Free space that building a model of 1.24e9 weights takes: bfloat16 checkpoint, bfloat16 GGUF, result."""
+"""Free space that building a model takes: for `1b` a bfloat16 checkpoint, a bfloat16 GGUF and the result."""
 
 QTYPE = "Q4_0"
 
-BUILT_IN = ("1b", "llama-1b")
-"""Preset `1b` and the shape of Llama-3.2-1B, random weights, Q4_0: they differ in the attention alone."""
+BUILT_IN = ("1b", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b")
+"""Random weights, Q4_0. Preset `1b` and the shape of Llama-3.2-1B differ in the attention alone; LFM2-1.2B
+(convolutions and some attention) and RWKV7-World-1.5B (linear) are shapes that one might run instead."""
 
-BASELINES = {"base": "default-base", "llama-1b": "llama-1b"}
+BASELINES = {"base": "default-base", **{name: name for name in BUILT_IN[1:]}}
 """`--baseline`: its choices, and the model names that they stand for."""
 
 TWINS = {"default": "base", "1b": "llama-1b"}
@@ -31,7 +32,7 @@ TWINS = {"default": "base", "1b": "llama-1b"}
 
 
 def resolve_model(name: str) -> BenchModel:
-    """The model that `name` stands for: `1b`, `llama-1b`, what `resolve_gguf` knows, or a path.
+    """The model that `name` stands for: one of `BUILT_IN`, what `resolve_gguf` knows, or a path.
 
     Raises:
         GgufError: no such file.
@@ -67,11 +68,19 @@ def _build_once(name: str) -> Path:
 def _build(name: str, work: Path, target: Path) -> None:
     from sb_edge.quant.quantize import quantize
 
-    unquantized = work / "bf16.gguf"
+    unquantized = work / "unquantized.gguf"
     if name == "llama-1b":
         from sb_edge.convert.llama_shape import write_llama_gguf
 
         write_llama_gguf(unquantized, "bf16")
+    elif name == "lfm2-1.2b":
+        from sb_edge.convert.lfm2_shape import write_lfm2_gguf
+
+        write_lfm2_gguf(unquantized, "f16")
+    elif name == "rwkv7-1.5b":
+        from sb_edge.convert.rwkv7_shape import write_rwkv7_gguf
+
+        write_rwkv7_gguf(unquantized, "f16")
     else:
         from sb_edge.convert.convert import convert_checkpoint
         from sb_edge.convert.initialise import init_checkpoint

@@ -16,6 +16,7 @@ from sb_edge.bench.row import Fill, RowKey
 from sb_edge.config import ARCH
 from sb_edge.errors import SbEdgeError
 from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.memory_check import FLOAT_TYPES
 
 AUTO_REAL_DEPTH = 4096
 """`fill="auto"` prefills a Transformer for real up to here: minutes beyond it, hours at the deepest."""
@@ -29,7 +30,6 @@ FIT_SHARES = (0, 0.25, 0.5, 1)
 CONTEXT_PADDING = 256
 """The engine rounds a context up to a multiple of this."""
 
-FLOAT_TYPES = ("f32", "f16", "bf16")
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 """llama-bench's numbers for its `flash_attn` field."""
 

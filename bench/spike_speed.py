@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 from sb_edge.bench.measure import TOKEN_SEED
 from sb_edge.bench.spikes import engine_k
 from sb_edge.bench.stats import Timing, summarize
-from sb_edge.gguf_reader import read_header
+from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.memory import MemoryForecast, forecast
+from sb_edge.memory_check import Alternative, Room, refuse_shortage
 from sb_edge.progress import progress_bar
 from sb_edge.runtime.session import Model, Session
 
@@ -85,9 +88,12 @@ def measure_spike_speed(
 
     Raises:
         GgufError, SpikeError, InferenceError: the model is damaged or does not fit.
+        OutOfMemoryForecast: both sides will not fit in memory; nothing has been loaded.
     """
     rng = np.random.default_rng(TOKEN_SEED)
-    k = engine_k(read_header(path), k)
+    header = read_header(path)
+    k = engine_k(header, k)
+    _require_memory(header, k, n_prompt, n_gen)
     with Model(path, spikes=0) as plain, Model(path, spikes=k) as spiking:
         tokens = rng.integers(plain.n_vocab, size=n_prompt + n_gen).tolist()
         samples: dict[str, list[tuple[int, int]]] = {"without": [], "spiking": []}
@@ -107,6 +113,29 @@ def measure_spike_speed(
     return (
         _compare(f"pp{n_prompt}", n_prompt, samples, 0),
         _compare(f"tg{n_gen} @ d{n_prompt}", n_gen, samples, 1),
+    )
+
+
+def _require_memory(header: GgufHeader, k: float | None, n_prompt: int, n_gen: int) -> None:
+    """Both sides are loaded at once; they share the pages of the file."""
+
+    def need(prompt: int) -> MemoryForecast:
+        plain, spiking = (forecast(header, prompt + n_gen, spikes=spikes) for spikes in (0, k))
+        beside = spiking.beyond_weights().required + spiking.repacked + spiking.engine
+        return replace(plain, extra=beside)
+
+    def shorter() -> Iterator[Alternative]:
+        prompt = n_prompt // 2
+        while prompt:
+            yield f"--n-prompt {prompt}", need(prompt)
+            prompt //= 2
+
+    refuse_shortage(
+        need(n_prompt),
+        Room.now(),
+        "the model, with spikes and without,",
+        path=header.files[0],
+        alternatives=(shorter(),),
     )
 
 

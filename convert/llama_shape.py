@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import gguf
-import numpy as np
 
-from sb_edge.convert.convert import FILE_TYPES, OUTTYPES
-from sb_edge.convert.floats import encoder
-from sb_edge.convert.gguf_writer import PlannedTensor, write_gguf
-from sb_edge.convert.initialise import INITIALIZER_RANGE
-from sb_edge.convert.random_weights import normal
-from sb_edge.convert.vocab import NO_VOCABULARY
-from sb_edge.files import require_free_space
-from sb_edge.progress import progress_bar
+from sb_edge.convert.random_gguf import RandomTensor, write_random_gguf
 
 
 @dataclass(frozen=True)
@@ -57,46 +47,31 @@ def write_llama_gguf(
     Raises:
         OutputError: the file cannot be written.
     """
-    tensors = _tensors(shape, OUTTYPES[qtype])
-    nbytes = sum(tensor.nbytes for tensor in tensors)
-    if path.parent.is_dir():
-        require_free_space(path.parent, nbytes, "the GGUF")
-    with progress_bar("writing random weights", nbytes, unit="bytes") as advance:
-
-        def data(tensor: PlannedTensor) -> Iterator[np.ndarray]:
-            for piece in _data(tensor, seed):
-                advance(piece.nbytes)
-                yield piece
-
-        write_gguf(path, "llama", tensors, lambda writer: _set_metadata(writer, shape, qtype), data)
+    write_random_gguf(
+        path, "llama", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed
+    )
 
 
-def _tensors(shape: LlamaShape, qtype: gguf.GGMLQuantizationType) -> list[PlannedTensor]:
+def _tensors(shape: LlamaShape) -> list[RandomTensor]:
     hidden, kv = shape.hidden, shape.n_head_kv * shape.head_dim
-    layer = {
-        "attn_norm": (hidden,),
-        "attn_q": (hidden, hidden),
-        "attn_k": (kv, hidden),
-        "attn_v": (kv, hidden),
-        "attn_output": (hidden, hidden),
-        "ffn_norm": (hidden,),
-        "ffn_gate": (shape.ffn, hidden),
-        "ffn_up": (shape.ffn, hidden),
-        "ffn_down": (hidden, shape.ffn),
-    }
-    names: dict[str, tuple[int, ...]] = {"token_embd": (shape.vocab, hidden)}
+    tensors = [RandomTensor("token_embd.weight", (shape.vocab, hidden))]
     for number in range(shape.n_layer):
-        names |= {f"blk.{number}.{name}": size for name, size in layer.items()}
-    names["output_norm"] = (hidden,)
-    f32 = gguf.GGMLQuantizationType.F32
-    return [
-        PlannedTensor(f"{name}.weight", name, size, qtype if len(size) > 1 else f32)
-        for name, size in names.items()
-    ]
+        layer = f"blk.{number}"
+        tensors += [
+            RandomTensor.constant(f"{layer}.attn_norm.weight", hidden, 1.0),
+            RandomTensor(f"{layer}.attn_q.weight", (hidden, hidden)),
+            RandomTensor(f"{layer}.attn_k.weight", (kv, hidden)),
+            RandomTensor(f"{layer}.attn_v.weight", (kv, hidden)),
+            RandomTensor(f"{layer}.attn_output.weight", (hidden, hidden)),
+            RandomTensor.constant(f"{layer}.ffn_norm.weight", hidden, 1.0),
+            RandomTensor(f"{layer}.ffn_gate.weight", (shape.ffn, hidden)),
+            RandomTensor(f"{layer}.ffn_up.weight", (shape.ffn, hidden)),
+            RandomTensor(f"{layer}.ffn_down.weight", (hidden, shape.ffn)),
+        ]
+    return [*tensors, RandomTensor.constant("output_norm.weight", hidden, 1.0)]
 
 
-def _set_metadata(writer: gguf.GGUFWriter, shape: LlamaShape, qtype: str) -> None:
-    writer.add_type(gguf.GGUFType.MODEL)
+def _set_metadata(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
     writer.add_name("Llama shape, random weights")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
@@ -108,20 +83,3 @@ def _set_metadata(writer: gguf.GGUFWriter, shape: LlamaShape, qtype: str) -> Non
     writer.add_layer_norm_rms_eps(shape.norm_eps)
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_file_type(FILE_TYPES[qtype])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_tokenizer_model(NO_VOCABULARY)
-
-
-def _data(tensor: PlannedTensor, seed: int) -> Iterator[np.ndarray]:
-    encode = encoder(tensor.qtype.name.lower())
-    size = prod(tensor.shape)
-    pieces = (
-        normal(seed, tensor.source, size, INITIALIZER_RANGE)
-        if len(tensor.shape) > 1
-        else iter([np.ones(size, np.float32)])
-    )
-    for values in pieces:
-        encoded = encode(values)
-        if encoded is not None:  # initial values are small: they fit every type
-            yield encoded

@@ -19,7 +19,8 @@ from sb_edge.quant.spike_plan import (
 )
 
 _WEIGHT = re.compile(r"blk\.\d+\.(\w+)\.weight")
-_STEMS = {"ssm_f_a": "ssm_f", "ssm_f_b": "ssm_f"}
+STEMS = {"ssm_f_a": "ssm_f", "ssm_f_b": "ssm_f"}
+"""Tensors that belong to a projection of another name."""
 
 
 def present_projections(tensors: Iterable[str]) -> tuple[str, ...]:
@@ -29,7 +30,7 @@ def present_projections(tensors: Iterable[str]) -> tuple[str, ...]:
         tensors: the names of its tensors in the GGUF.
     """
     stems = {match[1] for name in tensors if (match := _WEIGHT.fullmatch(name))}
-    found = {_STEMS.get(stem, stem) for stem in stems}
+    found = {STEMS.get(stem, stem) for stem in stems}
     return tuple(name for name in PROJECTIONS if name in found)
 
 
@@ -72,6 +73,31 @@ def check_plan(header: GgufHeader) -> SpikePlan | None:
         )
     require_projections(plan, (tensor.name for tensor in header.tensors), path)
     return plan
+
+
+def effective_plan(header: GgufHeader, spikes: float | None) -> SpikePlan | None:
+    """What the engine will do with these weights when it is told `spikes`.
+
+    Args:
+        header: the model's.
+        spikes: None: as the file says; 0: no spikes; else the k of every coded projection, and of all
+            projections of a file that codes none.
+
+    Raises:
+        GgufError: the GGUF's spike keys are wrong.
+        SpikeError: as `check_plan`; or `spikes` is no k, or the architecture has no spikes.
+    """
+    plan = check_plan(header) if header.arch == ARCH else None
+    if spikes is None:
+        return plan
+    if header.arch != ARCH:
+        raise SpikeError(
+            "this architecture has no spikes", path=header.files[0], found=header.arch, expected=ARCH
+        )
+    if spikes == 0:
+        return None
+    require_k(spikes, "k")
+    return SpikePlan(k=spikes) if plan is None else plan.overridden(spikes)
 
 
 def released_plan(tensors: Iterable[str]) -> SpikePlan:

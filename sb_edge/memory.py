@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 
-from sb_edge.errors import GgufError, InferenceError, OutOfMemoryForecast
+from sb_edge.config import ARCH
+from sb_edge.errors import GgufError, InferenceError
 from sb_edge.gguf_reader import GGML_TYPES, GgufHeader
+from sb_edge.repacking import weight_bytes
 
 _CELL_STEP = 256  # the engine rounds contexts and window caches up to this
 _MAX_LAYERS = 512  # the engine's own limit (LLAMA_MAX_LAYERS)
 _BLOCKS = {name.lower(): (block, size) for name, block, size in GGML_TYPES.values()}
+_Q8_0 = "q8_0"
+
+# Measured: what the engine takes beside the buffers that it reports.
+_ENGINE_BYTES = 4 << 20  # libraries, graphs, thread stacks
+_CELL_BYTES = 54  # the engine's books on a position of the context, whether a layer keeps it or not
+_VOCABULARY_ENTRY_BYTES = 235  # a token or a merge, in the engine's tables and in the header as it was read
 
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """Bytes.
+    """Bytes by which loading a model and using the whole context enlarges a process.
 
     Attributes:
-        weights: all tensors.
+        weights: mapped from the file.
+        repacked: second copies of weights, in the layout that the engine's kernels want.
         kv: key/value cache: the window for sliding-window layers, the context for full attention.
-        state: recurrent state of linear-attention layers.
-        buffers: the engine's work space and its output: an estimate, the rest is exact.
+        state: recurrent state of linear-attention and convolution layers.
+        buffers: the engine's work space and its output: an estimate.
+        engine: the engine itself and its vocabulary: an estimate.
+        droppable: of `weights`, originals of repacked ones, which the system may drop if memory is short.
+        extra: what a command takes beside the engine: copies of the context, a reference's weights.
     """
 
     weights: int
+    repacked: int
     kv: int
     state: int
     buffers: int
+    engine: int
+    droppable: int = 0
+    extra: int = 0
 
     @property
     def total(self) -> int:
-        """Everything together."""
-        return self.weights + self.kv + self.state + self.buffers
+        """Everything together: what a process's resident memory grows by."""
+        return self.required + self.droppable
+
+    @property
+    def required(self) -> int:
+        """Without what the system may drop."""
+        weights = self.weights + self.repacked - self.droppable
+        return weights + self.kv + self.state + self.buffers + self.engine + self.extra
+
+    def beyond_weights(self) -> MemoryForecast:
+        """What is still needed when the model is loaded."""
+        return replace(self, weights=0, repacked=0, droppable=0, engine=0)
 
 
 @dataclass(frozen=True)
@@ -43,6 +68,7 @@ class _Shape:
 
     recurrent: list[bool]
     kv_heads: list[int]
+    state_values: list[int]
     window: int
     key_length: int
     value_length: int
@@ -50,6 +76,7 @@ class _Shape:
     heads: int
     ffn: int
     vocab: int
+    is_rwkv: bool
 
 
 def forecast(
@@ -60,12 +87,15 @@ def forecast(
     type_v: str = "f16",
     n_seq_max: int = 1,
     n_ubatch: int = 512,
+    n_outputs: int = 1,
     flash_attn: bool = True,
+    swa_full: bool = False,
+    spikes: float | None = None,
 ) -> MemoryForecast:
     """Forecast the memory for a context of `n_ctx` tokens, divided among `n_seq_max` sequences.
 
     Key/value cells are counted as llama_kv_cache_iswa does: a window-sized cache has window + n_ubatch
-    cells. In other architectures than spikingbrain every layer counts as full attention.
+    cells. In other architectures than spikingbrain, lfm2 and rwkv7 every layer counts as full attention.
 
     Args:
         header: of the model.
@@ -74,28 +104,76 @@ def forecast(
         type_v: ggml type of the cached values.
         n_seq_max: sequences.
         n_ubatch: tokens computed at once.
+        n_outputs: tokens of a batch whose logits are kept.
         flash_attn: without it the attention scores of a whole ubatch are kept.
+        swa_full: windowed layers keep the whole context.
+        spikes: as the engine is told, see `weight_bytes`.
 
     Raises:
         GgufError: the header lacks a key or has an impossible one.
-        InferenceError: n_ctx, n_seq_max or n_ubatch is not positive, or a type is unknown.
+        InferenceError: n_ctx, n_seq_max, n_ubatch or n_outputs is not positive, or a type is unknown.
     """
-    for name, value in (("n_ctx", n_ctx), ("n_seq_max", n_seq_max), ("n_ubatch", n_ubatch)):
+    counts = (("n_ctx", n_ctx), ("n_seq_max", n_seq_max), ("n_ubatch", n_ubatch), ("n_outputs", n_outputs))
+    for name, value in counts:
         if value < 1:
             raise InferenceError("must be positive", item=name, found=value)
     shape = _shape(header)
     cells = _pad(-(-_pad(n_ctx) // n_seq_max))
-    window_cells = min(cells, _pad(min(cells, shape.window + n_ubatch))) if shape.window else cells
-    kv = state = 0
-    for recurrent, heads in zip(shape.recurrent, shape.kv_heads, strict=True):
-        if recurrent:
-            state += 4 * heads * shape.key_length * shape.value_length * n_seq_max
-        else:
-            row = _row(type_k, heads * shape.key_length) + _row(type_v, heads * shape.value_length)
-            kv += window_cells * row * n_seq_max
-    attended = window_cells if not all(shape.recurrent) else 0
-    buffers = _buffers(shape, attended, min(n_ubatch, n_ctx), n_seq_max, flash_attn)
-    return MemoryForecast(header.nbytes, kv, state, buffers)
+    if shape.window and not swa_full:
+        cells = min(cells, _pad(min(cells, shape.window + n_ubatch)))
+    kv = sum(
+        cells * (_row(type_k, heads * shape.key_length) + _row(type_v, heads * shape.value_length))
+        for recurrent, heads in zip(shape.recurrent, shape.kv_heads, strict=True)
+        if not recurrent
+    )
+    attended = 0 if all(shape.recurrent) else cells
+    n_rows = min(n_ubatch, n_ctx)
+    compute = _compute_buffer(shape, attended, n_rows, min(n_outputs, n_rows), flash_attn)
+    activations = n_rows * _row(_Q8_0, max(shape.ffn, shape.hidden))
+    output = 4 * max(n_outputs, n_seq_max) * shape.vocab
+    # An RWKV has no cache to keep books on.
+    books = 0 if shape.is_rwkv else _CELL_BYTES * _pad(n_ctx)
+    return replace(
+        forecast_weights(header, spikes),
+        kv=kv * n_seq_max,
+        state=4 * sum(shape.state_values) * n_seq_max,
+        buffers=compute + activations + output + books,
+    )
+
+
+def forecast_weights(header: GgufHeader, spikes: float | None = None) -> MemoryForecast:
+    """As `forecast`, for a model without any context.
+
+    Raises:
+        GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
+    """
+    weights = weight_bytes(header, spikes)
+    return MemoryForecast(
+        weights=weights.mapped,
+        repacked=weights.repacked,
+        droppable=weights.droppable,
+        kv=0,
+        state=0,
+        buffers=0,
+        engine=_ENGINE_BYTES + _VOCABULARY_ENTRY_BYTES * _vocabulary_entries(header),
+    )
+
+
+def compute_buffer(
+    header: GgufHeader, n_ctx: int, *, n_ubatch: int = 512, n_outputs: int = 1, flash_attn: bool = True
+) -> int:
+    """Bytes of what the engine calls its compute buffer, for one sequence.
+
+    Raises:
+        GgufError: the header lacks a key or has an impossible one.
+    """
+    shape = _shape(header)
+    cells = _pad(n_ctx)
+    if shape.window:
+        cells = min(cells, _pad(shape.window + n_ubatch))
+    n_rows = min(n_ubatch, n_ctx)
+    attended = 0 if all(shape.recurrent) else cells
+    return _compute_buffer(shape, attended, n_rows, min(n_outputs, n_rows), flash_attn)
 
 
 def _pad(cells: int) -> int:
@@ -111,19 +189,22 @@ def _row(kind: str, values: int) -> int:
     return -(-values // block) * size
 
 
-def _buffers(shape: _Shape, cells: int, n_ubatch: int, n_seq_max: int, flash_attn: bool) -> int:
-    """The engine's compute buffer and output buffer.
+def _compute_buffer(shape: _Shape, cells: int, n_rows: int, n_outputs: int, flash_attn: bool) -> int:
+    """The allocator reuses space, so the peak is the largest of three moments; float32 unless said otherwise.
 
-    The allocator reuses space, so the peak is the larger of two moments: a layer (mask, scores, the FFN's
-    gate and up) and the output (logits of a whole ubatch). Float32 unless said otherwise.
+    Attention (mask, scores, activations), the FFN (mask, its gate, up and product, activations), the output
+    (logits). RWKV has six shifted copies of its activations instead of attention. The counts of activations
+    are those that reproduce the engine's own figures.
     """
     kv = max(shape.kv_heads) * (shape.key_length + shape.value_length)
-    mask = cells * n_ubatch * (2 if flash_attn else 4)
-    scores = 0 if flash_attn else cells * n_ubatch * shape.heads * 4
-    rows = 3 * shape.hidden + 2 * kv if flash_attn else 4 * shape.hidden + 3 * kv
-    layer = mask + max(scores, 8 * n_ubatch * shape.ffn) + 4 * n_ubatch * rows
-    output = 4 * n_ubatch * (shape.vocab + 2 * shape.hidden)
-    return max(layer, output) + 4 * n_seq_max * shape.vocab
+    mask = cells * n_rows * (2 if flash_attn else 4)
+    scores = 0 if flash_attn else 4 * cells * n_rows * shape.heads
+    attention = scores + 4 * n_rows * (4 * shape.hidden + 3 * kv)
+    ffn = 4 * n_rows * (3 * shape.ffn + 4 * shape.hidden)
+    output = 4 * n_outputs * shape.vocab + 4 * n_rows * 2 * shape.hidden
+    if shape.is_rwkv:
+        return max(4 * n_rows * 19 * shape.hidden + 2 * 4 * max(shape.state_values), ffn, output)
+    return max(mask + max(attention, ffn), output)
 
 
 def _shape(header: GgufHeader) -> _Shape:
@@ -133,16 +214,33 @@ def _shape(header: GgufHeader) -> _Shape:
     kv_heads = _per_layer(header, "attention.head_count_kv", n_layer, heads)
     widest = max(heads)
     head_dim = hidden // widest if widest else 0
+    key_length = _number(header, "attention.key_length", head_dim)
+    value_length = _number(header, "attention.value_length", head_dim)
+    recurrent = recurrent_layers(header)
+    wkv_head = _number(header, "wkv.head_size", 0)
+    conv_cache = _number(header, "shortconv.l_cache", 0)
+
+    def state_values(layer: int) -> int:
+        if not recurrent[layer]:
+            return 0
+        if wkv_head:
+            return hidden * (_number(header, "token_shift_count", 2) + wkv_head)
+        if conv_cache:
+            return hidden * (conv_cache - 1)
+        return kv_heads[layer] * key_length * value_length
+
     return _Shape(
-        recurrent=recurrent_layers(header),
+        recurrent=recurrent,
         kv_heads=kv_heads,
-        window=_number(header, "attention.sliding_window", 0) if header.arch == "spikingbrain" else 0,
-        key_length=_number(header, "attention.key_length", head_dim),
-        value_length=_number(header, "attention.value_length", head_dim),
+        state_values=[state_values(layer) for layer in range(n_layer)],
+        window=_number(header, "attention.sliding_window", 0) if header.arch == ARCH else 0,
+        key_length=key_length,
+        value_length=value_length,
         hidden=hidden,
         heads=widest,
         ffn=max(_per_layer(header, "feed_forward_length", n_layer, [4 * hidden] * n_layer)),
         vocab=vocabulary_size(header),
+        is_rwkv=wkv_head > 0,
     )
 
 
@@ -165,9 +263,13 @@ def recurrent_layers(header: GgufHeader) -> list[bool]:
         GgufError: the list is not one value a layer.
     """
     n_layer = layer_count(header)
+    if header.integer("wkv.head_size", 0):
+        return [True] * n_layer
+    if header.integer("shortconv.l_cache", 0):
+        return [heads == 0 for heads in _per_layer(header, "attention.head_count_kv", n_layer)]
     value = header.metadata.get(f"{header.arch}.attention.recurrent_layers")
     if value is None:
-        even = header.arch == "spikingbrain"  # the engine's default for it: even layers are GLA
+        even = header.arch == ARCH  # the engine's default for it: even layers are GLA
         return [even and layer % 2 == 0 for layer in range(n_layer)]
     if isinstance(value, bool):
         return [value] * n_layer
@@ -208,22 +310,6 @@ def _error(header: GgufHeader, key: str, message: str, found: object, expected: 
     return GgufError(message, path=header.files[0], item=item, found=found, expected=expected)
 
 
-def require_memory(
-    header: GgufHeader, n_ctx: int, *, type_k: str = "f16", type_v: str = "f16", n_ubatch: int = 512
-) -> None:
-    """Refuse to load a model that will not fit, with the figure and what would.
-
-    Raises:
-        OutOfMemoryForecast: the forecast exceeds the memory that is available now.
-    """
-    expected = forecast(header, n_ctx, type_k=type_k, type_v=type_v, n_ubatch=n_ubatch)
-    available = psutil.virtual_memory().available
-    if expected.total > available:
-        raise OutOfMemoryForecast(
-            f"a context of {n_ctx} tokens will not fit in memory",
-            path=header.files[0],
-            found=f"{available / 2**30:.2f} GiB available",
-            expected=f"{expected.total / 2**30:.2f} GiB: weights {expected.weights / 2**30:.2f}, "
-            f"KV cache and states {(expected.kv + expected.state) / 2**30:.2f}",
-            hint="ask for a smaller --context or --kv-type q8_0, or quantize the model further",
-        )
+def _vocabulary_entries(header: GgufHeader) -> int:
+    lists = (header.metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+    return sum(len(entries) for entries in lists if isinstance(entries, list))

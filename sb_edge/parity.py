@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sb_edge.runtime.session import Model
 
 DEFAULT_TOKENS = 128
+REFERENCE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 LAYER_FILTER = r"^(l_out-\d+|result_norm)$"
 """Tensors compared per layer: a block's output, and the final norm's."""
 
@@ -201,9 +202,11 @@ def against_recording(
 
     Raises:
         ParityError: the recording is damaged or belongs to another model.
+        OutOfMemoryForecast: it will not fit in memory; nothing has been loaded.
     """
     from sb_edge.runtime.session import Model
 
+    _require_memory(gguf, n_tokens, kv_type)
     with Model(gguf) as model:
         kv_type = kv_type or default_kv_type(model)
         recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
@@ -251,6 +254,7 @@ def against_checkpoint(
     Raises:
         ParityError: PyTorch is missing, or the two models differ in size.
         CheckpointError, DeviceError: see the reference.
+        OutOfMemoryForecast: it will not fit in memory; nothing has been loaded.
     """
     from sb_edge.reference import require_torch
 
@@ -258,6 +262,7 @@ def against_checkpoint(
     from sb_edge.reference.evaluate import Reference
     from sb_edge.runtime.session import Model
 
+    _require_memory(gguf, n_tokens, kv_type, dtype if device == "cpu" else None)
     with Model(gguf) as model:
         kv_type = kv_type or default_kv_type(model)
         tokens = prompt_tokens(model, text, recording, n_tokens)
@@ -284,6 +289,27 @@ def against_checkpoint(
     if tolerance is None:
         tolerance = SPIKES.nmse if spikes else ENGINE_BY_KV_TYPE[kv_type].nmse
     return ParityReport(str(gguf), how, len(tokens), kv_type, tolerance, runs, per_layer, greedy, spikes)
+
+
+def _require_memory(gguf: Path, n_tokens: int | None, kv_type: str | None, dtype: str | None = None) -> None:
+    """Refuse before anything is loaded; `dtype` is that of the reference's weights, None without them."""
+    from sb_edge.gguf_reader import read_header
+    from sb_edge.memory_check import require_memory
+
+    header = read_header(gguf)
+    n_ctx = n_tokens or DEFAULT_TOKENS
+    kind = kv_type or "f32"
+    require_memory(
+        header,
+        n_ctx,
+        type_k=kind,
+        type_v=kind,
+        n_outputs=min(n_ctx, 512),
+        flash_attn=kind != "f32",
+        extra=header.n_params * REFERENCE_BYTES[dtype] if dtype else 0,
+        context_option="--tokens",
+        kv_option=None,
+    )
 
 
 def _require_same_sizes(model: Model, checkpoint: Path, config: SpikingBrainConfig) -> None:

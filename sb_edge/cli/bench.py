@@ -63,8 +63,9 @@ def decode(
 ) -> None:
     """Decode speed over depth, against the memory bandwidth.
 
-    MODEL is a GGUF, `default`, `default-base`, `1b` (preset 1b) or `llama-1b` (the shape of Llama-3.2-1B),
-    the last two with random weights in Q4_0, made on first use. Without one, `default` is measured. Several
+    MODEL is a GGUF, `default`, `default-base`, `1b` (preset 1b), or a model of its size to compare it with:
+    `llama-1b`, `lfm2-1.2b` or `rwkv7-1.5b` (shapes of Llama-3.2-1B, LFM2-1.2B and RWKV7-World-1.5B). Those
+    four have random weights in Q4_0 and are made on first use. Without one, `default` is measured. Several
     cache types are measured in turn: --type-k f16,q8_0 --type-v f16,q8_0. What memory holds at once is
     measured in turns, repetition by repetition, so that ratios are those of neighbours.
     """

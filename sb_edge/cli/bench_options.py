@@ -124,7 +124,7 @@ def running_options(command: Command) -> Command:
         click.option(
             "--baseline",
             "baselines",
-            type=click.Choice(["base", "llama-1b", "none"]),
+            type=click.Choice(["base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b", "none"]),
             multiple=True,
             help="Also measure this model.  [default: base beside `default`, llama-1b beside `1b`]",
         ),

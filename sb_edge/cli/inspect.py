@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sb_edge.cli.options import json_option
+from sb_edge.cli.options import KV_TYPE_NAMES, json_option
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sb_edge.gguf_reader import GgufHeader
+
+MEMORY_PARTS = ("weights", "repacked", "kv", "state", "buffers", "engine")
+LAYER_KINDS = {
+    "G": "gated linear attention",
+    "S": "sliding-window attention",
+    "A": "attention",
+    "C": "short convolution",
+    "R": "RWKV's linear attention",
+}
 
 
 @click.command()
@@ -22,9 +31,16 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 2**31 - 1),
     help="Tokens to forecast memory for. Default: the model's limit.",
 )
+@click.option(
+    "--kv-type",
+    type=click.Choice(KV_TYPE_NAMES),
+    default="f16",
+    show_default=True,
+    help="Type of the KV cache in that forecast.",
+)
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @json_option
-def command(file: str, context: int | None, tensors: bool, json_target: str | None) -> None:
+def command(file: str, context: int | None, kv_type: str, tensors: bool, json_target: str | None) -> None:
     """Show a GGUF's architecture, layers, tensors and memory needs.
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
@@ -34,11 +50,11 @@ def command(file: str, context: int | None, tensors: bool, json_target: str | No
     from sb_edge.output import emit
 
     header = read_header(resolve_gguf(file))
-    document = describe(header, context, tensors)
+    document = describe(header, context, tensors, kv_type)
     emit(document, json_target, lambda console: render(document, console))
 
 
-def describe(header: GgufHeader, context: int | None, tensors: bool) -> dict[str, Any]:
+def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: str = "f16") -> dict[str, Any]:
     """What `sb-edge inspect --json` writes: sizes in bytes, `shape` in ggml's reverse, [out, in].
 
     Raises:
@@ -70,20 +86,15 @@ def describe(header: GgufHeader, context: int | None, tensors: bool) -> dict[str
         "tensor_types": _by_type(header),
     }
     if f"{header.arch}.block_count" in metadata:
-        window = header.integer("attention.sliding_window", 0)
-        attention = "S" if window else "A"
-        document["layers"] = "".join(
-            "G" if recurrent else attention for recurrent in recurrent_layers(header)
-        )
+        letters = _layer_letters(header)
+        document["layers"] = "".join(letters[recurrent] for recurrent in recurrent_layers(header))
         context = context or max(header.integer("context_length", 0), 0) or 4096
-        need = forecast(header, context)
+        flash_attn = kv_type != "f32"
+        need = forecast(header, context, type_k=kv_type, type_v=kv_type, flash_attn=flash_attn)
         document["memory"] = {
             "context": context,
-            "weights": need.weights,
-            "kv": need.kv,
-            "state": need.state,
-            "buffers": need.buffers,
-            "total": need.total,
+            "kv_type": kv_type,
+            **{name: getattr(need, name) for name in (*MEMORY_PARTS, "total", "required")},
         }
     if tensors:
         document["tensors"] = [
@@ -91,6 +102,14 @@ def describe(header: GgufHeader, context: int | None, tensors: bool) -> dict[str
             for tensor in header.tensors
         ]
     return document
+
+
+def _layer_letters(header: GgufHeader) -> dict[bool, str]:
+    """By whether a layer is recurrent, its letter in `LAYER_KINDS`."""
+    attention = "S" if header.integer("attention.sliding_window", 0) else "A"
+    if header.integer("wkv.head_size", 0):
+        return {True: "R", False: attention}
+    return {True: "C" if header.integer("shortconv.l_cache", 0) else "G", False: attention}
 
 
 def _spiking(header: GgufHeader) -> dict[str, Any] | None:
@@ -187,17 +206,20 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("chat template", "yes" if document["chat_template"] else "no"),
     ]
     if document["layers"] is not None:
-        legend = {"G": "gated linear attention", "S": "sliding-window attention", "A": "attention"}
         kinds = Counter(document["layers"])
         facts.append(("layers", document["layers"]))
-        facts.append(("", ", ".join(f"{kind} = {legend[kind]} ({count})" for kind, count in kinds.items())))
+        facts.append(
+            ("", ", ".join(f"{kind} = {LAYER_KINDS[kind]} ({count})" for kind, count in kinds.items()))
+        )
     if document["architecture"] == ARCH:
         facts += _spike_facts(document["spiking"])
     facts += [(key, str(value)) for key, value in document["hyperparameters"].items()]
     if document["memory"] is not None:
         need = document["memory"]
-        parts = ", ".join(f"{key} {format_bytes(need[key])}" for key in ("weights", "kv", "state", "buffers"))
+        parts = ", ".join(f"{key} {format_bytes(need[key])}" for key in MEMORY_PARTS)
         facts.append((f"memory at {need['context']:,} tokens", f"{format_bytes(need['total'])}: {parts}"))
+        if need["repacked"]:
+            facts.append(("  at least", f"{format_bytes(need['required'])}: repacked weights held once"))
     return facts
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError, SpikeError
 from sb_edge.gguf_reader import GgufHeader, read_header
 from sb_edge.memory import recurrent_layers
-from sb_edge.quant.spike_check import check_plan
-from sb_edge.quant.spike_plan import OVERRIDE_KEY, PROJECTIONS, SpikePlan, require_k
+from sb_edge.memory_check import require_memory_for_weights
+from sb_edge.quant.spike_check import effective_plan
+from sb_edge.quant.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.runtime.binding import clear_log, last_problem, library
 
 _VALUE_BYTES = 1 << 20
@@ -34,6 +34,7 @@ class Model:
     Raises:
         GgufError: not a sound GGUF, or one that the engine cannot run.
         SpikeError: `spikes` is no number that k can be, or the architecture has no spikes.
+        OutOfMemoryForecast: the weights will not fit in memory; nothing has been loaded.
         EngineError: the engine is not built.
     """
 
@@ -43,7 +44,10 @@ class Model:
         self.path = Path(path)
         self.header: GgufHeader = read_header(self.path)
         _refuse_what_aborts(self.header)
-        self.spike_plan = _effective_plan(self.header, spikes)
+        self.spike_plan = effective_plan(self.header, spikes)
+        self.spikes = spikes
+        if not vocab_only:
+            require_memory_for_weights(self.header, spikes)
         lib = library()
         params = lib.llama_model_default_params()
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
@@ -221,21 +225,6 @@ class Model:
     def is_end_of_generation(self, token: int) -> bool:
         """Whether a token ends an answer (EOS, EOT and their kin)."""
         return bool(library().llama_vocab_is_eog(self.vocab, token))
-
-
-def _effective_plan(header: GgufHeader, spikes: float | None) -> SpikePlan | None:
-    """What the engine will do with these weights and this override."""
-    plan = check_plan(header) if header.arch == ARCH else None
-    if spikes is None:
-        return plan
-    if header.arch != ARCH:
-        raise SpikeError(
-            "this architecture has no spikes", path=header.files[0], found=header.arch, expected=ARCH
-        )
-    if spikes == 0:
-        return None
-    require_k(spikes, "k")
-    return SpikePlan(k=spikes) if plan is None else plan.overridden(spikes)
 
 
 def _overrides(lib: Any, spikes: float | None) -> Any:

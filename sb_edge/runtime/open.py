@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sb_edge.memory import require_memory
+from sb_edge.gguf_reader import read_header
+from sb_edge.memory_check import require_memory
 from sb_edge.runtime.session import Model, Session
 
 
@@ -29,9 +30,12 @@ def text_session(
         InferenceError: no vocabulary, or the engine refuses the settings.
         OutOfMemoryForecast: weights and context will not fit in memory.
     """
+    flash_attn = kv_type != "f32"
+    require_memory(
+        read_header(path), n_ctx, type_k=kv_type, type_v=kv_type, flash_attn=flash_attn, spikes=spikes
+    )
     with Model(path, spikes=spikes) as model:
         model.require_vocab()
-        require_memory(model.header, n_ctx, type_k=kv_type, type_v=kv_type)
         with Session(
             model, n_ctx=n_ctx, n_threads=n_threads, n_outputs=1, type_k=kv_type, type_v=kv_type
         ) as session:

@@ -13,6 +13,7 @@ import numpy as np
 from sb_edge.config import ARCH
 from sb_edge.cpu import default_threads
 from sb_edge.errors import InferenceError, StateError
+from sb_edge.memory_check import require_memory
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import load_state, save_state
@@ -48,6 +49,7 @@ class Session:
 
     Raises:
         InferenceError: the engine refuses these settings.
+        OutOfMemoryForecast: the context will not fit in memory.
     """
 
     def __init__(
@@ -89,6 +91,20 @@ class Session:
         self._on_eval = lib.ggml_backend_sched_eval_callback(self._tensor_callback(on_tensor, tensor_filter))
         if on_tensor is not None:
             params.cb_eval = self._on_eval
+        max_outputs = min(n_outputs or params.n_batch, params.n_batch)
+        require_memory(
+            model.header,
+            params.n_ctx,
+            type_k=type_k,
+            type_v=type_v,
+            n_seq_max=1 if kv_unified else n_seq_max,
+            n_ubatch=params.n_ubatch,
+            n_outputs=max_outputs,
+            flash_attn=flash_attn != "off",
+            swa_full=swa_full,
+            spikes=model.spikes,
+            is_loaded=True,
+        )
         clear_log()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -102,7 +118,7 @@ class Session:
         self.n_ctx = int(lib.llama_n_ctx_seq(self.handle))
         self.n_batch = int(lib.llama_n_batch(self.handle))
         self.n_ubatch = int(lib.llama_n_ubatch(self.handle))
-        self._max_outputs = min(n_outputs or self.n_batch, self.n_batch)
+        self._max_outputs = max_outputs
         self._memory = lib.llama_get_memory(self.handle)
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
 

@@ -122,6 +122,28 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LFM2 of three layers, the middle one attention, random weights, float16."""
+    from sb_edge.convert.lfm2_shape import Lfm2Shape, write_lfm2_gguf
+
+    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
+    shape = Lfm2Shape(n_layer=3, attention_layers=(1,), hidden=256, n_head=4, n_head_kv=2, ffn=512, vocab=512)
+    write_lfm2_gguf(path, "f16", shape=shape)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_rwkv7(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An RWKV-7 of two layers, random weights, float16."""
+    from sb_edge.convert.rwkv7_shape import Rwkv7Shape, write_rwkv7_gguf
+
+    path = tmp_path_factory.mktemp("rwkv7") / "rwkv7.gguf"
+    ranks = {"decay_rank": 32, "learning_rank": 32, "value_rank": 32, "gate_rank": 64}
+    write_rwkv7_gguf(path, "f16", shape=Rwkv7Shape(n_layer=2, hidden=256, ffn=512, vocab=512, **ranks))
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers, random weights, float16."""
     from sb_edge.convert.llama_shape import LlamaShape, write_llama_gguf

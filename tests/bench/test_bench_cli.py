@@ -78,6 +78,10 @@ def test_baselines_that_go_with_a_model() -> None:
     assert default_baselines(["my.gguf"]) == []
 
 
+def test_every_baseline_is_a_name() -> None:
+    assert set(BASELINES) == {"base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b"}
+
+
 def test_the_choices_of_baselines_are_the_ones_there_are() -> None:
     (option,) = (option for option in command.commands["decode"].params if option.name == "baselines")
     assert isinstance(option.type, click.Choice)

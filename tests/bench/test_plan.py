@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.bench.fill import CHUNK
-from sb_edge.bench.headroom import groups_that_fit, needed_bytes, require_memory
+from sb_edge.bench.headroom import groups_that_fit, needed, require_memory
 from sb_edge.bench.plan import (
     AUTO_REAL_DEPTH,
     BenchModel,
@@ -17,6 +17,7 @@ from sb_edge.bench.plan import (
     make_plan,
 )
 from sb_edge.errors import GgufError, OutOfMemoryForecast, SbEdgeError
+from sb_edge.memory_check import Room
 
 
 @pytest.fixture
@@ -88,30 +89,31 @@ def test_the_alternative_fits(llama: Subject) -> None:
     (case,) = make_plan([llama], DecodeSettings((2**40,), 1))
     with pytest.raises(OutOfMemoryForecast) as refusal:
         require_memory([case])
-    offered = int(str(refusal.value).rpartition("--depths up to ")[2])
+    offered = int(str(refusal.value).rpartition("--depths up to ")[2].split()[0])
     require_memory([dataclasses.replace(case, n_depth=offered)])
 
 
 def test_a_quantized_cache_is_offered_where_it_fits(llama: Subject) -> None:
     (case,) = make_plan([llama], DecodeSettings((2**20,), 1, fill="real"))
     quantized = dataclasses.replace(case, type_k="q8_0", type_v="q8_0")
+    room = Room(needed(quantized).required)
     with pytest.raises(OutOfMemoryForecast, match="try --type-k q8_0 --type-v q8_0 "):
-        require_memory([case], available=needed_bytes(quantized))
-    require_memory([quantized], available=needed_bytes(quantized))
+        require_memory([case], room)
+    require_memory([quantized], room)
 
 
 def test_nothing_is_offered_where_nothing_fits(llama: Subject) -> None:
     with pytest.raises(OutOfMemoryForecast, match="use a smaller model"):
-        require_memory(make_plan([llama], DecodeSettings((64,), 1)), available=1000)
+        require_memory(make_plan([llama], DecodeSettings((64,), 1)), Room(1000))
 
 
 def test_what_fits_together_is_measured_together(spiking: Subject, llama: Subject) -> None:
     settings = DecodeSettings((64,), 1, cache_types=(("f16", "f16"), ("q8_0", "q8_0")))
     cases = make_plan([spiking, llama], settings)
-    sizes = [needed_bytes(case) for case in cases]
+    sizes = [needed(case).required for case in cases]
 
     def grouped(available: int, *, together: bool = True) -> list[int]:
-        groups = list(groups_that_fit(cases, together=together, available=available))
+        groups = list(groups_that_fit(cases, together=together, room=Room(available)))
         assert [case for group in groups for case in group] == cases
         return [len(group) for group in groups]
 
@@ -126,8 +128,14 @@ def test_copies_count_where_the_context_cannot_be_cut_back(spiking: Subject, lla
 
     snapshot, plain = make_plan([spiking, llama], DecodeSettings((1024,), 1))
     expected = forecast(spiking.header, snapshot.n_ctx)
-    assert needed_bytes(snapshot) == expected.total + expected.kv + expected.state
-    assert needed_bytes(plain) == forecast(llama.header, plain.n_ctx).total
+    assert needed(snapshot).extra == 2 * (expected.kv + expected.state)
+    assert needed(plain) == forecast(llama.header, plain.n_ctx)
+
+
+def test_neither_convolutions_nor_rwkv_can_be_cut_back(tiny_lfm2: Path, tiny_rwkv7: Path) -> None:
+    subjects = [examine(BenchModel("model", path)) for path in (tiny_lfm2, tiny_rwkv7)]
+    assert [subject.can_roll_back for subject in subjects] == [False, False]
+    assert [choose_fill(subject, 10**6, "synthetic") for subject in subjects] == ["real", "real"]
 
 
 @pytest.mark.parametrize(

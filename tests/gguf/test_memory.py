@@ -1,32 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from shapes import LFM2_1_2B, LLAMA_1B, RWKV7_1_5B, SB_1B, SHAPES, header
 
-from sb_edge.errors import GgufError, InferenceError, OutOfMemoryForecast
-from sb_edge.gguf_reader import GgufHeader, read_header
-from sb_edge.memory import forecast, recurrent_layers, require_memory, vocabulary_size
-
-LLAMA_1B = {
-    "block_count": 16,
-    "embedding_length": 2048,
-    "feed_forward_length": 8192,
-    "attention.head_count": 32,
-    "attention.head_count_kv": 8,
-    "vocab_size": 128256,
-}
-SB_1B = LLAMA_1B | {
-    "attention.sliding_window": 4096,
-    "attention.key_length": 64,
-    "attention.value_length": 64,
-    "attention.recurrent_layers": np.arange(16) % 2 == 0,
-}
-
-
-def header(arch: str, keys: dict) -> GgufHeader:
-    return GgufHeader(arch, {f"{arch}.{name}": value for name, value in keys.items()}, [], [Path("m.gguf")])
+from sb_edge.errors import GgufError, InferenceError
+from sb_edge.gguf_reader import read_header
+from sb_edge.memory import compute_buffer, forecast, recurrent_layers, vocabulary_size
 
 
 def test_llama_cache_grows_with_the_context():
@@ -38,10 +18,25 @@ def test_llama_cache_grows_with_the_context():
 
 def test_spikingbrain_does_not():
     small, large = (forecast(header("spikingbrain", SB_1B), n_ctx) for n_ctx in (8192, 1 << 20))
-    assert small == large
-    assert small.kv == (4096 + 512) * 8 * 2 * 512 * 2
-    assert small.state == 8 * 8 * 64 * 64 * 4 == 1 << 20
+    assert small.kv == large.kv == (4096 + 512) * 8 * 2 * 512 * 2
+    assert small.state == large.state == 8 * 8 * 64 * 64 * 4 == 1 << 20
+    assert large.total - small.total < 64 * 2**20  # the engine's books on a million positions
     assert forecast(header("spikingbrain", SB_1B), 1000).kv == 1024 * 8 * 2 * 512 * 2
+    whole = forecast(header("spikingbrain", SB_1B), 8192, swa_full=True)
+    assert whole.kv == 8192 * 8 * 2 * 512 * 2
+
+
+def test_other_recurrent_architectures():
+    """Figures that the engine reports for lfm2-1.2b and rwkv7-1.5b."""
+    lfm2 = header("lfm2", LFM2_1_2B)
+    assert recurrent_layers(lfm2) == [layer not in (2, 5, 8, 10, 12, 14) for layer in range(16)]
+    assert forecast(lfm2, 4096).kv == 48 * 2**20
+    assert forecast(lfm2, 4096).state == 10 * 2 * 2048 * 4
+    rwkv7 = header("rwkv7", RWKV7_1_5B)
+    assert recurrent_layers(rwkv7) == [True] * 24
+    assert forecast(rwkv7, 1 << 20) == forecast(rwkv7, 4096)
+    assert forecast(rwkv7, 4096).kv == 0
+    assert forecast(rwkv7, 4096).state == 24 * (2 + 64) * 2048 * 4
 
 
 def test_sequences_have_their_own_share():
@@ -59,27 +54,49 @@ def test_window_cells_depend_on_the_ubatch():
 
 
 @pytest.mark.parametrize(
-    ("arch", "n_ctx", "n_ubatch", "flash", "measured_mib"),
+    ("arch", "n_ctx", "n_ubatch", "n_outputs", "flash", "measured_mib"),
     [
-        ("llama", 512, 512, True, 258.50),
-        ("llama", 65536, 512, True, 258.50),
-        ("llama", 8192, 128, True, 64.63),
-        ("llama", 8192, 512, False, 550.01),
-        ("spikingbrain", 65536, 512, True, 258.50),
-        ("spikingbrain", 65536, 128, True, 64.63),
-        ("spikingbrain", 65536, 512, False, 319.01),
+        ("llama", 512, 512, 512, True, 258.50),
+        ("llama", 65536, 512, 512, True, 258.50),
+        ("llama", 8192, 128, 128, True, 64.63),
+        ("llama", 8192, 512, 512, False, 550.01),
+        ("llama", 4096, 512, 1, True, 68.01),
+        ("llama", 65536, 512, 1, True, 128.01),
+        ("llama", 4096, 64, 1, True, 8.50),
+        ("llama", 4096, 1024, 64, True, 136.02),
+        ("llama", 16384, 512, 1, False, 1078.01),
+        ("spikingbrain", 65536, 512, 512, True, 258.50),
+        ("spikingbrain", 65536, 128, 128, True, 64.63),
+        ("spikingbrain", 65536, 512, 1, False, 319.01),
+        ("spikingbrain", 65536, 512, 1, True, 68.64),
+        ("lfm2", 4096, 512, 1, True, 64.03),
+        ("lfm2", 65536, 512, 1, True, 124.03),
+        ("lfm2", 4096, 512, 512, True, 144.01),
+        ("lfm2", 16384, 128, 1, False, 269.50),
+        ("rwkv7", 4096, 512, 1, True, 77.21),
+        ("rwkv7", 4096, 64, 1, True, 10.54),
+        ("rwkv7", 4096, 512, 512, True, 136.00),
     ],
 )
-def test_buffers_match_what_the_engine_allocates(arch, n_ctx, n_ubatch, flash, measured_mib):
-    """Compute buffers that the engine reported on a CPU for these shapes, plus 0.49 MiB of output."""
-    model = header(arch, SB_1B if arch == "spikingbrain" else LLAMA_1B)
-    need = forecast(model, n_ctx, n_ubatch=n_ubatch, flash_attn=flash)
-    assert need.buffers / 2**20 == pytest.approx(measured_mib + 0.49, rel=0.001)
+def test_buffers_match_what_the_engine_allocates(arch, n_ctx, n_ubatch, n_outputs, flash, measured_mib):
+    """Compute buffers that the engine reported on a CPU for these shapes."""
+    need = compute_buffer(
+        header(arch, SHAPES[arch]), n_ctx, n_ubatch=n_ubatch, n_outputs=n_outputs, flash_attn=flash
+    )
+    assert need / 2**20 == pytest.approx(measured_mib, rel=0.08)
+
+
+def test_logits_of_a_whole_batch_are_kept_twice():
+    """In the compute buffer and in the output that is read from."""
+    one, all_of_them = (forecast(header("llama", LLAMA_1B), 512, n_outputs=count) for count in (1, 512))
+    assert all_of_them.buffers - one.buffers == pytest.approx(2 * 4 * 512 * 128256, rel=0.15)
 
 
 def test_total(golden_gguf):
     need = forecast(read_header(golden_gguf), 2048)
-    assert need.total == need.weights + need.kv + need.state + need.buffers
+    assert need.total == need.weights + need.kv + need.state + need.buffers + need.engine
+    assert need.required == need.total and need.repacked == 0  # float32 is used in place
+    assert need.beyond_weights().total == need.kv + need.state + need.buffers
     assert need.weights == sum(tensor.nbytes for tensor in read_header(golden_gguf).tensors)
     assert need.state == 2 * 2 * 32 * 32 * 4
 
@@ -124,16 +141,14 @@ def test_missing_key():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"n_ctx": 0}, {"n_ctx": 8, "n_seq_max": 0}, {"n_ctx": 8, "n_ubatch": -1}, {"n_ctx": 8, "type_k": "f17"}],
+    [
+        {"n_ctx": 0},
+        {"n_ctx": 8, "n_seq_max": 0},
+        {"n_ctx": 8, "n_ubatch": -1},
+        {"n_ctx": 8, "n_outputs": 0},
+        {"n_ctx": 8, "type_k": "f17"},
+    ],
 )
 def test_impossible_settings(settings):
     with pytest.raises(InferenceError):
         forecast(header("llama", LLAMA_1B), **settings)
-
-
-def test_require_memory():
-    require_memory(header("spikingbrain", SB_1B), 4096)
-    with pytest.raises(
-        OutOfMemoryForecast, match=r"1000000000 tokens will not fit in memory \(found .* GiB available"
-    ):
-        require_memory(header("llama", LLAMA_1B), 10**9)

@@ -1,0 +1,243 @@
+"""Refusing, before it is loaded, what will not fit in memory, with the figure and what would fit instead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+from sb_edge.errors import OutOfMemoryForecast
+from sb_edge.gguf_reader import GgufHeader
+from sb_edge.memory import MemoryForecast, forecast, forecast_weights
+from sb_edge.output import format_bytes
+
+FLOAT_TYPES = ("f32", "f16", "bf16")
+SMALLER_TYPE = "q8_0"
+"""The KV cache type that is offered in place of those."""
+
+SMALLEST_CONTEXT = 256
+"""The engine rounds contexts up to it."""
+
+_ROOT = Path("/")
+
+Alternative = tuple[str, MemoryForecast]
+"""What to ask for instead, in words, and what it would take."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that this process may still take, bytes.
+
+    Attributes:
+        physical: what the system can give without swapping, or less where a cgroup allows less.
+        address_space: what `ulimit -v` leaves; None: no limit.
+    """
+
+    physical: int
+    address_space: int | None = None
+
+    @classmethod
+    def now(cls, root: Path = _ROOT) -> Room:
+        """What there is at this moment.
+
+        Args:
+            root: where `proc` and `sys` are mounted.
+        """
+        physical = min([psutil.virtual_memory().available, *_cgroup_rooms(root)])
+        return cls(max(physical, 0), _address_space())
+
+    def shortage(self, need: MemoryForecast) -> tuple[int, int] | None:
+        """Bytes needed and available where the latter are too few, else None."""
+        if need.required > self.physical:
+            return need.required, self.physical
+        if self.address_space is not None and need.total > self.address_space:
+            return need.total, self.address_space
+        return None
+
+
+def require_memory(
+    header: GgufHeader,
+    n_ctx: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_seq_max: int = 1,
+    n_ubatch: int = 512,
+    n_outputs: int = 1,
+    flash_attn: bool = True,
+    swa_full: bool = False,
+    spikes: float | None = None,
+    is_loaded: bool = False,
+    extra: int = 0,
+    context_option: str = "--context",
+    kv_option: str | None = "--kv-type",
+    room: Room | None = None,
+) -> None:
+    """Refuse to load a model, or to make a context for a loaded one, that will not fit.
+
+    Args:
+        header: the model's.
+        n_ctx: tokens; this and the others up to `spikes` as `forecast` takes them.
+        type_k, type_v, n_seq_max, n_ubatch, n_outputs, flash_attn, swa_full, spikes: see there.
+        is_loaded: the weights are in memory already.
+        extra: bytes that the command takes beside the engine.
+        context_option: how a smaller context is asked for.
+        kv_option: how a smaller KV cache is asked for; None: it cannot be.
+        room: what there is; None: `Room.now()`.
+
+    Raises:
+        OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
+        GgufError, SpikeError, InferenceError: as `forecast`.
+    """
+
+    def need(context: int, kinds: tuple[str, str]) -> MemoryForecast:
+        expected = forecast(
+            header,
+            context,
+            type_k=kinds[0],
+            type_v=kinds[1],
+            n_seq_max=n_seq_max,
+            n_ubatch=n_ubatch,
+            n_outputs=n_outputs,
+            flash_attn=flash_attn,
+            swa_full=swa_full,
+            spikes=spikes,
+        )
+        return replace(expected.beyond_weights() if is_loaded else expected, extra=extra)
+
+    def smaller_types() -> Iterable[Alternative]:
+        if kv_option is not None and type_k in FLOAT_TYPES and type_v in FLOAT_TYPES:
+            yield f"{kv_option} {SMALLER_TYPE}", need(n_ctx, (SMALLER_TYPE, SMALLER_TYPE))
+
+    def smaller_contexts() -> Iterable[Alternative]:
+        context = n_ctx // 2
+        while context >= SMALLEST_CONTEXT:
+            yield f"{context_option} {context}", need(context, (type_k, type_v))
+            context //= 2
+
+    refuse_shortage(
+        need(n_ctx, (type_k, type_v)),
+        Room.now() if room is None else room,
+        f"a context of {n_ctx} tokens",
+        path=header.files[0],
+        alternatives=(smaller_types(), smaller_contexts()),
+    )
+
+
+def require_memory_for_weights(header: GgufHeader, spikes: float | None, room: Room | None = None) -> None:
+    """Refuse to load a model whose weights alone will not fit.
+
+    Raises:
+        OutOfMemoryForecast: what is needed and what there is.
+        GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
+    """
+    need = forecast_weights(header, spikes)
+    refuse_shortage(need, Room.now() if room is None else room, "the model", path=header.files[0])
+
+
+def refuse_shortage(
+    need: MemoryForecast,
+    room: Room,
+    what: str,
+    *,
+    path: Path,
+    item: str | None = None,
+    alternatives: Sequence[Iterable[Alternative]] = (),
+) -> None:
+    """Refuse what does not fit, offering the first of each kind of alternative that does.
+
+    Args:
+        need: what it takes.
+        room: what there is.
+        what: will not fit, in words.
+        path: of the model.
+        item: the setting at fault.
+        alternatives: by kind, each from large to small; drawn from only if needed.
+
+    Raises:
+        OutOfMemoryForecast: it does not fit.
+    """
+    shortage = room.shortage(need)
+    if shortage is None:
+        return
+    offers = []
+    for kind in alternatives:
+        fitting = next((each for each in kind if room.shortage(each[1]) is None), None)
+        if fitting is not None:
+            offers.append(f"{fitting[0]} ({format_bytes(fitting[1].required)})")
+    needed, available = shortage
+    raise OutOfMemoryForecast(
+        f"{what} will not fit in memory: it needs {format_bytes(needed)}{_parts(need, needed)}".strip(),
+        path=path,
+        item=item,
+        found=f"{format_bytes(available)} available",
+        hint="try " + " or ".join(offers) if offers else "use a smaller model or close other programs",
+    )
+
+
+def _parts(need: MemoryForecast, needed: int) -> str:
+    named = (
+        ("weights", need.weights + need.repacked - need.droppable + needed - need.required),
+        ("KV cache and states", need.kv + need.state),
+        ("buffers", need.buffers + need.engine),
+        ("beside the engine", need.extra),
+    )
+    return ", " + ", ".join(f"{format_bytes(size)} {name}" for name, size in named if size)
+
+
+def _address_space() -> int | None:
+    if sys.platform != "linux":
+        return None
+    process = psutil.Process()
+    soft, _ = process.rlimit(psutil.RLIMIT_AS)
+    return None if soft == psutil.RLIM_INFINITY else max(soft - process.memory_info().vms, 0)
+
+
+def _cgroup_rooms(root: Path) -> list[int]:
+    """What the memory limits of this process's control groups leave, from its own group to the outermost.
+
+    Pages of files count as free: they are given back when the group reaches its limit.
+    """
+    own = root / "proc/self/cgroup"
+    if not own.is_file():
+        return []
+    rooms = []
+    mount = root / "sys/fs/cgroup"
+    for line in own.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            names = ("memory.max", "memory.current", "")
+            base = mount
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            base = mount / "memory"
+        else:
+            continue
+        inside = PurePosixPath(*(part for part in group.split("/") if part not in ("", "..")))
+        for folder in (inside, *inside.parents):
+            room = _group_room(base / folder, *names)
+            if room is not None:
+                rooms.append(room)
+    return rooms
+
+
+def _group_room(folder: Path, limit_name: str, usage_name: str, prefix: str) -> int | None:
+    limit = _number(folder / limit_name)
+    usage = _number(folder / usage_name)
+    if limit is None or usage is None:  # "max", or a group of which the limit cannot be seen
+        return None
+    pages = 0
+    stat = folder / "memory.stat"
+    if stat.is_file():
+        lines = (line.split() for line in stat.read_text(encoding="ascii").splitlines())
+        files = (f"{prefix}inactive_file", f"{prefix}active_file")
+        pages = sum(int(words[1]) for words in lines if words and words[0] in files)
+    return limit - max(usage - pages, 0)
+
+
+def _number(file: Path) -> int | None:
+    text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
+    return int(text) if text.isdigit() else None

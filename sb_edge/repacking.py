@@ -1,0 +1,105 @@
+"""Which weights the engine keeps a second time, in the layout that its kernels want.
+
+ggml repacks quantized matrices as it loads them, if it has kernels for the processor (ggml-cpu/repack.cpp).
+The file stays mapped, so that both copies count as resident, but the system may drop the mapped one.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from sb_edge.gguf_reader import GgufHeader, TensorEntry
+from sb_edge.quant.spike_check import STEMS, effective_plan
+from sb_edge.quant.spike_plan import SpikePlan
+
+CPUINFO = Path("/proc/cpuinfo")
+
+_RULES: dict[str, dict[str, int]] = {
+    "avx2": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8, "MXFP4": 8},
+    "avx512f": {"Q2_K": 8},
+    "asimddp": {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "Q8_0": 4, "IQ4_NL": 4, "MXFP4": 4},
+}
+"""Linux's name of a processor feature: the types that ggml repacks with it, and what their rows must be a
+multiple of."""
+
+_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Where weights are in memory.
+
+    Attributes:
+        mapped: pages of the file; the engine unmaps what lies before the first and after the last tensor that
+            it uses in place.
+        repacked: second copies.
+        droppable: mapped originals of those, which are not read any more.
+    """
+
+    mapped: int
+    repacked: int
+    droppable: int
+
+
+def weight_bytes(
+    header: GgufHeader, spikes: float | None = None, features: frozenset[str] | None = None
+) -> WeightBytes:
+    """Bytes of the weights when the model is loaded.
+
+    Args:
+        header: the model's.
+        spikes: as `effective_plan` takes it. Weights that are multiplied with spike counts are not repacked.
+        features: of the processor; None: this one's.
+
+    Raises:
+        GgufError, SpikeError: the file's spike keys are wrong.
+    """
+    features = cpu_features() if features is None else features
+    rows = {kind: step for name, kinds in _RULES.items() if name in features for kind, step in kinds.items()}
+    plan = effective_plan(header, spikes)
+    tied = all(tensor.name != "output.weight" for tensor in header.tensors)
+
+    def is_repacked(tensor: TensorEntry) -> bool:
+        if len(tensor.shape) < 2 or tensor.type not in rows or tensor.shape[-2] % rows[tensor.type]:
+            return False
+        if tensor.name.startswith("token_embd."):
+            return tied  # the output's copy: rows of the table itself are looked up as they are
+        return not _is_coded(tensor.name, plan)
+
+    copied = [tensor for tensor in header.tensors if is_repacked(tensor)]
+    repacked = sum(tensor.nbytes for tensor in copied)
+    if not repacked:
+        return WeightBytes(header.nbytes, 0, 0)
+    gone = {tensor.name for tensor in copied if not tensor.name.startswith("token_embd.")}
+    in_place = [tensor for tensor in header.tensors if tensor.name not in gone]
+    mapped = 0
+    for file in header.files:
+        here = [tensor for tensor in in_place if tensor.file == file]
+        if here:
+            first = min(tensor.offset for tensor in here)
+            mapped += max(tensor.offset + tensor.nbytes for tensor in here) - first
+    return WeightBytes(mapped, repacked, max(mapped - sum(tensor.nbytes for tensor in in_place), 0))
+
+
+def _is_coded(name: str, plan: SpikePlan | None) -> bool:
+    match = _BLOCK.fullmatch(name)
+    if plan is None or match is None:
+        return False
+    return plan.k_of(int(match[1]), STEMS.get(match[2], match[2])) > 0
+
+
+@cache
+def cpu_features(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """Linux's names of this processor's features; elsewhere what its kind of processor has had for years."""
+    if not cpuinfo.is_file():
+        return frozenset({"asimddp"} if platform.machine().lower() in ("arm64", "aarch64") else {"avx2"})
+    found: set[str] = set()
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        label, _, value = line.partition(":")
+        if label.strip() in ("flags", "Features"):
+            found.update(value.split())
+    return frozenset(found)
