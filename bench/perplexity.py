@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.resources
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sb_edge.errors import InferenceError
 from sb_edge.runtime.session import Model, Session
+
+PIECE = 128
+"""Tokens evaluated at once where all logits are held: a large vocabulary's take much memory."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,53 @@ def perplexity(
         raise InferenceError(
             "the text is too short", path=model.path, found=f"{len(tokens)} tokens", expected="at least 2"
         )
-    with Session(model, n_ctx=max(len(tokens), 16), n_threads=n_threads) as session:
-        logits = session.evaluate(tokens, all_logits=True)[:-1].astype(np.float64)
-    top = logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    log_likelihood = logits[np.arange(len(tokens) - 1), tokens[1:]] - log_sum
-    return Perplexity(math.exp(-float(log_likelihood.mean())), len(tokens) - 1)
+    found = predictions(model, tokens, n_batch=512, n_threads=n_threads, dtype=np.float64)
+    nll = np.concatenate([nll for _, nll in found])
+    return Perplexity(math.exp(nll.mean()), len(nll))
+
+
+def predictions(
+    model: Model,
+    tokens: Sequence[int],
+    *,
+    n_batch: int = PIECE,
+    n_threads: int | None = None,
+    dtype: type[np.floating] = np.float32,
+) -> Iterator[tuple[NDArray[np.floating], NDArray[np.float64]]]:
+    """What a model expects after every token of a text, in one context, and how it is surprised.
+
+    Args:
+        model: with or without spikes.
+        tokens: of the text.
+        n_batch: tokens evaluated at once; figures depend on it, as the engine's kernels do.
+        n_threads: None: the physical cores.
+        dtype: of the log-probabilities.
+
+    Yields:
+        For every piece of n <= `n_batch` tokens: log-probabilities of the next token [n, n_vocab], and -log p
+        of the token that did follow [n], in the last piece [n - 1].
+
+    Raises:
+        InferenceError: no tokens, or one outside the vocabulary.
+    """
+    at = 0
+    for logits in evaluate(model, tokens, n_batch=n_batch, n_threads=n_threads):
+        rows: NDArray[np.floating] = logits.astype(dtype, copy=False)
+        rows -= rows.max(axis=1, keepdims=True)
+        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        following = np.array(tokens[at + 1 : at + 1 + len(rows)], dtype=np.int64)
+        at += len(rows)
+        yield rows, -rows[np.arange(len(following)), following].astype(np.float64)
+
+
+def evaluate(
+    model: Model, tokens: Sequence[int], *, n_batch: int = PIECE, n_threads: int | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """The logits after every token of a text, in one context, [n <= `n_batch`, n_vocab] at a time.
+
+    Raises:
+        InferenceError: no tokens, or one outside the vocabulary.
+    """
+    with Session(model, n_ctx=max(len(tokens), 16), n_batch=n_batch, n_threads=n_threads) as session:
+        for start in range(0, max(len(tokens), 1), n_batch):
+            yield session.evaluate(tokens[start : start + n_batch], all_logits=True)

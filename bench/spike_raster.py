@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sb_edge.bench.plot import PAPER, write_figure
 from sb_edge.errors import InferenceError, SpikeError
-from sb_edge.quant.spike_coding import Coding, encode, steps
+from sb_edge.quant.spike_coding import UNSIGNED, Coding, encode, steps
 from sb_edge.quant.spike_plan import PROJECTIONS
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spikes import record_counts
@@ -28,8 +28,6 @@ MAX_CHANNELS = 64
 
 MAX_STEPS = 32
 """Steps of a token that are drawn; a burst takes thousands in unary coding."""
-
-UNSIGNED = (Coding.BINARY, Coding.BITWISE)
 
 LABEL_CHARACTERS = 10
 

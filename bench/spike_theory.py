@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -64,8 +64,9 @@ class SyntheticCheck:
     comparisons: tuple[Comparison, ...]
 
     @property
-    def largest_difference(self) -> float:
-        return max(comparison.difference for comparison in self.comparisons)
+    def worst(self) -> Comparison:
+        """The statistic that is furthest from its closed form."""
+        return max(self.comparisons, key=lambda comparison: comparison.difference)
 
     def document(self) -> dict[str, object]:
         """For JSON."""
@@ -75,21 +76,15 @@ class SyntheticCheck:
             "channels": self.counts.channels,
             "tokens": self.counts.tokens,
             "tolerance": TOLERANCE,
-            "largest_difference": self.largest_difference,
+            "largest_difference": self.worst.difference,
             "comparisons": [
-                {
-                    "name": comparison.name,
-                    "measured": comparison.measured,
-                    "closed_form": comparison.closed_form,
-                    "difference": comparison.difference,
-                }
-                for comparison in self.comparisons
+                {**asdict(comparison), "difference": comparison.difference} for comparison in self.comparisons
             ],
         }
 
     def require_agreement(self) -> None:
         """Raises SpikeError: a statistic is further from its closed form than `TOLERANCE`."""
-        worst = max(self.comparisons, key=lambda comparison: comparison.difference)
+        worst = self.worst
         if worst.difference > TOLERANCE:
             raise SpikeError(
                 "the engine's counters disagree with the closed form",

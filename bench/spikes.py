@@ -12,17 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.bench.energy import Energy, estimate_energy
+from sb_edge.bench.perplexity import evaluate
 from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError, SpikeError
 from sb_edge.gguf_reader import GgufHeader
 from sb_edge.quant.spike_plan import DEFAULT_K, PROJECTIONS, SpikePlan, require_k
-from sb_edge.runtime.session import Model, Session
+from sb_edge.runtime.session import Model
 from sb_edge.runtime.spikes import SiteCounts, count_spikes
 
 MAX_TOKENS = 1024
-
-PIECE = 128
-"""Tokens evaluated at once: the logits of all are held, a large vocabulary's take much memory."""
 
 
 @dataclass(frozen=True)
@@ -279,13 +277,10 @@ def measure(
     if plan is None:
         raise SpikeError("has no spikes to count", path=model.path, hint="give a k with --spike-k")
     tokens = model.tokenize(text)[:max_tokens]
-    with (
-        Session(model, n_ctx=max(len(tokens), 16), n_batch=PIECE, n_threads=n_threads) as session,
-        count_spikes(model) as counters,
-    ):
+    with count_spikes(model) as counters:
         # All logits: where none are wanted, the engine leaves out what follows the last layer's attention.
-        for start in range(0, max(len(tokens), 1), PIECE):
-            session.evaluate(tokens[start : start + PIECE], all_logits=True)
+        for _ in evaluate(model, tokens, n_threads=n_threads):
+            pass
         sites = tuple(counters.sites())
     broken = next((site for site in sites if not math.isfinite(site.threshold_sum)), None)
     if broken is not None:

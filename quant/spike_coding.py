@@ -39,7 +39,9 @@ class Coding(StrEnum):
     TWOS_COMPLEMENT = "bitwise-twos-complement"
 
 
-_UNSIGNED = (Coding.BINARY, Coding.BITWISE)
+UNSIGNED = (Coding.BINARY, Coding.BITWISE)
+"""They carry no negative counts."""
+
 _UNARY = (Coding.BINARY, Coding.TERNARY)
 _WITH_MINUS_ONE = (Coding.TERNARY, Coding.BIDIRECTIONAL)
 
@@ -196,7 +198,7 @@ def _int32(values: Array) -> Array:
 
 def _require_fit(coding: Coding, n_steps: int, low: int, high: int) -> None:
     """Refuse counts from `low` to `high` that a train of `n_steps` in this coding cannot carry."""
-    if low < 0 and coding in _UNSIGNED:
+    if low < 0 and coding in UNSIGNED:
         raise SpikeError("carries no negative counts", item=coding, found=low, hint="use a signed coding")
     if n_steps < steps(coding, 0):
         raise SpikeError("too few time steps", item=coding, found=n_steps, expected=f">= {steps(coding, 0)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.bench.energy import estimate_energy
+from sb_edge.bench.perplexity import predictions
 from sb_edge.bench.spikes import total
 from sb_edge.convert.rewrite import with_spike_plan
 from sb_edge.errors import SpikeError
@@ -21,7 +22,7 @@ from sb_edge.progress import Advance, progress_bar
 from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, saving, search
 from sb_edge.quant.spike_check import check_plan
 from sb_edge.quant.spike_plan import DEFAULT_K, Site, SpikePlan, require_positive
-from sb_edge.runtime.session import Model, Session
+from sb_edge.runtime.session import Model
 from sb_edge.runtime.spikes import count_spikes
 
 Floats = NDArray[np.float64]
@@ -50,9 +51,6 @@ GRID = np.geomspace(1, 128, 113)
 
 CURVE_KS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 HALVINGS = 4
-
-PIECE = 128
-"""Tokens evaluated at once: the logits of all are held, a large vocabulary's take much memory."""
 
 LEAST_DIVERGENCE = 1e-9
 """Smaller ones are float32's rounding, which may even be negative."""
@@ -352,10 +350,10 @@ class _Bench:
         self._n_threads = n_threads
         self._fine = np.full(len(sites), FINE_K)
         self._set(self._fine)
-        self._references = {
-            text: np.concatenate(list(_predictions(model, text.tokens[:DIVERGENCE_TOKENS], n_threads)))
-            for text in texts
-        }
+        self._references = {}
+        for text in texts:
+            found = predictions(model, text.tokens[:DIVERGENCE_TOKENS], n_threads=n_threads)
+            self._references[text] = np.concatenate([rows for rows, _ in found])
 
     def probe(self, text: Text) -> tuple[Floats, Floats]:
         """Each site's sensitivity, nats at k = 1, [n_sites], and cost at each of `COST_KS`, [n, n_sites]."""
@@ -435,8 +433,8 @@ class _Bench:
         reference = self._references[text]
         nll, divergence = [], []
         at = 0
-        for rows in _predictions(self._model, tokens, self._n_threads):
-            nll.append(_surprise(rows, tokens[at + 1 : at + 1 + len(rows)]))
+        for rows, surprise in predictions(self._model, tokens, n_threads=self._n_threads):
+            nll.append(surprise)
             finest = reference[at : at + len(rows)]
             if len(finest):
                 difference = finest - rows[: len(finest)]
@@ -445,29 +443,9 @@ class _Bench:
         return np.concatenate(nll), np.concatenate(divergence)
 
 
-def _predictions(model: Model, tokens: Sequence[int], n_threads: int | None) -> Iterator[NDArray[np.float32]]:
-    """Log-probabilities of the next token after each, by pieces of [<= PIECE, n_vocab]."""
-    with Session(model, n_ctx=len(tokens), n_batch=PIECE, n_threads=n_threads) as session:
-        for start in range(0, len(tokens), PIECE):
-            logits = session.evaluate(tokens[start : start + PIECE], all_logits=True)
-            logits -= logits.max(axis=1, keepdims=True)
-            logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-            yield logits
-
-
-def _surprise(rows: NDArray[np.float32], following: Sequence[int]) -> Floats:
-    """-log p of the tokens that followed; the last row of a text has none."""
-    return -rows[np.arange(len(following)), list(following)].astype(np.float64)
-
-
 def _nll(model: Model, tokens: Sequence[int], n_threads: int | None) -> Floats:
     """Negative log-likelihood of every token but the first, [T - 1]."""
-    parts = []
-    at = 0
-    for rows in _predictions(model, tokens, n_threads):
-        parts.append(_surprise(rows, tokens[at + 1 : at + 1 + len(rows)]))
-        at += len(rows)
-    return np.concatenate(parts)
+    return np.concatenate([nll for _, nll in predictions(model, tokens, n_threads=n_threads)])
 
 
 def _cheaper(tuned: Point, single: Point) -> Point:

@@ -1,26 +1,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import click
 import pytest
+from support import exit_code
 
 from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
 from sb_edge.bench.row import Row
-from sb_edge.cli import COMMANDS, main
+from sb_edge.cli import COMMANDS
 from sb_edge.cli.bench import command
 from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.bench_results import RowsOf
 from sb_edge.errors import GgufError
 
-
-def run(*arguments: str) -> int:
-    try:
-        main(["bench", *arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+run = partial(exit_code, "bench")
 
 
 def test_help_is_the_one_in_the_list() -> None:

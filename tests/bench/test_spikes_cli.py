@@ -1,23 +1,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support import exit_code
 
-from sb_edge.cli import COMMANDS, main
+from sb_edge.cli import COMMANDS
 from sb_edge.cli.spikes import CODINGS, command
 from sb_edge.models import resolve_gguf
 from sb_edge.quant.quantize import quantize
 from sb_edge.quant.spike_coding import Coding
 
-
-def run(*arguments: str) -> int:
-    try:
-        main(["spikes", *arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+run = partial(exit_code, "spikes")
 
 
 def test_help_is_the_one_in_the_list() -> None:

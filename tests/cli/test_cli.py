@@ -7,16 +7,11 @@ from pathlib import Path
 
 import click
 import pytest
+from support import sb_edge
 
 from sb_edge.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sb_edge", *arguments], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -56,7 +51,7 @@ def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_one_line_with_the_right_status(arguments: list[str], status: int, message: str) -> None:
-    done = run(*arguments)
+    done = sb_edge(*arguments)
     assert done.returncode == status
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -66,7 +61,7 @@ def test_errors_are_one_line_with_the_right_status(arguments: list[str], status:
 
 
 def test_debug_shows_the_traceback() -> None:
-    assert "Traceback" in run("--debug", "convert", "no/such/folder").stderr
+    assert "Traceback" in sb_edge("--debug", "convert", "no/such/folder").stderr
 
 
 def test_packages_equal_the_folders() -> None:

@@ -4,21 +4,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from support import SB_EDGE, sb_edge
 
 from sb_edge.config import PRESETS
 from sb_edge.convert.initialise import write_random_checkpoint
 from sb_edge.gguf_reader import read_header
-
-SB_EDGE = [sys.executable, "-m", "sb_edge"]
-
-
-def sb_edge(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SB_EDGE, *map(str, args)], capture_output=True, text=True)
 
 
 def names(folder: Path) -> list[str]:

@@ -2,50 +2,48 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import SB_EDGE, sb_edge
 
 pytestmark = pytest.mark.engine
-
-SB_EDGE = [sys.executable, "-m", "sb_edge"]
-
-
-def run(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*SB_EDGE, *map(str, arguments)], input=stdin, capture_output=True, text=True, check=False
-    )
 
 
 def test_a_saved_state_continues_the_text(tmp_path: Path) -> None:
     greedy = ("--temp", "0", "--context", "512")
     opening, more = "The lighthouse stood", " and"
-    first = run("generate", "default", "-p", opening, "-n", "12", "--save-state", tmp_path / "state", *greedy)
+    first = sb_edge(
+        "generate", "default", "-p", opening, "-n", "12", "--save-state", tmp_path / "state", *greedy
+    )
     assert first.returncode == 0, first.stderr
     begun = first.stdout.rstrip("\n")
-    second = run("generate", "default", "-p", more, "-n", "8", "--load-state", tmp_path / "state", *greedy)
+    second = sb_edge(
+        "generate", "default", "-p", more, "-n", "8", "--load-state", tmp_path / "state", *greedy
+    )
     assert second.returncode == 0, second.stderr
-    whole = run("generate", "default", "-p", opening + begun + more, "-n", "8", *greedy)
+    whole = sb_edge("generate", "default", "-p", opening + begun + more, "-n", "8", *greedy)
     assert second.stdout == whole.stdout
 
 
 def test_the_prompt_may_come_from_standard_input() -> None:
-    done = run("generate", "default", "-p", "-", "-n", "4", "--temp", "0", stdin="The lighthouse stood")
+    done = sb_edge("generate", "default", "-p", "-", "-n", "4", "--temp", "0", stdin="The lighthouse stood")
     assert done.returncode == 0
     assert done.stdout.strip()
     assert "tokens/s" in done.stderr
 
 
 def test_chat_takes_turns_from_the_command_line() -> None:
-    done = run("chat", "default", "-p", "Say hello.", "-p", "Say goodbye.", "-n", "8", "--temp", "0")
+    done = sb_edge("chat", "default", "-p", "Say hello.", "-p", "Say goodbye.", "-n", "8", "--temp", "0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("> Say hello.\n")
     assert "> Say goodbye.\n" in done.stdout
 
 
 def test_chat_takes_turns_from_a_terminal() -> None:
-    done = run("chat", "default", "-n", "4", "--temp", "0", stdin="Say hello.\n/clear\nSay goodbye.\n/exit\n")
+    done = sb_edge(
+        "chat", "default", "-n", "4", "--temp", "0", stdin="Say hello.\n/clear\nSay goodbye.\n/exit\n"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("answer 4 tokens") == 2
 
@@ -63,13 +61,13 @@ def test_ctrl_c_ends_a_generation() -> None:
 
 
 def test_what_will_not_fit_is_refused_with_the_figure() -> None:
-    done = run("generate", "default-base", "-p", "x", "--context", "100000000")
+    done = sb_edge("generate", "default-base", "-p", "x", "--context", "100000000")
     assert done.returncode == 1
     assert "will not fit in memory" in done.stderr
     assert "GiB" in done.stderr
 
 
 def test_a_model_without_vocabulary_is_refused(golden_gguf: Path) -> None:
-    done = run("generate", golden_gguf, "-p", "x")
+    done = sb_edge("generate", golden_gguf, "-p", "x")
     assert done.returncode == 1
     assert "has no vocabulary" in done.stderr

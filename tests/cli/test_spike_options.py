@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import click
 import pytest
 from click.testing import CliRunner
+from support import sb_edge
 
 from sb_edge.cli.spike_options import Projections, SpikeK, coded_k, k_text, plan_text
 from sb_edge.quant.spike_plan import SpikePlan
@@ -47,16 +45,14 @@ def test_plans_in_words():
 
 
 def test_convert_says_what_happened(data, tmp_path):
-    line = [sys.executable, "-m", "sb_edge", "convert", str(data / "w8aspike"), "--outfile"]
-    done = subprocess.run([*line, str(tmp_path / "a.gguf")], capture_output=True, text=True)
+    line = ["convert", data / "w8aspike", "--outfile"]
+    done = sb_edge(*line, tmp_path / "a.gguf")
     assert done.returncode == 0 and "to q8_0: 57 tensors" in done.stderr
     assert "spikes: k = 3 at attn_q attn_k attn_v ssm_f attn_output ffn_gate ffn_up; queries" in done.stderr
     assert "475,136 of 475,136 codes exact, 0 blocks requantized; scales rounded" in done.stderr
-    done = subprocess.run(
-        [*line, str(tmp_path / "b.gguf"), "--outtype", "f32"], capture_output=True, text=True
-    )
+    done = sb_edge(*line, tmp_path / "b.gguf", "--outtype", "f32")
     assert "475,136 codes times their scales, exactly as released" in done.stderr
-    done = subprocess.run([*line, str(tmp_path / "c.gguf"), "--dry-run"], capture_output=True, text=True)
+    done = sb_edge(*line, tmp_path / "c.gguf", "--dry-run")
     assert "spikes: k = 3" in done.stdout and "integer weights" not in done.stdout
 
 

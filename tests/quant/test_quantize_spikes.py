@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import resource
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
+from support import SB_EDGE, sb_edge
 
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.rewrite import with_metadata, with_spike_plan
@@ -92,7 +92,7 @@ def test_a_full_device_while_keys_are_written(golden_gguf: Path, tmp_path: Path)
     quantize(golden_gguf, plain, "Q4_0", n_threads=1)
     target.write_bytes(b"earlier")
     limit = plain.stat().st_size + 64
-    line = [sys.executable, "-m", "sb_edge", "quantize", str(golden_gguf), str(target), "Q4_0"]
+    line = [*SB_EDGE, "quantize", str(golden_gguf), str(target), "Q4_0"]
     done = subprocess.run(
         [*line, "--spike-k", "3"],
         capture_output=True,
@@ -107,15 +107,13 @@ def test_a_full_device_while_keys_are_written(golden_gguf: Path, tmp_path: Path)
 
 def test_command_line(golden_gguf: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
-    line = [sys.executable, "-m", "sb_edge", "quantize", str(golden_gguf), str(target), "Q4_0"]
-    done = subprocess.run(
-        [*line, "--spike-k", "3", "--spike-projections", "attn_q,ssm_f"], capture_output=True, text=True
-    )
+    line = ["quantize", golden_gguf, target, "Q4_0"]
+    done = sb_edge(*line, "--spike-k", "3", "--spike-projections", "attn_q,ssm_f")
     assert done.returncode == 0, done.stderr
     assert plan_of(target) == SpikePlan(("attn_q", "ssm_f"), 3)
     for arguments, message in (
         (["--spike-k", "-2"], "'-2' is not a positive number or 0 or auto"),
         (["--spike-k", "3", "--spike-projections", "attn_q,attn_q"], "'attn_q' is named twice"),
     ):
-        done = subprocess.run([*line, *arguments], capture_output=True, text=True)
+        done = sb_edge(*line, *arguments)
         assert done.returncode == 2 and message in done.stderr

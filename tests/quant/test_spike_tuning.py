@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import exit_code
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from sb_edge.bench.perplexity import held_out_text
-from sb_edge.cli import main
 from sb_edge.config import PRESETS
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import write_random_checkpoint
@@ -173,12 +174,7 @@ def test_queries_keep_their_k(tiny: Path, tmp_path: Path):
     assert start_k(read_header(tmp_path / "a.gguf")) == 2.5
 
 
-def run(*arguments: str | Path) -> int:
-    try:
-        main(["quantize", *map(str, arguments)])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+run = partial(exit_code, "quantize")
 
 
 @pytest.mark.engine
@@ -196,7 +192,7 @@ def test_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert sorted(path.name for path in curve.iterdir()) == ["tuning.json", "tuning.png", "tuning.svg"]
     document = json.loads((curve / "tuning.json").read_text())
     assert document["budget"] == 0.5 and document["text"] == "tune.txt" and document["tokens"] == 127
-    main(["inspect", str(out)])
+    assert exit_code("inspect", out) == 0
     assert "attn_output ffn_down" in capsys.readouterr().out
     assert run(tiny, out, "COPY", "--spike-k", "auto", "--text", tmp_path / "absent.txt") == 1
     assert "absent.txt: No such file" in capsys.readouterr().err
