@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sb_edge.cli.inspect import command
+from sb_edge.cli.inspect import MEMORY_PARTS, command
 from sb_edge.convert.llama_shape import LlamaShape, write_llama_gguf
 from sb_edge.errors import GgufError
 
@@ -32,7 +32,8 @@ def test_json(golden_gguf):
     assert document["vocabulary"] == {"model": "no_vocab", "pre": None, "size": 256}
     memory = document["memory"]
     assert memory["context"] == 100
-    assert memory["total"] == sum(memory[part] for part in ("weights", "kv", "state", "buffers"))
+    assert memory["total"] == sum(memory[part] for part in MEMORY_PARTS)
+    assert memory["required"] <= memory["total"] and memory["kv_type"] == "f16"
     assert document["tensor_types"] == [{"type": "F32", "tensors": 59, "nbytes": 663872 * 4}]
     assert len(document["tensors"]) == 59
     assert document["tensors"][0] == {
@@ -123,3 +124,20 @@ def test_spikes_that_cannot_be_are_refused(golden_gguf, tmp_path):
     with_metadata(golden_gguf, tmp_path / "bad.gguf", values=keys)
     with pytest.raises(GgufError, match=r"bad\.gguf: .*must be a positive number"):
         CliRunner().invoke(command, [str(tmp_path / "bad.gguf")], catch_exceptions=False)
+
+
+def test_a_smaller_cache_needs_less(golden_gguf):
+    f16, q8_0 = (
+        json.loads(run(golden_gguf, "--context", 2048, "--kv-type", kind, "--json", "-"))["memory"]
+        for kind in ("f16", "q8_0")
+    )
+    assert q8_0["kv"] == f16["kv"] * 34 // 64
+
+
+def test_layers_of_other_architectures(tmp_path):
+    from sb_edge.convert.lfm2_shape import Lfm2Shape, write_lfm2_gguf
+
+    shape = Lfm2Shape(3, (1,), hidden=64, n_head=2, n_head_kv=1, ffn=96, vocab=64)
+    write_lfm2_gguf(tmp_path / "lfm2.gguf", shape=shape)
+    text = run(tmp_path / "lfm2.gguf")
+    assert "CAC" in text and "short convolution (2)" in text
