@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb_edge.bench.decode import run_decode
 from sb_edge.bench.plan import BenchModel, DecodeSettings
+from sb_edge.bench.run import run
 from sb_edge.convert import lfm2_shape, rwkv7_shape
 from sb_edge.gguf_reader import read_header
 from sb_edge.memory import forecast
@@ -80,6 +80,6 @@ def test_logits_are_finite_and_caches_as_forecast(quantized: Path) -> None:
 @pytest.mark.engine
 def test_they_are_measured_like_any_model(quantized: Path) -> None:
     settings = DecodeSettings((0, 40), 1, n_gen=3, repetitions=2)
-    rows = run_decode([BenchModel("model", quantized)], settings)
+    rows = run([BenchModel("model", quantized)], settings)
     assert [(row.n_depth, row.fill) for row in rows] == [(0, "real"), (40, "real")]
     assert all(row.median_ts > 0 for row in rows)
