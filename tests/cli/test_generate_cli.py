@@ -11,7 +11,7 @@ pytestmark = pytest.mark.engine
 
 
 def test_a_saved_state_continues_the_text(tmp_path: Path) -> None:
-    # products with Q4_0 round activations to INT8, and the last bit of a sum can tip that; those with F32 do not
+    # products with Q4_0 round activations to INT8, which the last bit of a sum can tip; those with F32 do not
     model = tmp_path / "f32.gguf"
     assert exit_code("quantize", "default", model, "F32", "--allow-requantize") == 0
     greedy = ("--temp", "0", "--context", "512")
