@@ -102,8 +102,8 @@ struct sb_simd {
 
     // 32 nibbles, the low ones first
     static __m256i nibbles(const uint8_t * q) {
-        const __m128i both = _mm_loadu_si128((const __m128i *) q);
-        const __m256i wide = _mm256_inserti128_si256(_mm256_castsi128_si256(both), _mm_srli_epi16(both, 4), 1);
+        const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) q));
+        const __m256i wide = _mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
         return _mm256_and_si256(wide, _mm256_set1_epi8(15));
     }
 
