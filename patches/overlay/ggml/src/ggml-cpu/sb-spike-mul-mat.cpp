@@ -36,8 +36,9 @@ constexpr int sb_rows = 4;
 // Bytes of unpacked weights that stay in the second-level cache while the tokens pass by.
 constexpr int64_t sb_panel_bytes = 128*1024;
 
-// Rows that a thread takes at once: at least so many, else a share of a thread's part.
-constexpr int64_t sb_min_chunk       = 16;
+// Rows that a thread takes at once: a share of its part, but at least so many products, that taking them costs little
+// beside multiplying.
+constexpr int64_t sb_min_products    = 64*1024;
 constexpr int64_t sb_chunks_a_thread = 8;
 
 // Rows side by side defeat the prefetcher where each is read once. Next to block b of four rows the b-th part of the four
@@ -517,8 +518,9 @@ void ggml_compute_forward_spike_mul_mat(const ggml_compute_params * params, ggml
 
     // Threads take whole tiles of rows when they are ready, because cores differ and are not always free.
     const int64_t n_rows  = w->ne[1];
-    const int64_t share   = n_rows/(params->nth*sb_chunks_a_thread);
-    const int64_t chunk   = std::max<int64_t>(sb_min_chunk, share/sb_panels::width*sb_panels::width);
+    const int64_t part    = (n_rows + params->nth - 1)/params->nth;
+    const int64_t wanted  = std::max(part/sb_chunks_a_thread, std::min(part, sb_min_products/(p.n*p.n_tokens)));
+    const int64_t chunk   = (wanted/sb_panels::width + 1)*sb_panels::width;
 
     sb_queue queue(dst, params->nth);
     for (int64_t i = queue.next(); i*chunk < n_rows; i = queue.next()) {
