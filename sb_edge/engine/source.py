@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-import tarfile
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sb_edge.errors import EngineError
 from sb_edge.packages import Pinned, fetch_file
+
+if sys.version_info >= (3, 11, 4):
+    import tarfile
+else:  # the standard library's has no filters yet
+    from backports import tarfile  # type: ignore[no-redef]
 
 
 class Upstream(BaseModel):
