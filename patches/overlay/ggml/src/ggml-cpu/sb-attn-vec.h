@@ -4,18 +4,13 @@
 // Other compilers do without (SB_ATTN_VECTORS is not defined) and get upstream's form of the operator.
 
 #include "ggml.h"
+#include "sb-compiler.h"
 
 #include <cstdint>
 #include <cstring>
 
 #if defined(__GNUC__)
 #define SB_ATTN_VECTORS
-
-#if defined(__clang__)
-#define SB_UNROLL _Pragma("unroll")
-#else
-#define SB_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -35,6 +30,7 @@ constexpr int sb_row_vecs = 2;
 constexpr int sb_lanes    = 4;
 constexpr int sb_row_vecs = 4;
 #endif
+
 template <int W> struct sb_vec_of {
     typedef float f __attribute__((vector_size(W*sizeof(float))));
 };

@@ -295,7 +295,7 @@ bool sb_attn_soft_max(int64_t rows, const sb_attn_scratch & s) {
         sb_vec  max    = sb_vec{} + SB_NOTHING_YET;
         for (const float * at = scores; at < end; at += step) {
             sb_vec x;
-            memcpy(&x, at, sizeof(x));
+            sb_load(x, at);
             max = x > max ? x : max;
         }
         float shrink[sb_lanes];
@@ -312,16 +312,16 @@ bool sb_attn_soft_max(int64_t rows, const sb_attn_scratch & s) {
             s.max[r + i] = top;
         }
         sb_vec factor;
-        memcpy(&factor, shrink, sizeof(factor));
+        sb_load(factor, shrink);
         sb_exp(factor);
         sb_vec total = {};
         for (float * at = scores; at < end; at += step) {
             sb_vec x;
-            memcpy(&x, at, sizeof(x));
+            sb_load(x, at);
             x -= max;
             sb_exp(x);
             total += x;
-            memcpy(at, &x, sizeof(x));
+            sb_store(at, x);
         }
         for (int64_t i = 0; i < width; ++i) {
             s.shrink[r + i] = factor[i];
@@ -335,6 +335,62 @@ bool sb_attn_soft_max(int64_t rows, const sb_attn_scratch & s) {
     return shrinks;
 }
 
+// n rows of values, `stride` bytes from one to the next
+template <typename T> struct sb_attn_values {
+    const char * data;
+    size_t       stride;
+    int64_t      n;
+};
+
+// out[r][c] += sum_j p[j][r] v[j][c] for sb_row_tile rows and N vectors of channels from c on
+template <int N, typename T>
+void sb_attn_result_tile(int64_t rows, int64_t d, int64_t c, const float * p, const sb_attn_values<T> & values,
+                         float * out) {
+    sb_vec acc[sb_row_tile][N];
+    SB_UNROLL
+    for (int r = 0; r < sb_row_tile; ++r) {
+        SB_UNROLL
+        for (int n = 0; n < N; ++n) {
+            sb_load(acc[r][n], out + r*d + c + n*sb_lanes);
+        }
+    }
+    for (int64_t j = 0; j < values.n; ++j, p += rows) {
+        const T * v = (const T *) (values.data + j*values.stride) + c;
+        sb_vec x[N];
+        SB_UNROLL
+        for (int n = 0; n < N; ++n) {
+            sb_load(x[n], v + n*sb_lanes);
+        }
+        SB_UNROLL
+        for (int r = 0; r < sb_row_tile; ++r) {
+            SB_UNROLL
+            for (int n = 0; n < N; ++n) {
+                acc[r][n] += p[r]*x[n];
+            }
+        }
+    }
+    SB_UNROLL
+    for (int r = 0; r < sb_row_tile; ++r) {
+        SB_UNROLL
+        for (int n = 0; n < N; ++n) {
+            sb_store(out + r*d + c + n*sb_lanes, acc[r][n]);
+        }
+    }
+}
+
+template <typename T>
+void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const sb_attn_values<T> & values, const sb_attn_scratch & s) {
+    for (int64_t r = 0; r < n_rows; r += sb_row_tile) {
+        int64_t c = 0;
+        for (; c + sb_row_vecs*sb_lanes <= d; c += sb_row_vecs*sb_lanes) {
+            sb_attn_result_tile<sb_row_vecs>(rows, d, c, s.scores + r, values, s.out + r*d);
+        }
+        for (; c < d; c += sb_lanes) {
+            sb_attn_result_tile<1>(rows, d, c, s.scores + r, values, s.out + r*d);
+        }
+    }
+}
+
 // ---- few rows: keys and values where they are ----
 
 constexpr int sb_direct_keys = sb_lanes/sb_row_tile; // with the rows of a tile as many sums as lanes
@@ -345,7 +401,7 @@ void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t n_heads, int6
     const int64_t end = std::min(j1 + (head + 1)*n, t->ne[1]);
     for (int64_t j = j1 + head*n; j < end; ++j) {
         for (size_t i = 0; i < n_heads*t->nb[2]; i += 64) {
-            __builtin_prefetch(sb_row(t, j, 0, seq) + i);
+            SB_PREFETCH(sb_row(t, j, 0, seq) + i);
         }
     }
 }
@@ -387,114 +443,15 @@ void sb_attn_direct_scores(const sb_attn_args & a, int64_t rows, int64_t head, i
     }
 }
 
-// out[r][c] += sum_j p[j][r] v[j][c] for sb_row_tile rows and N vectors of channels from c on
-template <int N, typename T>
-void sb_attn_direct_result_tile(const sb_attn_args & a, int64_t rows, int64_t d, int64_t head, int64_t seq, int64_t j0, int64_t j1,
-                                int64_t c, const float * p, float * out) {
-    sb_vec acc[sb_row_tile][N];
-    SB_UNROLL
-    for (int r = 0; r < sb_row_tile; ++r) {
-        SB_UNROLL
-        for (int n = 0; n < N; ++n) {
-            sb_load(acc[r][n], out + r*d + n*sb_lanes);
-        }
-    }
-    for (int64_t j = j0; j < j1; ++j, p += rows) {
-        const T * v = (const T *) sb_row(a.v, j, head, seq) + c;
-        sb_vec x[N];
-        SB_UNROLL
-        for (int n = 0; n < N; ++n) {
-            sb_load(x[n], v + n*sb_lanes);
-        }
-        SB_UNROLL
-        for (int r = 0; r < sb_row_tile; ++r) {
-            SB_UNROLL
-            for (int n = 0; n < N; ++n) {
-                acc[r][n] += p[r]*x[n];
-            }
-        }
-    }
-    SB_UNROLL
-    for (int r = 0; r < sb_row_tile; ++r) {
-        SB_UNROLL
-        for (int n = 0; n < N; ++n) {
-            sb_store(out + r*d + n*sb_lanes, acc[r][n]);
-        }
-    }
-}
-
-template <typename T>
-void sb_attn_direct_results(const sb_attn_args & a, int64_t rows, int64_t d, int64_t head, int64_t seq, int64_t j0, int64_t j1,
-                            const sb_attn_scratch & s) {
-    for (int64_t r = 0; r < rows; r += sb_row_tile) {
-        int64_t c = 0;
-        for (; c + sb_row_vecs*sb_lanes <= d; c += sb_row_vecs*sb_lanes) {
-            sb_attn_direct_result_tile<sb_row_vecs, T>(a, rows, d, head, seq, j0, j1, c, s.scores + r, s.out + r*d + c);
-        }
-        for (; c < d; c += sb_lanes) {
-            sb_attn_direct_result_tile<1, T>(a, rows, d, head, seq, j0, j1, c, s.scores + r, s.out + r*d + c);
-        }
-    }
-}
-
 // ---- many rows: copies as floats ----
 
-// out[r][c] += sum_j p[j][r] v[j][c] for sb_row_tile rows and N vectors of channels
-template <int N>
-void sb_attn_result_tile(int64_t rows, int64_t d, const float * p, const float * v, float * out) {
-    sb_vec acc[sb_row_tile][N];
-    SB_UNROLL
-    for (int r = 0; r < sb_row_tile; ++r) {
-        SB_UNROLL
-        for (int n = 0; n < N; ++n) {
-            memcpy(&acc[r][n], out + r*d + n*sb_lanes, sizeof(sb_vec));
-        }
-    }
-    for (int64_t j = 0; j < sb_keys; ++j) {
-        sb_vec x[N];
-        SB_UNROLL
-        for (int n = 0; n < N; ++n) {
-            memcpy(&x[n], v + j*d + n*sb_lanes, sizeof(sb_vec));
-        }
-        SB_UNROLL
-        for (int r = 0; r < sb_row_tile; ++r) {
-            SB_UNROLL
-            for (int n = 0; n < N; ++n) {
-                acc[r][n] += p[j*rows + r]*x[n];
-            }
-        }
-    }
-    SB_UNROLL
-    for (int r = 0; r < sb_row_tile; ++r) {
-        SB_UNROLL
-        for (int n = 0; n < N; ++n) {
-            memcpy(out + r*d + n*sb_lanes, &acc[r][n], sizeof(sb_vec));
-        }
-    }
-}
-
-void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const sb_attn_scratch & s) {
-    for (int64_t r = 0; r < n_rows; r += sb_row_tile) {
-        int64_t c = 0;
-        for (; c + sb_row_vecs*sb_lanes <= d; c += sb_row_vecs*sb_lanes) {
-            sb_attn_result_tile<sb_row_vecs>(rows, d, s.scores + r, s.v + c, s.out + r*d + c);
-        }
-        for (; c < d; c += sb_lanes) {
-            sb_attn_result_tile<1>(rows, d, s.scores + r, s.v + c, s.out + r*d + c);
-        }
-    }
-}
-
-// Keys or values [j0, j1) of some heads as floats, [head][sb_keys][stride], zeros after them.
+// Keys or values [j0, j1) of some heads as floats, [head][sb_keys][stride].
 void sb_attn_load(const ggml_tensor * t, int64_t head, int64_t n_heads, int64_t seq, int64_t j0, int64_t j1,
                   int64_t stride, int64_t head_stride, float * out) {
     for (int64_t j = j0; j < j1; ++j) {
         for (int64_t h = 0; h < n_heads; ++h) {
             sb_to_floats(t->type, sb_row(t, j, head + h, seq), t->ne[0], out + h*head_stride + (j - j0)*stride);
         }
-    }
-    for (int64_t h = 0; h < n_heads && j1 < j0 + sb_keys; ++h) {
-        std::fill(out + h*head_stride + (j1 - j0)*stride, out + h*head_stride + sb_keys*stride, 0.0f);
     }
 }
 
@@ -550,49 +507,47 @@ void sb_attn_hide(const sb_attn_args & a, const sb_attn_plan & plan, const sb_at
     std::fill(scores + (j1 - j0)*plan.rows, scores + sb_keys*plan.rows, -INFINITY);
 }
 
-void sb_attn_shrink(int64_t n_rows, int64_t d, const sb_attn_scratch & s) {
-    for (int64_t r = 0; r < n_rows; ++r) {
-        for (int64_t c = 0; c < d; ++c) {
-            s.out[r*d + c] *= s.shrink[r];
+// Scores of a block of one head to its sums.
+template <typename T>
+void sb_attn_add(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
+                 int64_t j0, int64_t j1, const sb_attn_values<T> & values, const sb_attn_scratch & s) {
+    const int64_t n_rows = (item.token_end - item.token)*(a.n_head/a.n_head_kv);
+    if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
+        sb_attn_hide(a, plan, item, j0, j1, s.scores);
+    }
+    const bool shrinks = sb_attn_soft_max(plan.rows, s);
+    for (int64_t r = 0; r < n_rows && shrinks; ++r) {
+        for (int64_t c = 0; c < plan.d_v; ++c) {
+            s.out[r*plan.d_v + c] *= s.shrink[r];
         }
     }
+    sb_attn_results(plan.rows, n_rows, plan.d_v, values, s);
 }
 
 template <typename T>
 void sb_attn_direct_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
                           int64_t j0, int64_t j1, float * own, float * sums) {
     for (int64_t h = 0; h < plan.heads; ++h) {
-        const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
+        const sb_attn_scratch   s      = sb_attn_lay_out(plan, own, sums, h);
+        const sb_attn_values<T> values = { sb_row(a.v, j0, item.head + h, item.seq), a.v->nb[1], j1 - j0 };
         sb_attn_prefetch(a.k, h, plan.heads, item.seq, j1);
-        sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j0, j1, s);
-        if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
-            sb_attn_hide(a, plan, item, j0, j1, s.scores);
-        }
-        if (sb_attn_soft_max(plan.rows, s)) {
-            sb_attn_shrink(plan.rows, plan.d_v, s);
-        }
         sb_attn_prefetch(a.v, h, plan.heads, item.seq, j1);
-        sb_attn_direct_results<T>(a, plan.rows, plan.d_v, item.head + h, item.seq, j0, j1, s);
+        sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j0, j1, s);
+        sb_attn_add(a, plan, item, seen, j0, j1, values, s);
     }
 }
 
 template <int W>
 void sb_attn_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
                    int64_t j0, int64_t j1, float * own, float * sums) {
-    const int64_t         n_rows = (item.token_end - item.token)*(a.n_head/a.n_head_kv);
-    const sb_attn_scratch first  = sb_attn_lay_out(plan, own, sums, 0);
+    const sb_attn_scratch first = sb_attn_lay_out(plan, own, sums, 0);
     sb_attn_load(a.k, item.head, plan.heads, item.seq, j0, j1, a.d_k,    plan.k, first.k);
     sb_attn_load(a.v, item.head, plan.heads, item.seq, j0, j1, plan.d_v, plan.v, first.v);
     for (int64_t h = 0; h < plan.heads; ++h) {
-        const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
+        const sb_attn_scratch       s      = sb_attn_lay_out(plan, own, sums, h);
+        const sb_attn_values<float> values = { (const char *) s.v, plan.d_v*sizeof(float), j1 - j0 };
         sb_attn_scores<W>(a.d_k, plan.rows, s);
-        if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
-            sb_attn_hide(a, plan, item, j0, j1, s.scores);
-        }
-        if (sb_attn_soft_max(plan.rows, s)) {
-            sb_attn_shrink(n_rows, plan.d_v, s);
-        }
-        sb_attn_results(plan.rows, n_rows, plan.d_v, s);
+        sb_attn_add(a, plan, item, seen, j0, j1, values, s);
     }
 }
 
@@ -619,7 +574,8 @@ void sb_attn_run(const sb_attn_args & a, const sb_attn_plan & plan, const sb_att
     for (int64_t h = 0; h < plan.heads; ++h) {
         const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
         std::fill(s.max, s.max + plan.rows, SB_NOTHING_YET);
-        std::fill(s.v, s.v + plan.v, 0.0f);
+        std::fill(s.k, s.k + plan.k, 0.0f); // the first block may end early,
+        std::fill(s.v, s.v + plan.v, 0.0f); // and rows of values are padded
         sb_attn_load_queries(a, plan, item, item.head + h, s.q);
     }
     for (int64_t j0 = item.part*plan.part; j0 < end; j0 += sb_keys) {

@@ -1,3 +1,4 @@
+#include "sb-compiler.h"
 #include "sb-spike-cpu.h"
 #include "sb-spike-counters.h"
 #include "sb-spike-simd.h"
@@ -13,20 +14,6 @@
 #include <atomic>
 #include <cstring>
 #include <vector>
-
-#if defined(__clang__)
-#define SB_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
-#define SB_UNROLL _Pragma("GCC unroll 8")
-#else
-#define SB_UNROLL
-#endif
-
-#if defined(__GNUC__)
-#define SB_PREFETCH(address) __builtin_prefetch(address)
-#else
-#define SB_PREFETCH(address)
-#endif
 
 namespace {
 

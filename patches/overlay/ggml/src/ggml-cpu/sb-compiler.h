@@ -1,0 +1,18 @@
+#pragma once
+
+// What compilers are asked for in words of their own; others do without.
+
+// before a loop of constant length, to keep what it indexes in registers
+#if defined(__clang__)
+#define SB_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define SB_UNROLL _Pragma("GCC unroll 16")
+#else
+#define SB_UNROLL
+#endif
+
+#if defined(__GNUC__)
+#define SB_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define SB_PREFETCH(address)
+#endif
