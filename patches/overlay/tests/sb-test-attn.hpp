@@ -4,6 +4,7 @@
 
 struct test_attn_grouped : public test_flash_attn_ext {
     const bool    grouped;
+    const bool    cache;  // keys and values lie as in a model's cache, all heads of a cell together; else with gaps
     const int64_t window; // keys that the last token sees, the tokens before it one key earlier each; 0: random blocks
 
     std::string op_desc(ggml_tensor *) override {
@@ -11,7 +12,7 @@ struct test_attn_grouped : public test_flash_attn_ext {
     }
 
     std::string vars() override {
-        return VARS_TO_STR10(grouped, hsk, hsv, nh, nr23, kv, nb, type_K, type_V, window);
+        return VARS_TO_STR11(grouped, cache, hsk, hsv, nh, nr23, kv, nb, type_K, type_V, window);
     }
 
     // both sides compute in float32 or better
@@ -20,13 +21,21 @@ struct test_attn_grouped : public test_flash_attn_ext {
     }
 
     test_attn_grouped(bool grouped, int64_t d_k, int64_t d_v, int64_t n_head, int64_t n_head_kv, int64_t n_kv,
-                      int64_t n_tokens, int64_t n_seqs, int64_t window, ggml_type type, bool mask = true) :
+                      int64_t n_tokens, int64_t n_seqs, int64_t window, ggml_type type, bool mask = true, bool cache = false) :
         test_flash_attn_ext(d_k, d_v, n_head_kv, { n_head/n_head_kv, n_seqs }, n_kv, n_tokens, mask, false, 0.0f, 0.0f,
                             GGML_PREC_F32, type, type, { 0, 2, 1, 3 }),
-        grouped(grouped), window(window) {}
+        grouped(grouped), cache(cache), window(window) {}
+
+    ggml_tensor * cells(ggml_context * ctx, ggml_type type, int64_t d) {
+        return ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, d, nh, kv, nr23[1]), 0, 2, 1, 3);
+    }
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         ggml_tensor * out = test_flash_attn_ext::build_graph(ctx);
+        if (cache) {
+            out->src[1] = cells(ctx, type_K, hsk);
+            out->src[2] = cells(ctx, type_V, hsv);
+        }
         ggml_flash_attn_ext_set_grouped(out, grouped);
         return out;
     }
@@ -54,6 +63,7 @@ static void sb_add_attn_cases(std::vector<std::unique_ptr<test_case>> & cases) {
     };
     for (const auto & s : shapes) {
         for (const int64_t n_tokens : {1, 2, 9, 33}) {
+            cases.emplace_back(new test_attn_grouped(true, s[0], s[1], s[2], s[3], 517, n_tokens, 2, 100, GGML_TYPE_F16, true, true));
             for (const int64_t n_kv : {33, 64, 517}) {
                 const auto add = [&](int64_t n_seqs, int64_t window, ggml_type type) {
                     cases.emplace_back(new test_attn_grouped(true, s[0], s[1], s[2], s[3], n_kv, n_tokens, n_seqs, window, type));
@@ -76,8 +86,11 @@ static void sb_add_attn_perf_cases(std::vector<std::unique_ptr<test_case>> & cas
         for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
             for (const int64_t n_tokens : {1, 512}) {
                 // with the cells that a window of 4096 has beside a batch of 512
-                cases.emplace_back(new test_attn_grouped(grouped,  64,  64, 32, 8, 4608, n_tokens, 1, 4096, type)); // 1B
-                cases.emplace_back(new test_attn_grouped(grouped, 128, 128, 28, 4, 4608, n_tokens, 1, 4096, type)); // 7B
+                const auto add = [&](int64_t d, int64_t n_head, int64_t n_head_kv) {
+                    cases.emplace_back(new test_attn_grouped(grouped, d, d, n_head, n_head_kv, 4608, n_tokens, 1, 4096, type, true, true));
+                };
+                add(64, 32, 8);  // 1B
+                add(128, 28, 4); // 7B
             }
         }
     }

@@ -79,41 +79,62 @@ inline void sb_exp(sb_vec & x) {
     x = x < -87.0f ? sb_vec{} : p*power;
 }
 
-// Sums of neighbours: those of x, then those of y.
-inline void sb_add_pairs(sb_vec & x, const sb_vec & y) {
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SB_ATTN_SHUFFLES
 #endif
 #endif
+
+// x becomes the sums of neighbouring units of floats: within each 128 bits those of x, then those of y, if a unit is one
+// float; those of all x, then those of all y, if it is four.
+template <int unit> inline void sb_add_pairs(sb_vec & x, const sb_vec & y) {
 #if defined(SB_ATTN_SHUFFLES) && defined(__AVX512F__)
-    x = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-        __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    if (unit == 1) {
+        x = __builtin_shufflevector(x, y, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+            __builtin_shufflevector(x, y, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+    } else {
+        x = __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+            __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    }
 #elif defined(SB_ATTN_SHUFFLES) && defined(__AVX__)
-    x = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14) + __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
+    if (unit == 1) {
+        x = __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
+    } else {
+        x = __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11) + __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
 #elif defined(SB_ATTN_SHUFFLES)
     x = __builtin_shufflevector(x, y, 0, 2, 4, 6) + __builtin_shufflevector(x, y, 1, 3, 5, 7);
 #else
+    constexpr int group = unit == 1 ? 4 : sb_lanes; // floats that a result's sums come from, half of them in each vector
     sb_vec sums;
-    for (int i = 0; i < sb_lanes/2; ++i) {
-        sums[i]              = x[2*i] + x[2*i + 1];
-        sums[i + sb_lanes/2] = y[2*i] + y[2*i + 1];
+    for (int i = 0; i < sb_lanes; ++i) {
+        const sb_vec & from = i % group < group/2 ? x : y;
+        const int      at   = i/group*group + (i % group % (group/2))/unit*2*unit + i % unit;
+        sums[i] = from[at] + from[at + unit];
     }
     x = sums;
 #endif
 }
 
+template <int unit, int N> inline void sb_add_all_pairs(sb_vec * x) {
+    SB_UNROLL
+    for (int i = 0; i < N; ++i) {
+        if (i > 0) {
+            x[i] = x[2*i];
+        }
+        sb_add_pairs<unit>(x[i], x[2*i + 1]);
+    }
+}
+
 // x[0] becomes the sums of sb_lanes vectors, in their order; the others are used up.
 inline void sb_sum_each(sb_vec (&x)[sb_lanes]) {
-    SB_UNROLL
-    for (int n = sb_lanes; n > 1; n /= 2) {
-        SB_UNROLL
-        for (int i = 0; i < n/2; ++i) {
-            if (i > 0) {
-                x[i] = x[2*i];
-            }
-            sb_add_pairs(x[i], x[2*i + 1]);
-        }
+    sb_add_all_pairs<1, sb_lanes/2>(x);
+    sb_add_all_pairs<1, sb_lanes/4>(x);
+    if (sb_lanes > 4) {
+        sb_add_all_pairs<4, sb_lanes/8>(x);
+    }
+    if (sb_lanes > 8) {
+        sb_add_all_pairs<4, sb_lanes/16>(x);
     }
 }
 

@@ -149,8 +149,8 @@ struct sb_attn_scratch {
     float * q;      // [d_k][rows] scaled queries; [rows][d_k] if keys and values are read where they are
     float * k;      // [sb_keys][d_k] copies as floats
     float * v;      // [sb_keys][d_v padded]
-    float * scores; // [sb_keys][rows], then probabilities; one for all heads
-    float * shrink; // [rows] what the sums so far are multiplied with; one for all heads
+    float * scores; // [sb_keys][rows], then probabilities
+    float * shrink; // [rows] what the sums so far are multiplied with
     float * max;    // [rows] of scores; with what follows the sums of a result
     float * total;  // [rows] of probabilities
     float * out;    // [rows][d_v padded]
@@ -170,6 +170,7 @@ struct sb_attn_plan {
     int64_t q;       // floats of a head's queries
     int64_t k;       // of its keys
     int64_t v;       // of its values
+    int64_t scores;  // of its scores, and what sums shrink by
     int64_t sums;    // of its sums
     int64_t scratch; // of a thread
 };
@@ -201,7 +202,8 @@ sb_attn_plan sb_attn_make_plan(const sb_attn_args & a, int n_threads) {
     plan.k       = sb_pad(sb_keys*a.d_k, 16);
     plan.v       = sb_keys*plan.d_v;
     plan.sums    = sb_pad(plan.rows*(plan.d_v + 2), 16);
-    plan.scratch = plan.heads*(plan.q + plan.k + plan.v) + sb_pad(plan.rows*(sb_keys + 1), 16);
+    plan.scores  = sb_pad(plan.rows*(sb_keys + 1), 16);
+    plan.scratch = plan.heads*(plan.q + plan.k + plan.v + plan.scores);
     return plan;
 }
 
@@ -215,7 +217,7 @@ sb_attn_scratch sb_attn_lay_out(const sb_attn_plan & plan, float * own, float * 
     s.q      = own + head*plan.q;
     s.k      = own + plan.heads*plan.q + head*plan.k;
     s.v      = own + plan.heads*(plan.q + plan.k) + head*plan.v;
-    s.scores = own + plan.heads*(plan.q + plan.k + plan.v);
+    s.scores = own + plan.heads*(plan.q + plan.k + plan.v) + head*plan.scores;
     s.shrink = s.scores + sb_keys*plan.rows;
     s.max    = sums + head*plan.sums;
     s.total  = s.max + plan.rows;
@@ -379,66 +381,64 @@ void sb_attn_result_tile(int64_t rows, int64_t d, int64_t c, const float * p, co
 }
 
 template <typename T>
-void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const sb_attn_values<T> & values, const sb_attn_scratch & s) {
+void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const float * p, const sb_attn_values<T> & values, float * out) {
     for (int64_t r = 0; r < n_rows; r += sb_row_tile) {
         int64_t c = 0;
         for (; c + sb_row_vecs*sb_lanes <= d; c += sb_row_vecs*sb_lanes) {
-            sb_attn_result_tile<sb_row_vecs>(rows, d, c, s.scores + r, values, s.out + r*d);
+            sb_attn_result_tile<sb_row_vecs>(rows, d, c, p + r, values, out + r*d);
         }
         for (; c < d; c += sb_lanes) {
-            sb_attn_result_tile<1>(rows, d, c, s.scores + r, values, s.out + r*d);
+            sb_attn_result_tile<1>(rows, d, c, p + r, values, out + r*d);
         }
     }
 }
 
 // ---- few rows: keys and values where they are ----
 
-constexpr int sb_direct_keys = sb_lanes/sb_row_tile; // with the rows of a tile as many sums as lanes
+constexpr int sb_direct_keys   = sb_lanes/sb_row_tile; // with the rows of a tile as many sums as lanes
+constexpr int sb_direct_values = 8;  // that a head's sums, read and written again, meet
+constexpr int sb_cells_ahead   = 16; // on their way to the caches meanwhile
 
-// Rows of the next block on their way, so many for each head that all of them come.
-void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t n_heads, int64_t seq, int64_t j1) {
-    const int64_t n   = (sb_keys + n_heads - 1)/n_heads;
-    const int64_t end = std::min(j1 + (head + 1)*n, t->ne[1]);
-    for (int64_t j = j1 + head*n; j < end; ++j) {
-        for (size_t i = 0; i < n_heads*t->nb[2]; i += 64) {
-            SB_PREFETCH(sb_row(t, j, 0, seq) + i);
+// One head's part of the rows [j, j + n) on its way to the caches.
+void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t seq, int64_t j, int64_t n) {
+    for (int64_t end = std::min(j + n, t->ne[1]); j < end; ++j) {
+        for (size_t i = 0; i < t->nb[2]; i += 64) {
+            SB_PREFETCH(sb_row(t, j, head, seq) + i);
         }
     }
 }
 
-// scores[j][r] = q[r] k[j] for the keys [j0, j0 + sb_keys); keys from j1 on are read as the last one
+// scores[j][r] = q[r] k[j] for sb_direct_keys keys from j on; those from j1 on are read as the last one
 template <typename T>
-void sb_attn_direct_scores(const sb_attn_args & a, int64_t rows, int64_t head, int64_t seq, int64_t j0, int64_t j1,
-                           const sb_attn_scratch & s) {
-    for (int64_t j = 0; j < sb_keys; j += sb_direct_keys) {
-        const T * k[sb_direct_keys];
-        for (int i = 0; i < sb_direct_keys; ++i) {
-            k[i] = (const T *) sb_row(a.k, std::min(j0 + j + i, j1 - 1), head, seq);
-        }
-        for (int64_t r = 0; r < rows; r += sb_row_tile) {
-            sb_vec acc[sb_lanes] = {};
-            for (int64_t c = 0; c < a.d_k; c += sb_lanes) {
-                sb_vec x[sb_direct_keys];
+void sb_attn_direct_scores(const sb_attn_args & a, int64_t rows, int64_t head, int64_t seq, int64_t j, int64_t j1,
+                           const float * queries, float * scores) {
+    const T * k[sb_direct_keys];
+    for (int i = 0; i < sb_direct_keys; ++i) {
+        k[i] = (const T *) sb_row(a.k, std::min(j + i, j1 - 1), head, seq);
+    }
+    for (int64_t r = 0; r < rows; r += sb_row_tile) {
+        sb_vec acc[sb_lanes] = {};
+        for (int64_t c = 0; c < a.d_k; c += sb_lanes) {
+            sb_vec x[sb_direct_keys];
+            SB_UNROLL
+            for (int i = 0; i < sb_direct_keys; ++i) {
+                sb_load(x[i], k[i] + c);
+            }
+            SB_UNROLL
+            for (int n = 0; n < sb_row_tile; ++n) {
+                sb_vec q;
+                sb_load(q, queries + (r + n)*a.d_k + c);
                 SB_UNROLL
                 for (int i = 0; i < sb_direct_keys; ++i) {
-                    sb_load(x[i], k[i] + c);
-                }
-                SB_UNROLL
-                for (int n = 0; n < sb_row_tile; ++n) {
-                    sb_vec q;
-                    sb_load(q, s.q + (r + n)*a.d_k + c);
-                    SB_UNROLL
-                    for (int i = 0; i < sb_direct_keys; ++i) {
-                        acc[i*sb_row_tile + n] += q*x[i];
-                    }
+                    acc[i*sb_row_tile + n] += q*x[i];
                 }
             }
-            sb_sum_each(acc);
-            float sums[sb_lanes];
-            sb_store(sums, acc[0]);
-            for (int i = 0; i < sb_direct_keys; ++i) {
-                memcpy(s.scores + (j + i)*rows + r, sums + i*sb_row_tile, sb_row_tile*sizeof(float));
-            }
+        }
+        sb_sum_each(acc);
+        float sums[sb_lanes];
+        sb_store(sums, acc[0]);
+        for (int i = 0; i < sb_direct_keys; ++i) {
+            memcpy(scores + i*rows + r, sums + i*sb_row_tile, sb_row_tile*sizeof(float));
         }
     }
 }
@@ -507,33 +507,49 @@ void sb_attn_hide(const sb_attn_args & a, const sb_attn_plan & plan, const sb_at
     std::fill(scores + (j1 - j0)*plan.rows, scores + sb_keys*plan.rows, -INFINITY);
 }
 
-// Scores of a block of one head to its sums.
-template <typename T>
-void sb_attn_add(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
-                 int64_t j0, int64_t j1, const sb_attn_values<T> & values, const sb_attn_scratch & s) {
-    const int64_t n_rows = (item.token_end - item.token)*(a.n_head/a.n_head_kv);
+int64_t sb_attn_n_rows(const sb_attn_args & a, const sb_attn_item & item) {
+    return (item.token_end - item.token)*(a.n_head/a.n_head_kv);
+}
+
+// Scores of a block of one head to probabilities, with its sums so far made ready for them.
+void sb_attn_weigh(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
+                   int64_t j0, int64_t j1, const sb_attn_scratch & s) {
     if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
         sb_attn_hide(a, plan, item, j0, j1, s.scores);
     }
-    const bool shrinks = sb_attn_soft_max(plan.rows, s);
-    for (int64_t r = 0; r < n_rows && shrinks; ++r) {
+    if (!sb_attn_soft_max(plan.rows, s)) {
+        return;
+    }
+    for (int64_t r = 0; r < sb_attn_n_rows(a, item); ++r) {
         for (int64_t c = 0; c < plan.d_v; ++c) {
             s.out[r*plan.d_v + c] *= s.shrink[r];
         }
     }
-    sb_attn_results(plan.rows, n_rows, plan.d_v, values, s);
 }
 
+// All heads of a few cells, then of the next: the cache is read in the order in which it lies in memory.
 template <typename T>
 void sb_attn_direct_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
                           int64_t j0, int64_t j1, float * own, float * sums) {
+    const sb_attn_scratch first = sb_attn_lay_out(plan, own, sums, 0);
+    for (int64_t j = j0; j < j1; j += sb_direct_keys) {
+        for (int64_t h = 0; h < plan.heads; ++h) {
+            sb_attn_prefetch(a.k, item.head + h, item.seq, j + sb_cells_ahead, sb_direct_keys);
+            sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j, j1, first.q + h*plan.q,
+                                     first.scores + h*plan.scores + (j - j0)*plan.rows);
+        }
+    }
     for (int64_t h = 0; h < plan.heads; ++h) {
-        const sb_attn_scratch   s      = sb_attn_lay_out(plan, own, sums, h);
-        const sb_attn_values<T> values = { sb_row(a.v, j0, item.head + h, item.seq), a.v->nb[1], j1 - j0 };
-        sb_attn_prefetch(a.k, h, plan.heads, item.seq, j1);
-        sb_attn_prefetch(a.v, h, plan.heads, item.seq, j1);
-        sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j0, j1, s);
-        sb_attn_add(a, plan, item, seen, j0, j1, values, s);
+        sb_attn_weigh(a, plan, item, seen, j0, j1, sb_attn_lay_out(plan, own, sums, h));
+    }
+    for (int64_t j = j0; j < j1; j += sb_direct_values) {
+        const int64_t n = std::min<int64_t>(sb_direct_values, j1 - j);
+        for (int64_t h = 0; h < plan.heads; ++h) {
+            const sb_attn_values<T> values = { sb_row(a.v, j, item.head + h, item.seq), a.v->nb[1], n };
+            sb_attn_prefetch(a.v, item.head + h, item.seq, j + sb_cells_ahead, sb_direct_values);
+            sb_attn_results(plan.rows, sb_attn_n_rows(a, item), plan.d_v,
+                            first.scores + h*plan.scores + (j - j0)*plan.rows, values, first.out + h*plan.sums);
+        }
     }
 }
 
@@ -547,7 +563,8 @@ void sb_attn_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_a
         const sb_attn_scratch       s      = sb_attn_lay_out(plan, own, sums, h);
         const sb_attn_values<float> values = { (const char *) s.v, plan.d_v*sizeof(float), j1 - j0 };
         sb_attn_scores<W>(a.d_k, plan.rows, s);
-        sb_attn_add(a, plan, item, seen, j0, j1, values, s);
+        sb_attn_weigh(a, plan, item, seen, j0, j1, s);
+        sb_attn_results(plan.rows, sb_attn_n_rows(a, item), plan.d_v, s.scores, values, s.out);
     }
 }
 
