@@ -57,6 +57,16 @@ inline void sb_load(sb_vec & x, const ggml_fp16_t * from) {
 #endif
 }
 
+// Keeps a vector that is used several times in a register: compilers like to load it anew for each use, and with wide
+// vectors loads are what a tile then waits for.
+template <typename V> inline void sb_keep(V & x) {
+#if defined(__AVX__)
+    __asm__("" : "+v"(x));
+#else
+    (void) x;
+#endif
+}
+
 inline void sb_store(float * to, const sb_vec & x) {
     memcpy(to, &x, sizeof(x));
 }

@@ -130,6 +130,8 @@ constexpr int     sb_key_tile = 4;  // keys of a register tile of scores
 constexpr int     sb_row_tile = 4;  // rows of a register tile of results; channels: sb_row_vecs vectors
 constexpr int64_t sb_max_rows = 64; // of a tile
 
+constexpr int64_t sb_max_tiles = 8; // of an item: they share the copies of keys and values
+
 // Tiles of up to so many rows take all key/value heads together: then the cache is read from end to end.
 constexpr int64_t sb_few_rows = 16;
 
@@ -144,12 +146,12 @@ bool sb_attn_is_direct(const sb_attn_args & a, const ggml_tensor * t) {
     return (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_F16) && t->type == a.k->type && t->ne[0] % sb_lanes == 0;
 }
 
-// What a thread works in, for one key/value head; those of the others follow.
+// What a thread works in, for one tile. Those of its other tiles and heads follow.
 struct sb_attn_scratch {
     float * q;      // [d_k][rows] scaled queries; [rows][d_k] if keys and values are read where they are
-    float * k;      // [sb_keys][d_k] copies as floats
+    float * k;      // [sb_keys][d_k] copies as floats, of the head
     float * v;      // [sb_keys][d_v padded]
-    float * scores; // [sb_keys][rows], then probabilities
+    float * scores; // [sb_keys][rows], then probabilities; one for all tiles of a head
     float * shrink; // [rows] what the sums so far are multiplied with
     float * max;    // [rows] of scores; with what follows the sums of a result
     float * total;  // [rows] of probabilities
@@ -158,20 +160,21 @@ struct sb_attn_scratch {
 
 struct sb_attn_plan {
     int64_t tokens;  // of a tile
-    int64_t n_tiles; // of tokens
     int64_t rows;    // of a tile, padded
     int64_t width;   // lanes of rows
     int64_t heads;   // key/value heads of an item
+    int64_t tiles;   // of an item, for each of its heads
+    int64_t n_spans; // of tokens, each as many as an item's tiles have
     bool    direct;  // few rows read keys and values where they are, many have them copied as floats
     int64_t d_v;     // padded
     int64_t n_parts; // of the keys
     int64_t part;    // keys of a part
     int64_t n_items;
-    int64_t q;       // floats of a head's queries
-    int64_t k;       // of its keys
+    int64_t q;       // floats of a tile's queries
+    int64_t k;       // of a head's keys
     int64_t v;       // of its values
     int64_t scores;  // of its scores, and what sums shrink by
-    int64_t sums;    // of its sums
+    int64_t sums;    // of a tile's sums
     int64_t scratch; // of a thread
 };
 
@@ -184,15 +187,20 @@ sb_attn_plan sb_attn_make_plan(const sb_attn_args & a, int n_threads) {
 
     sb_attn_plan plan;
     plan.tokens  = std::min(std::max<int64_t>(1, sb_max_rows/group), a.n_tokens);
-    plan.n_tiles = (a.n_tokens + plan.tokens - 1)/plan.tokens;
     plan.width   = sb_width(plan.tokens*group);
     plan.rows    = sb_pad(plan.tokens*group, std::max<int64_t>(plan.width, sb_row_tile));
     plan.d_v     = sb_pad(a.d_v, sb_lanes);
     plan.heads   = plan.rows <= sb_few_rows ? a.n_head_kv : 1;
     plan.direct  = plan.rows <= sb_few_rows && sb_attn_is_direct(a, a.k) && sb_attn_is_direct(a, a.v);
 
-    const int64_t n_results = a.q->ne[3]*plan.n_tiles*(a.n_head_kv/plan.heads);
-    const int64_t wanted    = (sb_items_a_thread*n_threads + n_results - 1)/n_results;
+    const int64_t n_tiles   = (a.n_tokens + plan.tokens - 1)/plan.tokens;
+    const int64_t n_heads   = a.q->ne[3]*(a.n_head_kv/plan.heads);
+    const int64_t n_wanted  = sb_items_a_thread*n_threads;
+    plan.tiles   = std::min(std::max<int64_t>(1, n_heads*n_tiles/n_wanted), std::min(sb_max_tiles, n_tiles));
+    plan.n_spans = (n_tiles + plan.tiles - 1)/plan.tiles;
+
+    const int64_t n_results = n_heads*plan.n_spans;
+    const int64_t wanted    = (n_wanted + n_results - 1)/n_results;
     const int64_t n_blocks  = (a.n_kv + sb_keys - 1)/sb_keys;
     plan.n_parts = std::max<int64_t>(1, std::min(wanted, n_blocks/4));
     plan.part    = (n_blocks + plan.n_parts - 1)/plan.n_parts*sb_keys;
@@ -203,23 +211,31 @@ sb_attn_plan sb_attn_make_plan(const sb_attn_args & a, int n_threads) {
     plan.v       = sb_keys*plan.d_v;
     plan.sums    = sb_pad(plan.rows*(plan.d_v + 2), 16);
     plan.scores  = sb_pad(plan.rows*(sb_keys + 1), 16);
-    plan.scratch = plan.heads*(plan.q + plan.k + plan.v + plan.scores);
+    plan.scratch = plan.heads*(plan.tiles*plan.q + plan.k + plan.v + plan.scores);
     return plan;
 }
 
-// Sums are kept until all parts are there; those of a whole result are written at once.
-int64_t sb_attn_n_sums(const sb_attn_plan & plan, int n_threads) {
-    return plan.heads*(plan.n_parts > 1 ? plan.n_items : n_threads);
+// Floats of an item's sums. They are kept until all parts are there; those of a whole result are written at once.
+int64_t sb_attn_item_sums(const sb_attn_plan & plan) {
+    return plan.heads*plan.tiles*plan.sums;
 }
 
-sb_attn_scratch sb_attn_lay_out(const sb_attn_plan & plan, float * own, float * sums, int64_t head) {
+int64_t sb_attn_n_sums(const sb_attn_plan & plan, int n_threads) {
+    return plan.n_parts > 1 ? plan.n_items : n_threads;
+}
+
+sb_attn_scratch sb_attn_lay_out(const sb_attn_plan & plan, float * own, float * sums, int64_t head, int64_t tile) {
+    float * k      = own + plan.heads*plan.tiles*plan.q;
+    float * v      = k + plan.heads*plan.k;
+    float * scores = v + plan.heads*plan.v;
+
     sb_attn_scratch s;
-    s.q      = own + head*plan.q;
-    s.k      = own + plan.heads*plan.q + head*plan.k;
-    s.v      = own + plan.heads*(plan.q + plan.k) + head*plan.v;
-    s.scores = own + plan.heads*(plan.q + plan.k + plan.v) + head*plan.scores;
+    s.q      = own + (head*plan.tiles + tile)*plan.q;
+    s.k      = k + head*plan.k;
+    s.v      = v + head*plan.v;
+    s.scores = scores + head*plan.scores;
     s.shrink = s.scores + sb_keys*plan.rows;
-    s.max    = sums + head*plan.sums;
+    s.max    = sums + (head*plan.tiles + tile)*plan.sums;
     s.total  = s.max + plan.rows;
     s.out    = s.max + plan.rows*2;
     return s;
@@ -255,6 +271,7 @@ void sb_attn_score_tile(int64_t d, int64_t rows, const float * k, const float * 
         SB_UNROLL
         for (int n = 0; n < N; ++n) {
             memcpy(&x[n], q + c*rows + n*W, sizeof(f));
+            sb_keep(x[n]);
         }
         SB_UNROLL
         for (int j = 0; j < K; ++j) {
@@ -362,6 +379,7 @@ void sb_attn_result_tile(int64_t rows, int64_t d, int64_t c, const float * p, co
         SB_UNROLL
         for (int n = 0; n < N; ++n) {
             sb_load(x[n], v + n*sb_lanes);
+            sb_keep(x[n]);
         }
         SB_UNROLL
         for (int r = 0; r < sb_row_tile; ++r) {
@@ -455,35 +473,66 @@ void sb_attn_load(const ggml_tensor * t, int64_t head, int64_t n_heads, int64_t 
     }
 }
 
-// An item: some key/value heads, a tile of tokens, a part of the keys.
+// An item: some key/value heads, some tiles of tokens, a part of the keys.
 struct sb_attn_item {
     int64_t seq;
-    int64_t head; // the first
-    int64_t token;
-    int64_t token_end;
+    int64_t head;  // the first
+    int64_t token; // the first
     int64_t part;
 };
 
 sb_attn_item sb_attn_get_item(const sb_attn_args & a, const sb_attn_plan & plan, int64_t i) {
     sb_attn_item item;
-    item.part      = i % plan.n_parts;
-    i             /= plan.n_parts;
-    item.head      = i % (a.n_head_kv/plan.heads)*plan.heads;
-    i             /= a.n_head_kv/plan.heads;
-    item.token     = i % plan.n_tiles*plan.tokens;
-    item.token_end = std::min(item.token + plan.tokens, a.n_tokens);
-    item.seq       = i/plan.n_tiles;
+    item.part  = i % plan.n_parts;
+    i         /= plan.n_parts;
+    item.head  = i % (a.n_head_kv/plan.heads)*plan.heads;
+    i         /= a.n_head_kv/plan.heads;
+    item.token = i % plan.n_spans*plan.tiles*plan.tokens;
+    item.seq   = i/plan.n_spans;
     return item;
 }
 
-void sb_attn_load_queries(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, int64_t head_kv,
-                          float * q) {
+// Tokens of one of an item's tiles; none if they have run out.
+struct sb_attn_tile {
+    int64_t token;
+    int64_t end;
+};
+
+sb_attn_tile sb_attn_get_tile(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, int64_t i) {
+    const int64_t token = std::min(item.token + i*plan.tokens, a.n_tokens);
+    return { token, std::min(token + plan.tokens, a.n_tokens) };
+}
+
+int64_t sb_attn_n_rows(const sb_attn_args & a, const sb_attn_tile & tile) {
+    return (tile.end - tile.token)*(a.n_head/a.n_head_kv);
+}
+
+// A block of keys [j0, j1), and what each of the item's tiles sees of it.
+struct sb_attn_block {
+    int64_t j0;
+    int64_t j1;
+    sb_seen seen[sb_max_tiles];
+};
+
+// Whether any tile sees any of it.
+bool sb_attn_look(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_attn_block & block) {
+    bool any = false;
+    for (int64_t i = 0; i < plan.tiles; ++i) {
+        const sb_attn_tile tile = sb_attn_get_tile(a, plan, item, i);
+        block.seen[i] = tile.token < tile.end ? sb_attn_seen(a, tile.token, tile.end, item.seq, block.j0, block.j1) : SB_SEES_NONE;
+        any |= block.seen[i] != SB_SEES_NONE;
+    }
+    return any;
+}
+
+void sb_attn_load_queries(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_tile & tile, int64_t head_kv,
+                          int64_t seq, float * q) {
     const int64_t group = a.n_head/a.n_head_kv;
     std::fill(q, q + plan.rows*a.d_k, 0.0f);
     int64_t r = 0;
-    for (int64_t t = item.token; t < item.token_end; ++t) {
+    for (int64_t t = tile.token; t < tile.end; ++t) {
         for (int64_t h = head_kv*group; h < (head_kv + 1)*group; ++h, ++r) {
-            const auto * row = (const float *) sb_row(a.q, t, h, item.seq);
+            const auto * row = (const float *) sb_row(a.q, t, h, seq);
             for (int64_t c = 0; c < a.d_k; ++c) {
                 q[plan.direct ? r*a.d_k + c : c*plan.rows + r] = a.scale*row[c];
             }
@@ -492,35 +541,32 @@ void sb_attn_load_queries(const sb_attn_args & a, const sb_attn_plan & plan, con
 }
 
 // Add the mask, and hide the keys from j1 on, which do not exist.
-void sb_attn_hide(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, int64_t j0, int64_t j1,
-                  float * scores) {
+void sb_attn_hide(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_tile & tile, int64_t seq,
+                  const sb_attn_block & block, float * scores) {
     const int64_t group = a.n_head/a.n_head_kv;
-    for (int64_t t = item.token; t < item.token_end && a.mask; ++t) {
-        const ggml_fp16_t * mask = sb_mask_row(a, t, item.seq);
-        for (int64_t j = j0; j < j1; ++j) {
-            float * of_token = scores + (j - j0)*plan.rows + (t - item.token)*group;
+    for (int64_t t = tile.token; t < tile.end && a.mask; ++t) {
+        const ggml_fp16_t * mask = sb_mask_row(a, t, seq);
+        for (int64_t j = block.j0; j < block.j1; ++j) {
+            float * of_token = scores + (j - block.j0)*plan.rows + (t - tile.token)*group;
             for (int64_t g = 0; g < group; ++g) {
                 of_token[g] += GGML_CPU_FP16_TO_FP32(mask[j]);
             }
         }
     }
-    std::fill(scores + (j1 - j0)*plan.rows, scores + sb_keys*plan.rows, -INFINITY);
+    std::fill(scores + (block.j1 - block.j0)*plan.rows, scores + sb_keys*plan.rows, -INFINITY);
 }
 
-int64_t sb_attn_n_rows(const sb_attn_args & a, const sb_attn_item & item) {
-    return (item.token_end - item.token)*(a.n_head/a.n_head_kv);
-}
-
-// Scores of a block of one head to probabilities, with its sums so far made ready for them.
-void sb_attn_weigh(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
-                   int64_t j0, int64_t j1, const sb_attn_scratch & s) {
-    if (seen == SB_SEES_SOME || j1 < j0 + sb_keys) {
-        sb_attn_hide(a, plan, item, j0, j1, s.scores);
+// Scores of a block to probabilities, for one tile of one head, with its sums so far made ready for them.
+void sb_attn_weigh(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, int64_t i,
+                   const sb_attn_block & block, const sb_attn_scratch & s) {
+    const sb_attn_tile tile = sb_attn_get_tile(a, plan, item, i);
+    if (block.seen[i] == SB_SEES_SOME || block.j1 < block.j0 + sb_keys) {
+        sb_attn_hide(a, plan, tile, item.seq, block, s.scores);
     }
     if (!sb_attn_soft_max(plan.rows, s)) {
         return;
     }
-    for (int64_t r = 0; r < sb_attn_n_rows(a, item); ++r) {
+    for (int64_t r = 0; r < sb_attn_n_rows(a, tile); ++r) {
         for (int64_t c = 0; c < plan.d_v; ++c) {
             s.out[r*plan.d_v + c] *= s.shrink[r];
         }
@@ -529,106 +575,120 @@ void sb_attn_weigh(const sb_attn_args & a, const sb_attn_plan & plan, const sb_a
 
 // All heads of a few cells, then of the next: the cache is read in the order in which it lies in memory.
 template <typename T>
-void sb_attn_direct_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
-                          int64_t j0, int64_t j1, float * own, float * sums) {
-    const sb_attn_scratch first = sb_attn_lay_out(plan, own, sums, 0);
-    for (int64_t j = j0; j < j1; j += sb_direct_keys) {
+void sb_attn_add_direct(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item,
+                        const sb_attn_block & block, float * own, float * sums) {
+    const sb_attn_scratch first  = sb_attn_lay_out(plan, own, sums, 0, 0);
+    const int64_t         n_rows = sb_attn_n_rows(a, sb_attn_get_tile(a, plan, item, 0));
+    for (int64_t j = block.j0; j < block.j1; j += sb_direct_keys) {
         for (int64_t h = 0; h < plan.heads; ++h) {
             sb_attn_prefetch(a.k, item.head + h, item.seq, j + sb_cells_ahead, sb_direct_keys);
-            sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j, j1, first.q + h*plan.q,
-                                     first.scores + h*plan.scores + (j - j0)*plan.rows);
+            sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j, block.j1, first.q + h*plan.q,
+                                     first.scores + h*plan.scores + (j - block.j0)*plan.rows);
         }
     }
     for (int64_t h = 0; h < plan.heads; ++h) {
-        sb_attn_weigh(a, plan, item, seen, j0, j1, sb_attn_lay_out(plan, own, sums, h));
+        sb_attn_weigh(a, plan, item, 0, block, sb_attn_lay_out(plan, own, sums, h, 0));
     }
-    for (int64_t j = j0; j < j1; j += sb_direct_values) {
-        const int64_t n = std::min<int64_t>(sb_direct_values, j1 - j);
+    for (int64_t j = block.j0; j < block.j1; j += sb_direct_values) {
+        const int64_t n = std::min<int64_t>(sb_direct_values, block.j1 - j);
         for (int64_t h = 0; h < plan.heads; ++h) {
             const sb_attn_values<T> values = { sb_row(a.v, j, item.head + h, item.seq), a.v->nb[1], n };
             sb_attn_prefetch(a.v, item.head + h, item.seq, j + sb_cells_ahead, sb_direct_values);
-            sb_attn_results(plan.rows, sb_attn_n_rows(a, item), plan.d_v,
-                            first.scores + h*plan.scores + (j - j0)*plan.rows, values, first.out + h*plan.sums);
+            sb_attn_results(plan.rows, n_rows, plan.d_v, first.scores + h*plan.scores + (j - block.j0)*plan.rows, values,
+                            first.out + h*plan.sums);
         }
     }
 }
 
 template <int W>
-void sb_attn_block(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_seen seen,
-                   int64_t j0, int64_t j1, float * own, float * sums) {
-    const sb_attn_scratch first = sb_attn_lay_out(plan, own, sums, 0);
-    sb_attn_load(a.k, item.head, plan.heads, item.seq, j0, j1, a.d_k,    plan.k, first.k);
-    sb_attn_load(a.v, item.head, plan.heads, item.seq, j0, j1, plan.d_v, plan.v, first.v);
+void sb_attn_add_copied(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item,
+                        const sb_attn_block & block, float * own, float * sums) {
+    const sb_attn_scratch first = sb_attn_lay_out(plan, own, sums, 0, 0);
+    sb_attn_load(a.k, item.head, plan.heads, item.seq, block.j0, block.j1, a.d_k,    plan.k, first.k);
+    sb_attn_load(a.v, item.head, plan.heads, item.seq, block.j0, block.j1, plan.d_v, plan.v, first.v);
     for (int64_t h = 0; h < plan.heads; ++h) {
-        const sb_attn_scratch       s      = sb_attn_lay_out(plan, own, sums, h);
-        const sb_attn_values<float> values = { (const char *) s.v, plan.d_v*sizeof(float), j1 - j0 };
-        sb_attn_scores<W>(a.d_k, plan.rows, s);
-        sb_attn_weigh(a, plan, item, seen, j0, j1, s);
-        sb_attn_results(plan.rows, sb_attn_n_rows(a, item), plan.d_v, s.scores, values, s.out);
+        for (int64_t i = 0; i < plan.tiles; ++i) {
+            if (block.seen[i] == SB_SEES_NONE) {
+                continue;
+            }
+            const sb_attn_scratch       s      = sb_attn_lay_out(plan, own, sums, h, i);
+            const sb_attn_values<float> values = { (const char *) s.v, plan.d_v*sizeof(float), block.j1 - block.j0 };
+            const int64_t               n_rows = sb_attn_n_rows(a, sb_attn_get_tile(a, plan, item, i));
+            sb_attn_scores<W>(a.d_k, plan.rows, s);
+            sb_attn_weigh(a, plan, item, i, block, s);
+            sb_attn_results(plan.rows, n_rows, plan.d_v, s.scores, values, s.out);
+        }
     }
 }
 
-typedef void (*sb_attn_block_t)(const sb_attn_args &, const sb_attn_plan &, const sb_attn_item &, sb_seen,
-                                int64_t, int64_t, float *, float *);
+typedef void (*sb_attn_add_t)(const sb_attn_args &, const sb_attn_plan &, const sb_attn_item &, const sb_attn_block &,
+                              float *, float *);
 
-sb_attn_block_t sb_attn_choose_block(const sb_attn_args & a, const sb_attn_plan & plan) {
+sb_attn_add_t sb_attn_choose(const sb_attn_args & a, const sb_attn_plan & plan) {
     if (plan.direct) {
-        return a.k->type == GGML_TYPE_F16 ? sb_attn_direct_block<ggml_fp16_t> : sb_attn_direct_block<float>;
+        return a.k->type == GGML_TYPE_F16 ? sb_attn_add_direct<ggml_fp16_t> : sb_attn_add_direct<float>;
     }
     switch (plan.width) {
-        case 4:  return sb_attn_block<4>;
-        case 8:  return sb_attn_block<8>;
-        default: return sb_attn_block<sb_lanes>;
+        case 4:  return sb_attn_add_copied<4>;
+        case 8:  return sb_attn_add_copied<8>;
+        default: return sb_attn_add_copied<sb_lanes>;
     }
 }
 
-// After it `sums` holds those of the item's heads.
+// After it `sums` holds those of the item's tiles.
 void sb_attn_run(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, float * own, float * sums) {
-    const sb_attn_block_t block = sb_attn_choose_block(a, plan);
-    const int64_t         end   = std::min((item.part + 1)*plan.part, a.n_kv);
+    const sb_attn_add_t add = sb_attn_choose(a, plan);
+    const int64_t       end = std::min((item.part + 1)*plan.part, a.n_kv);
 
-    std::fill(sums, sums + plan.heads*plan.sums, 0.0f);
+    std::fill(sums, sums + sb_attn_item_sums(plan), 0.0f);
     for (int64_t h = 0; h < plan.heads; ++h) {
-        const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h);
-        std::fill(s.max, s.max + plan.rows, SB_NOTHING_YET);
-        std::fill(s.k, s.k + plan.k, 0.0f); // the first block may end early,
-        std::fill(s.v, s.v + plan.v, 0.0f); // and rows of values are padded
-        sb_attn_load_queries(a, plan, item, item.head + h, s.q);
+        for (int64_t i = 0; i < plan.tiles; ++i) {
+            const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h, i);
+            std::fill(s.max, s.max + plan.rows, SB_NOTHING_YET);
+            std::fill(s.k, s.k + plan.k, 0.0f); // the first block may end early,
+            std::fill(s.v, s.v + plan.v, 0.0f); // and rows of values are padded
+            sb_attn_load_queries(a, plan, sb_attn_get_tile(a, plan, item, i), item.head + h, item.seq, s.q);
+        }
     }
-    for (int64_t j0 = item.part*plan.part; j0 < end; j0 += sb_keys) {
-        const int64_t j1   = std::min(j0 + sb_keys, end);
-        const sb_seen seen = sb_attn_seen(a, item.token, item.token_end, item.seq, j0, j1);
-        if (seen != SB_SEES_NONE) {
-            block(a, plan, item, seen, j0, j1, own, sums);
+    for (int64_t j = item.part*plan.part; j < end; j += sb_keys) {
+        sb_attn_block block = { j, std::min(j + sb_keys, end), {} };
+        if (sb_attn_look(a, plan, item, block)) {
+            add(a, plan, item, block, own, sums);
         }
     }
 }
 
-// The results of an item's heads from the sums of its parts.
+// One row of a result from the sums of an item's parts: `sums` of its tile in the first part, row r.
+void sb_attn_write_row(const sb_attn_plan & plan, const float * sums, int64_t r, int64_t d_v, float * out) {
+    const auto part = [&](int64_t p) { return sums + p*sb_attn_item_sums(plan); };
+    float max = SB_NOTHING_YET;
+    for (int64_t p = 0; p < plan.n_parts; ++p) {
+        max = std::max(max, part(p)[r]);
+    }
+    float total = 0.0f;
+    std::fill(out, out + d_v, 0.0f);
+    for (int64_t p = 0; p < plan.n_parts; ++p) {
+        const float * from  = part(p) + 2*plan.rows + r*plan.d_v;
+        const float   share = expf(part(p)[r] - max);
+        total += share*part(p)[plan.rows + r];
+        for (int64_t c = 0; c < d_v; ++c) {
+            out[c] += share*from[c];
+        }
+    }
+    for (int64_t c = 0; c < d_v; ++c) {
+        out[c] = total == 0.0f ? 0.0f : out[c]/total;
+    }
+}
+
 void sb_attn_write(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, const float * sums) {
-    const int64_t group  = a.n_head/a.n_head_kv;
-    const int64_t n_rows = (item.token_end - item.token)*group;
-    for (int64_t i = 0; i < plan.heads*n_rows; ++i) {
-        const int64_t h = i/n_rows;
-        const int64_t r = i % n_rows;
-        const auto    part = [&](int64_t p) { return sums + (p*plan.heads + h)*plan.sums; };
-        float max = SB_NOTHING_YET;
-        for (int64_t p = 0; p < plan.n_parts; ++p) {
-            max = std::max(max, part(p)[r]);
-        }
-        float * out   = sb_out_row(a, item.token + r/group, (item.head + h)*group + r % group, item.seq);
-        float   total = 0.0f;
-        std::fill(out, out + a.d_v, 0.0f);
-        for (int64_t p = 0; p < plan.n_parts; ++p) {
-            const float * from  = part(p) + 2*plan.rows + r*plan.d_v;
-            const float   share = expf(part(p)[r] - max);
-            total += share*part(p)[plan.rows + r];
-            for (int64_t c = 0; c < a.d_v; ++c) {
-                out[c] += share*from[c];
+    const int64_t group = a.n_head/a.n_head_kv;
+    for (int64_t h = 0; h < plan.heads; ++h) {
+        for (int64_t i = 0; i < plan.tiles; ++i) {
+            const sb_attn_tile tile = sb_attn_get_tile(a, plan, item, i);
+            for (int64_t r = 0; r < sb_attn_n_rows(a, tile); ++r) {
+                sb_attn_write_row(plan, sums + (h*plan.tiles + i)*plan.sums, r, a.d_v,
+                                  sb_out_row(a, tile.token + r/group, (item.head + h)*group + r % group, item.seq));
             }
-        }
-        for (int64_t c = 0; c < a.d_v; ++c) {
-            out[c] = total == 0.0f ? 0.0f : out[c]/total;
         }
     }
 }
@@ -657,7 +717,7 @@ bool sb_attn_takes(const ggml_tensor * dst) {
 size_t sb_attn_work_size(const ggml_tensor * dst, int n_threads) {
     const sb_attn_args a = sb_attn_get_args(dst);
     const sb_attn_plan p = sb_attn_make_plan(a, n_threads);
-    return sizeof(float)*(n_threads*p.scratch + sb_attn_n_sums(p, n_threads)*p.sums) + 64;
+    return sizeof(float)*(n_threads*p.scratch + sb_attn_n_sums(p, n_threads)*sb_attn_item_sums(p)) + 64;
 }
 #else
 bool   sb_attn_takes(const ggml_tensor *)          { return false; }
@@ -677,7 +737,7 @@ void ggml_compute_forward_attn_grouped(const ggml_compute_params * params, ggml_
     const sb_attn_plan plan = sb_attn_make_plan(a, params->nth);
     float *            work = (float *) sb_pad((intptr_t) params->wdata, 64);
     float *            sums = work + params->nth*plan.scratch;
-    const auto sums_of = [&](int64_t i) { return sums + i*plan.heads*plan.sums; };
+    const auto sums_of = [&](int64_t i) { return sums + i*sb_attn_item_sums(plan); };
 
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
