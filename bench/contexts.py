@@ -15,9 +15,10 @@ import numpy as np
 
 from sb_edge.bench.fill import CHUNK, MAIN, synthetic_fill
 from sb_edge.bench.machine import Machine
-from sb_edge.bench.plan import FLASH_ATTN, Case
+from sb_edge.bench.plan import Case
 from sb_edge.errors import InferenceError, OutputError
 from sb_edge.files import atomic_output, require_free_space
+from sb_edge.flash_attention import FLASH_ATTN
 from sb_edge.progress import progress_bar
 from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model, Session

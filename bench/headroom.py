@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sb_edge.bench.plan import Case
-from sb_edge.memory import MemoryForecast, forecast
+from sb_edge.memory import EngineSettings, MemoryForecast, forecast
 from sb_edge.memory_check import FLOAT_TYPES, SMALLER_TYPE, Alternative, Room, refuse_shortage
 
 COPIES = 2
@@ -71,18 +71,10 @@ def context_forecast(case: Case) -> MemoryForecast:
     return forecast(
         case.subject.header,
         case.n_ctx,
-        type_k=case.type_k,
-        type_v=case.type_v,
-        n_ubatch=case.settings.n_ubatch,
-        flash_attn=_uses_flash_attention(case),
+        EngineSettings(
+            case.type_k, case.type_v, n_ubatch=case.settings.n_ubatch, flash_attn=case.settings.flash_attn
+        ),
     )
-
-
-def _uses_flash_attention(case: Case) -> bool:
-    """The session turns "auto" into "off" for a float32 cache that upstream's flash attention would round."""
-    choice = case.settings.flash_attn
-    is_exact = case.subject.is_spikingbrain or "f32" not in (case.type_k, case.type_v)
-    return choice == "on" or (choice == "auto" and is_exact)
 
 
 def _snapshot_bytes(case: Case, expected: MemoryForecast) -> int:

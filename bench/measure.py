@@ -16,10 +16,11 @@ import psutil
 from sb_edge.bench.conditions import Conditions, read_conditions, throttle_count
 from sb_edge.bench.contexts import Contexts, open_session, reach_depth, rewinder
 from sb_edge.bench.machine import Machine
-from sb_edge.bench.plan import FLASH_ATTN, Case
+from sb_edge.bench.plan import Case
 from sb_edge.bench.roofline import token_traffic
 from sb_edge.bench.row import Row
 from sb_edge.bench.stats import summarize
+from sb_edge.flash_attention import FLASH_ATTN
 from sb_edge.progress import progress_bar
 from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model
@@ -71,7 +72,7 @@ class _Loaded:
         self._samples_ns: list[int] = []
         before = _resident_bytes()
         with ExitStack() as stack:
-            self._model = stack.enter_context(Model(case.subject.path))
+            self._model = stack.enter_context(Model(case.subject.path, header=case.subject.header))
             self._session = stack.enter_context(open_session(self._model, case))
             rng = np.random.default_rng(TOKEN_SEED)
             self._elapsed_ns = reach_depth(self._session, case, contexts, rng)

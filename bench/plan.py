@@ -15,6 +15,7 @@ from sb_edge.bench.machine import Machine
 from sb_edge.bench.row import Fill, RowKey
 from sb_edge.config import ARCH
 from sb_edge.errors import SbEdgeError
+from sb_edge.flash_attention import FLASH_ATTN, FlashChoice
 from sb_edge.gguf_reader import GgufHeader, read_header
 from sb_edge.memory_check import FLOAT_TYPES
 
@@ -29,9 +30,6 @@ FIT_SHARES = (0, 0.25, 0.5, 1)
 
 CONTEXT_PADDING = 256
 """The engine rounds a context up to a multiple of this."""
-
-FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
-"""llama-bench's numbers for its `flash_attn` field."""
 
 FillChoice = Literal["auto", "real", "synthetic"]
 
@@ -98,7 +96,7 @@ class Settings:
     n_gen: int = 0
     repetitions: int = 5
     cache_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
-    flash_attn: Literal["auto", "on", "off"] = "auto"
+    flash_attn: FlashChoice = "auto"
     fill: FillChoice = "auto"
     n_ubatch: int = 512
     n_warmup: int = 1

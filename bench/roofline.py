@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sb_edge.config import ARCH
 from sb_edge.gguf_reader import GgufHeader, TensorEntry
-from sb_edge.memory import forecast
+from sb_edge.memory import EngineSettings, forecast
 
 STATE_PASSES = 2
 """A recurrent state is read and written for every token."""
@@ -49,7 +49,7 @@ def token_traffic(
         GgufError: a key that sizes the cache is absent.
         InferenceError: a cache type that ggml does not have.
     """
-    smallest = forecast(header, PROBE_CELLS, type_k=type_k, type_v=type_v)
+    smallest = forecast(header, PROBE_CELLS, EngineSettings(type_k, type_v))
     window = header.integer("attention.sliding_window", 0) if header.arch == ARCH else 0
     attended = min(positions, window) if window else positions
     return TokenTraffic(

@@ -15,7 +15,7 @@ from sb_edge.bench.measure import TOKEN_SEED
 from sb_edge.bench.spikes import engine_k
 from sb_edge.bench.stats import Timing, summarize
 from sb_edge.gguf_reader import GgufHeader, read_header
-from sb_edge.memory import MemoryForecast, forecast
+from sb_edge.memory import EngineSettings, MemoryForecast, forecast
 from sb_edge.memory_check import Alternative, Room, refuse_shortage
 from sb_edge.progress import progress_bar
 from sb_edge.runtime.session import Model, Session
@@ -94,7 +94,7 @@ def measure_spike_speed(
     header = read_header(path)
     k = engine_k(header, k)
     _require_memory(header, k, n_prompt, n_gen)
-    with Model(path, spikes=0) as plain, Model(path, spikes=k) as spiking:
+    with Model(path, header=header, spikes=0) as plain, Model(path, header=header, spikes=k) as spiking:
         tokens = rng.integers(plain.n_vocab, size=n_prompt + n_gen).tolist()
         samples: dict[str, list[tuple[int, int]]] = {"without": [], "spiking": []}
         with (
@@ -120,7 +120,9 @@ def _require_memory(header: GgufHeader, k: float | None, n_prompt: int, n_gen: i
     """Both sides are loaded at once; they share the pages of the file."""
 
     def need(prompt: int) -> MemoryForecast:
-        plain, spiking = (forecast(header, prompt + n_gen, spikes=spikes) for spikes in (0, k))
+        plain, spiking = (
+            forecast(header, prompt + n_gen, EngineSettings(spikes=spikes)) for spikes in (0, k)
+        )
         beside = spiking.beyond_weights().required + spiking.repacked + spiking.engine
         return replace(plain, extra=beside)
 

@@ -122,11 +122,11 @@ def sweep_k(
     for k in ks:
         require_k(k, "--k")
     stored = [None] if engine_k(header, None) is None else []
-    with Model(path, spikes=0) as model:
+    with Model(path, header=header, spikes=0) as model:
         without = perplexity(model, text, n_threads=n_threads, max_tokens=max_tokens)
     points = []
     for setting in [*stored, *ks]:
-        with Model(path, spikes=setting) as model, count_spikes(model) as counters:
+        with Model(path, header=header, spikes=setting) as model, count_spikes(model) as counters:
             found = perplexity(model, text, n_threads=n_threads, max_tokens=max_tokens)
             points.append(SweepPoint(setting, found.value, total(counters.sites())))
         if on_point is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError
+from sb_edge.flash_attention import FlashChoice, uses_flash_attention
 from sb_edge.gguf_reader import GGML_TYPES, GgufHeader
 from sb_edge.repacking import weight_bytes
 
@@ -79,65 +80,84 @@ class _Shape:
     is_rwkv: bool
 
 
-def forecast(
-    header: GgufHeader,
-    n_ctx: int,
-    *,
-    type_k: str = "f16",
-    type_v: str = "f16",
-    n_seq_max: int = 1,
-    n_ubatch: int = 512,
-    n_outputs: int = 1,
-    flash_attn: bool = True,
-    swa_full: bool = False,
-    spikes: float | None = None,
-) -> MemoryForecast:
-    """Forecast the memory for a context of `n_ctx` tokens, divided among `n_seq_max` sequences.
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise InferenceError("must be positive", item=name, found=value)
 
-    Key/value cells are counted as llama_kv_cache_iswa does: a window-sized cache has window + n_ubatch
-    cells. In other architectures than spikingbrain, lfm2 and rwkv7 every layer counts as full attention.
 
-    Args:
-        header: of the model.
-        n_ctx: tokens.
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a model is loaded and its context made, as far as memory depends on it.
+
+    Attributes:
         type_k: ggml type of the cached keys.
         type_v: ggml type of the cached values.
-        n_seq_max: sequences.
+        n_seq_max: sequences that share the context.
         n_ubatch: tokens computed at once.
         n_outputs: tokens of a batch whose logits are kept.
-        flash_attn: without it the attention scores of a whole ubatch are kept.
+        flash_attn: without it the attention scores of a whole ubatch are kept; see `uses_flash_attention`.
         swa_full: windowed layers keep the whole context.
         spikes: as the engine is told, see `weight_bytes`.
 
     Raises:
-        GgufError: the header lacks a key or has an impossible one.
-        InferenceError: n_ctx, n_seq_max, n_ubatch or n_outputs is not positive, or a type is unknown.
+        InferenceError: n_seq_max, n_ubatch or n_outputs is not positive, or a type is unknown.
     """
-    counts = (("n_ctx", n_ctx), ("n_seq_max", n_seq_max), ("n_ubatch", n_ubatch), ("n_outputs", n_outputs))
-    for name, value in counts:
-        if value < 1:
-            raise InferenceError("must be positive", item=name, found=value)
+
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_seq_max: int = 1
+    n_ubatch: int = 512
+    n_outputs: int = 1
+    flash_attn: FlashChoice = "auto"
+    swa_full: bool = False
+    spikes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_seq_max", "n_ubatch", "n_outputs"):
+            _require_positive(name, getattr(self, name))
+        for kind in (self.type_k, self.type_v):
+            if kind not in _BLOCKS:
+                raise InferenceError(
+                    "is not a type of ggml", item="cache type", found=kind, expected="f16, f32, q8_0, ..."
+                )
+
+
+USUAL = EngineSettings()
+"""Settings of one sequence with a float16 cache."""
+
+
+def forecast(header: GgufHeader, n_ctx: int, settings: EngineSettings = USUAL) -> MemoryForecast:
+    """Forecast the memory for a context of `n_ctx` tokens, divided among the sequences.
+
+    Key/value cells are counted as llama_kv_cache_iswa does: a window-sized cache has window + n_ubatch
+    cells. In other architectures than spikingbrain, lfm2 and rwkv7 every layer counts as full attention.
+
+    Raises:
+        GgufError: the header lacks a key or has an impossible one.
+        SpikeError: the file's spike keys, or `spikes`, are wrong.
+        InferenceError: n_ctx is not positive.
+    """
+    _require_positive("n_ctx", n_ctx)
     shape = _shape(header)
-    cells = _pad(-(-_pad(n_ctx) // n_seq_max))
-    if shape.window and not swa_full:
-        cells = min(cells, _pad(min(cells, shape.window + n_ubatch)))
+    cells = _cells(shape, n_ctx, settings)
     kv = sum(
-        cells * (_row(type_k, heads * shape.key_length) + _row(type_v, heads * shape.value_length))
+        cells
+        * (
+            _row(settings.type_k, heads * shape.key_length)
+            + _row(settings.type_v, heads * shape.value_length)
+        )
         for recurrent, heads in zip(shape.recurrent, shape.kv_heads, strict=True)
         if not recurrent
     )
-    attended = 0 if all(shape.recurrent) else cells
-    n_rows = min(n_ubatch, n_ctx)
-    compute = _compute_buffer(shape, attended, n_rows, min(n_outputs, n_rows), flash_attn)
-    activations = n_rows * _row(_Q8_0, max(shape.ffn, shape.hidden))
-    output = 4 * max(n_outputs, n_seq_max) * shape.vocab
+    activations = min(settings.n_ubatch, n_ctx) * _row(_Q8_0, max(shape.ffn, shape.hidden))
+    output = 4 * max(settings.n_outputs, settings.n_seq_max) * shape.vocab
     # An RWKV has no cache to keep books on.
     books = 0 if shape.is_rwkv else _CELL_BYTES * _pad(n_ctx)
     return replace(
-        forecast_weights(header, spikes),
-        kv=kv * n_seq_max,
-        state=4 * sum(shape.state_values) * n_seq_max,
-        buffers=compute + activations + output + books,
+        forecast_weights(header, settings.spikes),
+        kv=kv * settings.n_seq_max,
+        state=4 * sum(shape.state_values) * settings.n_seq_max,
+        buffers=compute_buffer(header, n_ctx, settings) + activations + output + books,
     )
 
 
@@ -159,21 +179,38 @@ def forecast_weights(header: GgufHeader, spikes: float | None = None) -> MemoryF
     )
 
 
-def compute_buffer(
-    header: GgufHeader, n_ctx: int, *, n_ubatch: int = 512, n_outputs: int = 1, flash_attn: bool = True
-) -> int:
-    """Bytes of what the engine calls its compute buffer, for one sequence.
+def compute_buffer(header: GgufHeader, n_ctx: int, settings: EngineSettings = USUAL) -> int:
+    """Bytes of what the engine calls its compute buffer.
+
+    The allocator reuses space, so the peak is the largest of three moments; float32 unless said otherwise.
+    Attention (mask, scores, activations), the FFN (mask, its gate, up and product, activations), the output
+    (logits). RWKV has six shifted copies of its activations instead of attention. The counts of activations
+    are those that reproduce the engine's own figures.
 
     Raises:
         GgufError: the header lacks a key or has an impossible one.
     """
     shape = _shape(header)
-    cells = _pad(n_ctx)
-    if shape.window:
-        cells = min(cells, _pad(shape.window + n_ubatch))
-    n_rows = min(n_ubatch, n_ctx)
-    attended = 0 if all(shape.recurrent) else cells
-    return _compute_buffer(shape, attended, n_rows, min(n_outputs, n_rows), flash_attn)
+    flash_attn = uses_flash_attention(header.arch, settings.flash_attn, settings.type_k, settings.type_v)
+    n_rows = min(settings.n_ubatch, n_ctx)
+    cells = 0 if all(shape.recurrent) else _cells(shape, n_ctx, settings)
+    kv = max(shape.kv_heads) * (shape.key_length + shape.value_length)
+    mask = cells * n_rows * (2 if flash_attn else 4)
+    scores = 0 if flash_attn else 4 * cells * n_rows * shape.heads
+    attention = scores + 4 * n_rows * (4 * shape.hidden + 3 * kv)
+    ffn = 4 * n_rows * (3 * shape.ffn + 4 * shape.hidden)
+    output = 4 * min(settings.n_outputs, n_rows) * shape.vocab + 4 * n_rows * 2 * shape.hidden
+    if shape.is_rwkv:
+        return max(4 * n_rows * 19 * shape.hidden + 2 * 4 * max(shape.state_values), ffn, output)
+    return max(mask + max(attention, ffn), output)
+
+
+def _cells(shape: _Shape, n_ctx: int, settings: EngineSettings) -> int:
+    """Positions that an attention layer keeps of one sequence."""
+    cells = _pad(-(-_pad(n_ctx) // settings.n_seq_max))
+    if shape.window and not settings.swa_full:
+        return min(cells, _pad(min(cells, shape.window + settings.n_ubatch)))
+    return cells
 
 
 def _pad(cells: int) -> int:
@@ -181,30 +218,8 @@ def _pad(cells: int) -> int:
 
 
 def _row(kind: str, values: int) -> int:
-    if kind not in _BLOCKS:
-        raise InferenceError(
-            "is not a type of ggml", item="cache type", found=kind, expected="f16, f32, q8_0, ..."
-        )
     block, size = _BLOCKS[kind]
     return -(-values // block) * size
-
-
-def _compute_buffer(shape: _Shape, cells: int, n_rows: int, n_outputs: int, flash_attn: bool) -> int:
-    """The allocator reuses space, so the peak is the largest of three moments; float32 unless said otherwise.
-
-    Attention (mask, scores, activations), the FFN (mask, its gate, up and product, activations), the output
-    (logits). RWKV has six shifted copies of its activations instead of attention. The counts of activations
-    are those that reproduce the engine's own figures.
-    """
-    kv = max(shape.kv_heads) * (shape.key_length + shape.value_length)
-    mask = cells * n_rows * (2 if flash_attn else 4)
-    scores = 0 if flash_attn else 4 * cells * n_rows * shape.heads
-    attention = scores + 4 * n_rows * (4 * shape.hidden + 3 * kv)
-    ffn = 4 * n_rows * (3 * shape.ffn + 4 * shape.hidden)
-    output = 4 * n_outputs * shape.vocab + 4 * n_rows * 2 * shape.hidden
-    if shape.is_rwkv:
-        return max(4 * n_rows * 19 * shape.hidden + 2 * 4 * max(shape.state_values), ffn, output)
-    return max(mask + max(attention, ffn), output)
 
 
 def _shape(header: GgufHeader) -> _Shape:

@@ -11,7 +11,7 @@ import psutil
 
 from sb_edge.errors import OutOfMemoryForecast
 from sb_edge.gguf_reader import GgufHeader
-from sb_edge.memory import MemoryForecast, forecast, forecast_weights
+from sb_edge.memory import USUAL, EngineSettings, MemoryForecast, forecast, forecast_weights
 from sb_edge.output import format_bytes
 
 FLOAT_TYPES = ("f32", "f16", "bf16")
@@ -61,15 +61,8 @@ class Room:
 def require_memory(
     header: GgufHeader,
     n_ctx: int,
+    settings: EngineSettings = USUAL,
     *,
-    type_k: str = "f16",
-    type_v: str = "f16",
-    n_seq_max: int = 1,
-    n_ubatch: int = 512,
-    n_outputs: int = 1,
-    flash_attn: bool = True,
-    swa_full: bool = False,
-    spikes: float | None = None,
     is_loaded: bool = False,
     extra: int = 0,
     context_option: str = "--context",
@@ -80,8 +73,8 @@ def require_memory(
 
     Args:
         header: the model's.
-        n_ctx: tokens; this and the others up to `spikes` as `forecast` takes them.
-        type_k, type_v, n_seq_max, n_ubatch, n_outputs, flash_attn, swa_full, spikes: see there.
+        n_ctx: tokens.
+        settings: what decides the memory besides.
         is_loaded: the weights are in memory already.
         extra: bytes that the command takes beside the engine.
         context_option: how a smaller context is asked for.
@@ -93,33 +86,23 @@ def require_memory(
         GgufError, SpikeError, InferenceError: as `forecast`.
     """
 
-    def need(context: int, kinds: tuple[str, str]) -> MemoryForecast:
-        expected = forecast(
-            header,
-            context,
-            type_k=kinds[0],
-            type_v=kinds[1],
-            n_seq_max=n_seq_max,
-            n_ubatch=n_ubatch,
-            n_outputs=n_outputs,
-            flash_attn=flash_attn,
-            swa_full=swa_full,
-            spikes=spikes,
-        )
+    def need(context: int, settings: EngineSettings) -> MemoryForecast:
+        expected = forecast(header, context, settings)
         return replace(expected.beyond_weights() if is_loaded else expected, extra=extra)
 
     def smaller_types() -> Iterable[Alternative]:
-        if kv_option is not None and type_k in FLOAT_TYPES and type_v in FLOAT_TYPES:
-            yield f"{kv_option} {SMALLER_TYPE}", need(n_ctx, (SMALLER_TYPE, SMALLER_TYPE))
+        if kv_option is not None and settings.type_k in FLOAT_TYPES and settings.type_v in FLOAT_TYPES:
+            smaller = replace(settings, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
+            yield f"{kv_option} {SMALLER_TYPE}", need(n_ctx, smaller)
 
     def smaller_contexts() -> Iterable[Alternative]:
         context = n_ctx // 2
         while context >= SMALLEST_CONTEXT:
-            yield f"{context_option} {context}", need(context, (type_k, type_v))
+            yield f"{context_option} {context}", need(context, settings)
             context //= 2
 
     refuse_shortage(
-        need(n_ctx, (type_k, type_v)),
+        need(n_ctx, settings),
         Room.now() if room is None else room,
         f"a context of {n_ctx} tokens",
         path=header.files[0],

@@ -23,6 +23,7 @@ from sb_edge.tolerances import COUNTS_IDENTICAL, ENGINE_BY_KV_TYPE, SPIKES, SPIK
 
 if TYPE_CHECKING:
     from sb_edge.config import SpikingBrainConfig
+    from sb_edge.gguf_reader import GgufHeader
     from sb_edge.runtime.session import Model
 
 DEFAULT_TOKENS = 128
@@ -206,8 +207,8 @@ def against_recording(
     """
     from sb_edge.runtime.session import Model
 
-    _require_memory(gguf, n_tokens, kv_type)
-    with Model(gguf) as model:
+    header = _header_that_fits(gguf, n_tokens, kv_type)
+    with Model(gguf, header=header) as model:
         kv_type = kv_type or default_kv_type(model)
         recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
         tokens = recorded.input_ids[:n_tokens].tolist()
@@ -262,8 +263,8 @@ def against_checkpoint(
     from sb_edge.reference.evaluate import Reference
     from sb_edge.runtime.session import Model
 
-    _require_memory(gguf, n_tokens, kv_type, dtype if device == "cpu" else None)
-    with Model(gguf) as model:
+    header = _header_that_fits(gguf, n_tokens, kv_type, dtype if device == "cpu" else None)
+    with Model(gguf, header=header) as model:
         kv_type = kv_type or default_kv_type(model)
         tokens = prompt_tokens(model, text, recording, n_tokens)
         plan = model.spike_plan
@@ -291,9 +292,12 @@ def against_checkpoint(
     return ParityReport(str(gguf), how, len(tokens), kv_type, tolerance, runs, per_layer, greedy, spikes)
 
 
-def _require_memory(gguf: Path, n_tokens: int | None, kv_type: str | None, dtype: str | None = None) -> None:
+def _header_that_fits(
+    gguf: Path, n_tokens: int | None, kv_type: str | None, dtype: str | None = None
+) -> GgufHeader:
     """Refuse before anything is loaded; `dtype` is that of the reference's weights, None without them."""
     from sb_edge.gguf_reader import read_header
+    from sb_edge.memory import EngineSettings
     from sb_edge.memory_check import require_memory
 
     header = read_header(gguf)
@@ -302,14 +306,12 @@ def _require_memory(gguf: Path, n_tokens: int | None, kv_type: str | None, dtype
     require_memory(
         header,
         n_ctx,
-        type_k=kind,
-        type_v=kind,
-        n_outputs=min(n_ctx, 512),
-        flash_attn=kind != "f32",
+        EngineSettings(kind, kind, n_outputs=min(n_ctx, 512)),
         extra=header.n_params * REFERENCE_BYTES[dtype] if dtype else 0,
         context_option="--tokens",
         kv_option=None,
     )
+    return header
 
 
 def _require_same_sizes(model: Model, checkpoint: Path, config: SpikingBrainConfig) -> None:

@@ -63,7 +63,7 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
     """
     from pathlib import Path
 
-    from sb_edge.memory import forecast, recurrent_layers, vocabulary_size
+    from sb_edge.memory import EngineSettings, forecast, recurrent_layers, vocabulary_size
 
     metadata = header.metadata
     document: dict[str, Any] = {
@@ -89,8 +89,7 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
         letters = _layer_letters(header)
         document["layers"] = "".join(letters[recurrent] for recurrent in recurrent_layers(header))
         context = context or max(header.integer("context_length", 0), 0) or 4096
-        flash_attn = kv_type != "f32"
-        need = forecast(header, context, type_k=kv_type, type_v=kv_type, flash_attn=flash_attn)
+        need = forecast(header, context, EngineSettings(kv_type, kv_type))
         document["memory"] = {
             "context": context,
             "kv_type": kv_type,

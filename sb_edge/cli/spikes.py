@@ -231,7 +231,8 @@ def _load(name: str, spike_k: float | None) -> Model:
     from sb_edge.runtime.session import Model
 
     path = resolve_gguf(name)
-    k = engine_k(read_header(path), spike_k)
+    header = read_header(path)
+    k = engine_k(header, spike_k)
     if k is not None and spike_k is None:
         stderr.print(
             f"{path.name} stores no spikes: coding every projection with k = {k:g}",
@@ -239,7 +240,7 @@ def _load(name: str, spike_k: float | None) -> Model:
             markup=False,
             soft_wrap=True,
         )
-    return Model(path, spikes=k)
+    return Model(path, header=header, spikes=k)
 
 
 def _show_synthetic(

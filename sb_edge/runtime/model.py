@@ -26,6 +26,7 @@ class Model:
 
     Args:
         path: the GGUF, or the first file of a split one.
+        header: what `read_header` made of the file, where it has been called already.
         use_mmap: map the weights instead of reading them.
         vocab_only: load the vocabulary alone.
         spikes: None: as the file says; 0: none at all; another number: the k of every coded projection, and
@@ -39,10 +40,16 @@ class Model:
     """
 
     def __init__(
-        self, path: Path, *, use_mmap: bool = True, vocab_only: bool = False, spikes: float | None = None
+        self,
+        path: Path,
+        *,
+        header: GgufHeader | None = None,
+        use_mmap: bool = True,
+        vocab_only: bool = False,
+        spikes: float | None = None,
     ) -> None:
         self.path = Path(path)
-        self.header: GgufHeader = read_header(self.path)
+        self.header = read_header(self.path) if header is None else header
         _refuse_what_aborts(self.header)
         self.spike_plan = effective_plan(self.header, spikes)
         self.spikes = spikes

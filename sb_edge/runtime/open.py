@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sb_edge.gguf_reader import read_header
+from sb_edge.memory import EngineSettings
 from sb_edge.memory_check import require_memory
 from sb_edge.runtime.session import Model, Session
 
@@ -30,11 +31,9 @@ def text_session(
         InferenceError: no vocabulary, or the engine refuses the settings.
         OutOfMemoryForecast: weights and context will not fit in memory.
     """
-    flash_attn = kv_type != "f32"
-    require_memory(
-        read_header(path), n_ctx, type_k=kv_type, type_v=kv_type, flash_attn=flash_attn, spikes=spikes
-    )
-    with Model(path, spikes=spikes) as model:
+    header = read_header(path)
+    require_memory(header, n_ctx, EngineSettings(kv_type, kv_type, spikes=spikes))
+    with Model(path, header=header, spikes=spikes) as model:
         model.require_vocab()
         with Session(
             model, n_ctx=n_ctx, n_threads=n_threads, n_outputs=1, type_k=kv_type, type_v=kv_type

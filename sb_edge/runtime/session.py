@@ -10,9 +10,10 @@ from types import TracebackType
 
 import numpy as np
 
-from sb_edge.config import ARCH
 from sb_edge.cpu import default_threads
 from sb_edge.errors import InferenceError, StateError
+from sb_edge.flash_attention import FLASH_ATTN, FlashChoice, uses_flash_attention
+from sb_edge.memory import EngineSettings
 from sb_edge.memory_check import require_memory
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
@@ -20,7 +21,6 @@ from sb_edge.runtime.state import load_state, save_state
 
 __all__ = ["Model", "Session"]
 
-_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _MEMORY_LINE = re.compile(r"(llama_kv_cache|llama_memory_recurrent).*: size = +([0-9.]+) MiB")
 
 OnTensor = Callable[[str, np.ndarray], None]
@@ -39,8 +39,7 @@ class Session:
         n_outputs: positions of a batch whose logits are kept; None: all of them. 1 saves the memory of the
             others where only the last logits are wanted.
         type_k, type_v: the KV cache's types, `KV_TYPES`.
-        flash_attn: "auto", "on" or "off". Upstream's flash attention rounds a float32 cache to float16, so
-            "auto" means "off" with one in a model that is no SpikingBrain.
+        flash_attn: see `uses_flash_attention`.
         swa_full: keep the whole context in the cache of the windowed layers.
         kv_unified: one KV cache for all sequences.
         on_tensor: called with the name and the value, float32 or int8 [n_rows, width], of each graph tensor
@@ -64,7 +63,7 @@ class Session:
         n_outputs: int | None = None,
         type_k: str = "f16",
         type_v: str = "f16",
-        flash_attn: str = "auto",
+        flash_attn: FlashChoice = "auto",
         swa_full: bool = False,
         kv_unified: bool = False,
         on_tensor: OnTensor | None = None,
@@ -83,9 +82,8 @@ class Session:
         params.n_outputs_max = max(n_outputs, n_seq_max) if n_outputs else 0
         params.n_threads = params.n_threads_batch = self.n_threads
         params.type_k, params.type_v = kv_type(type_k), kv_type(type_v)
-        if flash_attn == "auto" and "f32" in (type_k, type_v) and model.arch != ARCH:
-            flash_attn = "off"
-        params.flash_attn_type = _FLASH_ATTENTION[flash_attn]
+        is_flash = uses_flash_attention(model.arch, flash_attn, type_k, type_v)
+        params.flash_attn_type = FLASH_ATTN[flash_attn if is_flash else "off"]
         params.swa_full, params.kv_unified = swa_full, kv_unified
         # The engine keeps a pointer to the callback: it has to live as long as the context.
         self._on_eval = lib.ggml_backend_sched_eval_callback(self._tensor_callback(on_tensor, tensor_filter))
@@ -95,14 +93,16 @@ class Session:
         require_memory(
             model.header,
             params.n_ctx,
-            type_k=type_k,
-            type_v=type_v,
-            n_seq_max=1 if kv_unified else n_seq_max,
-            n_ubatch=params.n_ubatch,
-            n_outputs=max_outputs,
-            flash_attn=flash_attn != "off",
-            swa_full=swa_full,
-            spikes=model.spikes,
+            EngineSettings(
+                type_k=type_k,
+                type_v=type_v,
+                n_seq_max=1 if kv_unified else n_seq_max,
+                n_ubatch=params.n_ubatch,
+                n_outputs=max_outputs,
+                flash_attn=flash_attn,
+                swa_full=swa_full,
+                spikes=model.spikes,
+            ),
             is_loaded=True,
         )
         clear_log()

@@ -5,15 +5,17 @@ import pytest
 from shapes import LFM2_1_2B, LLAMA_1B, RWKV7_1_5B, SB_1B, SHAPES, header
 
 from sb_edge.errors import GgufError, InferenceError
+from sb_edge.flash_attention import uses_flash_attention
 from sb_edge.gguf_reader import read_header
-from sb_edge.memory import compute_buffer, forecast, recurrent_layers, vocabulary_size
+from sb_edge.memory import EngineSettings, compute_buffer, forecast, recurrent_layers, vocabulary_size
 
 
 def test_llama_cache_grows_with_the_context():
     need = forecast(header("llama", LLAMA_1B), 262144)
     assert need.kv == 262144 * 16 * 2 * 512 * 2 == 8589934592  # 8.59 GB
     assert need.state == 0
-    assert forecast(header("llama", LLAMA_1B), 262144, type_k="q8_0", type_v="q8_0").kv == need.kv * 34 // 64
+    quantized = forecast(header("llama", LLAMA_1B), 262144, EngineSettings("q8_0", "q8_0"))
+    assert quantized.kv == need.kv * 34 // 64
 
 
 def test_spikingbrain_does_not():
@@ -22,7 +24,7 @@ def test_spikingbrain_does_not():
     assert small.state == large.state == 8 * 8 * 64 * 64 * 4 == 1 << 20
     assert large.total - small.total < 64 * 2**20  # the engine's books on a million positions
     assert forecast(header("spikingbrain", SB_1B), 1000).kv == 1024 * 8 * 2 * 512 * 2
-    whole = forecast(header("spikingbrain", SB_1B), 8192, swa_full=True)
+    whole = forecast(header("spikingbrain", SB_1B), 8192, EngineSettings(swa_full=True))
     assert whole.kv == 8192 * 8 * 2 * 512 * 2
 
 
@@ -41,54 +43,59 @@ def test_other_recurrent_architectures():
 
 def test_sequences_have_their_own_share():
     model = header("spikingbrain", SB_1B)
-    one, four = (forecast(model, 65536, n_seq_max=count) for count in (1, 4))
+    one, four = (forecast(model, 65536, EngineSettings(n_seq_max=count)) for count in (1, 4))
     assert four.state == 4 * one.state and four.kv == 4 * one.kv
     llama = header("llama", LLAMA_1B)
-    assert forecast(llama, 8192, n_seq_max=4).kv == forecast(llama, 8192).kv
+    assert forecast(llama, 8192, EngineSettings(n_seq_max=4)).kv == forecast(llama, 8192).kv
 
 
 def test_window_cells_depend_on_the_ubatch():
     model = header("spikingbrain", SB_1B)
-    cells = {n: forecast(model, 65536, n_ubatch=n).kv // (8 * 2 * 512 * 2) for n in (1, 128, 512, 1000)}
-    assert cells == {1: 4352, 128: 4352, 512: 4608, 1000: 5120}
+    kv = {n: forecast(model, 65536, EngineSettings(n_ubatch=n)).kv for n in (1, 128, 512, 1000)}
+    assert {n: size // (8 * 2 * 512 * 2) for n, size in kv.items()} == {
+        1: 4352,
+        128: 4352,
+        512: 4608,
+        1000: 5120,
+    }
 
 
 @pytest.mark.parametrize(
     ("arch", "n_ctx", "n_ubatch", "n_outputs", "flash", "measured_mib"),
     [
-        ("llama", 512, 512, 512, True, 258.50),
-        ("llama", 65536, 512, 512, True, 258.50),
-        ("llama", 8192, 128, 128, True, 64.63),
-        ("llama", 8192, 512, 512, False, 550.01),
-        ("llama", 4096, 512, 1, True, 68.01),
-        ("llama", 65536, 512, 1, True, 128.01),
-        ("llama", 4096, 64, 1, True, 8.50),
-        ("llama", 4096, 1024, 64, True, 136.02),
-        ("llama", 16384, 512, 1, False, 1078.01),
-        ("spikingbrain", 65536, 512, 512, True, 258.50),
-        ("spikingbrain", 65536, 128, 128, True, 64.63),
-        ("spikingbrain", 65536, 512, 1, False, 319.01),
-        ("spikingbrain", 65536, 512, 1, True, 68.64),
-        ("lfm2", 4096, 512, 1, True, 64.03),
-        ("lfm2", 65536, 512, 1, True, 124.03),
-        ("lfm2", 4096, 512, 512, True, 144.01),
-        ("lfm2", 16384, 128, 1, False, 269.50),
-        ("rwkv7", 4096, 512, 1, True, 77.21),
-        ("rwkv7", 4096, 64, 1, True, 10.54),
-        ("rwkv7", 4096, 512, 512, True, 136.00),
+        ("llama", 512, 512, 512, "on", 258.50),
+        ("llama", 65536, 512, 512, "on", 258.50),
+        ("llama", 8192, 128, 128, "on", 64.63),
+        ("llama", 8192, 512, 512, "off", 550.01),
+        ("llama", 4096, 512, 1, "on", 68.01),
+        ("llama", 65536, 512, 1, "on", 128.01),
+        ("llama", 4096, 64, 1, "on", 8.50),
+        ("llama", 4096, 1024, 64, "on", 136.02),
+        ("llama", 16384, 512, 1, "off", 1078.01),
+        ("spikingbrain", 65536, 512, 512, "on", 258.50),
+        ("spikingbrain", 65536, 128, 128, "on", 64.63),
+        ("spikingbrain", 65536, 512, 1, "off", 319.01),
+        ("spikingbrain", 65536, 512, 1, "on", 68.64),
+        ("lfm2", 4096, 512, 1, "on", 64.03),
+        ("lfm2", 65536, 512, 1, "on", 124.03),
+        ("lfm2", 4096, 512, 512, "on", 144.01),
+        ("lfm2", 16384, 128, 1, "off", 269.50),
+        ("rwkv7", 4096, 512, 1, "on", 77.21),
+        ("rwkv7", 4096, 64, 1, "on", 10.54),
+        ("rwkv7", 4096, 512, 512, "on", 136.00),
     ],
 )
 def test_buffers_match_what_the_engine_allocates(arch, n_ctx, n_ubatch, n_outputs, flash, measured_mib):
     """Compute buffers that the engine reported on a CPU for these shapes."""
-    need = compute_buffer(
-        header(arch, SHAPES[arch]), n_ctx, n_ubatch=n_ubatch, n_outputs=n_outputs, flash_attn=flash
-    )
+    settings = EngineSettings(n_ubatch=n_ubatch, n_outputs=n_outputs, flash_attn=flash)
+    need = compute_buffer(header(arch, SHAPES[arch]), n_ctx, settings)
     assert need / 2**20 == pytest.approx(measured_mib, rel=0.08)
 
 
 def test_logits_of_a_whole_batch_are_kept_twice():
     """In the compute buffer and in the output that is read from."""
-    one, all_of_them = (forecast(header("llama", LLAMA_1B), 512, n_outputs=count) for count in (1, 512))
+    model = header("llama", LLAMA_1B)
+    one, all_of_them = (forecast(model, 512, EngineSettings(n_outputs=count)) for count in (1, 512))
     assert all_of_them.buffers - one.buffers == pytest.approx(2 * 4 * 512 * 128256, rel=0.15)
 
 
@@ -140,15 +147,38 @@ def test_missing_key():
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"n_ctx": 0},
-        {"n_ctx": 8, "n_seq_max": 0},
-        {"n_ctx": 8, "n_ubatch": -1},
-        {"n_ctx": 8, "n_outputs": 0},
-        {"n_ctx": 8, "type_k": "f17"},
-    ],
+    "settings", [{"n_seq_max": 0}, {"n_ubatch": -1}, {"n_outputs": 0}, {"type_k": "f17"}, {"type_v": "f17"}]
 )
 def test_impossible_settings(settings):
     with pytest.raises(InferenceError):
-        forecast(header("llama", LLAMA_1B), **settings)
+        EngineSettings(**settings)
+
+
+def test_impossible_context():
+    with pytest.raises(InferenceError, match="n_ctx: must be positive"):
+        forecast(header("llama", LLAMA_1B), 0)
+
+
+@pytest.mark.parametrize(
+    ("arch", "choice", "types", "expected"),
+    [
+        ("llama", "auto", ("f16", "f16"), True),
+        ("llama", "auto", ("f32", "f32"), False),
+        ("llama", "auto", ("f16", "f32"), False),
+        ("llama", "on", ("f32", "f32"), True),
+        ("llama", "off", ("f16", "f16"), False),
+        ("spikingbrain", "auto", ("f32", "f32"), True),
+        ("spikingbrain", "off", ("f32", "f32"), False),
+    ],
+)
+def test_flash_attention_is_off_where_it_would_round(arch, choice, types, expected):
+    assert uses_flash_attention(arch, choice, *types) is expected
+
+
+@pytest.mark.parametrize(("arch", "as_if"), [("llama", "off"), ("spikingbrain", "on")])
+def test_a_float32_cache_is_forecast_as_it_is_computed(arch, as_if):
+    automatic, explicit = (
+        compute_buffer(header(arch, SHAPES[arch]), 8192, EngineSettings("f32", "f32", flash_attn=choice))
+        for choice in ("auto", as_if)
+    )
+    assert automatic == explicit

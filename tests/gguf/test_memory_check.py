@@ -8,15 +8,15 @@ from shapes import LLAMA_1B, SB_1B, header
 
 from sb_edge.errors import OutOfMemoryForecast
 from sb_edge.gguf_reader import GgufHeader
-from sb_edge.memory import forecast
+from sb_edge.memory import EngineSettings, forecast
 from sb_edge.memory_check import Room, require_memory, require_memory_for_weights
 
 GIB = 2**30
 
 
-def refusal(model: GgufHeader, n_ctx: int, room: Room, **settings) -> str:
+def refusal(model: GgufHeader, n_ctx: int, room: Room, **arguments) -> str:
     with pytest.raises(OutOfMemoryForecast) as caught:
-        require_memory(model, n_ctx, room=room, **settings)
+        require_memory(model, n_ctx, room=room, **arguments)
     return str(caught.value)
 
 
@@ -39,14 +39,14 @@ def test_the_refusal_names_need_room_and_what_would_fit():
 def test_the_alternatives_fit():
     llama, room = header("llama", LLAMA_1B), Room(3 * GIB)
     assert room.shortage(forecast(llama, 131072)) is not None
-    assert room.shortage(forecast(llama, 131072, type_k="q8_0", type_v="q8_0")) is None
+    assert room.shortage(forecast(llama, 131072, EngineSettings("q8_0", "q8_0"))) is None
     assert room.shortage(forecast(llama, 65536)) is None
 
 
 def test_only_what_helps_is_offered():
     llama = header("llama", LLAMA_1B)
     assert "--kv-type" not in refusal(llama, 131072, Room(GIB))
-    assert "--kv-type" not in refusal(llama, 131072, Room(2 * GIB), type_k="q8_0", type_v="q8_0")
+    assert "--kv-type" not in refusal(llama, 131072, Room(2 * GIB), settings=EngineSettings("q8_0", "q8_0"))
     assert "try --tokens 65536" in refusal(
         llama, 131072, Room(3 * GIB), context_option="--tokens", kv_option=None
     )

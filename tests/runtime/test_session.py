@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sb_edge.errors import InferenceError, StateError
+from sb_edge.gguf_reader import read_header
 from sb_edge.runtime.session import Model, Session
 
 pytestmark = pytest.mark.engine
@@ -67,6 +68,12 @@ def test_ubatches_do_not_change_the_logits(model: Model, tokens: list[int], n_ub
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 def test_threads_do_not_change_the_logits(model: Model, tokens: list[int], n_threads: int) -> None:
     assert nmse(whole(model, tokens, n_threads=n_threads), whole(model, tokens)) < 1e-10
+
+
+def test_a_header_that_was_read_is_used(golden_gguf: Path) -> None:
+    header = read_header(golden_gguf)
+    with Model(golden_gguf, header=header) as model:
+        assert model.header is header
 
 
 def test_sequences_are_independent(model: Model, tokens: list[int]) -> None:
