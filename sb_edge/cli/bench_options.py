@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import KV_TYPE_NAMES, json_option, threads_option
 
 if TYPE_CHECKING:
@@ -21,42 +22,29 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
 
-class Depths(click.ParamType):
-    """Tokens in the context, separated by commas: `0,4096,64k,1M` (k: 1024, M: 1048576)."""
+class Depths(CommaSeparated):
+    """Tokens in the context: `0,4096,64k,1M` (k: 1024, M: 1048576)."""
 
     name = "depths"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """The depths as integers; fails as click's own types do."""
-        if isinstance(value, tuple):
-            return value
-        found = [
-            re.fullmatch(r"(\d{1,9})([km]?)", part.strip(), re.ASCII | re.IGNORECASE)
-            for part in value.split(",")
-        ]
-        if not all(found):
-            self.fail(f"{value!r} is not a list such as 0,4096,64k,1M", param, ctx)
-        return tuple(int(match[1]) * _UNITS[match[2].lower()] for match in found if match)
+    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A depth."""
+        found = re.fullmatch(r"(\d{1,9})([km]?)", text, re.ASCII | re.IGNORECASE)
+        if found is None:
+            self.fail(f"{text!r} is not a depth such as 0, 4096, 64k or 1M", param, ctx)
+        return int(found[1]) * _UNITS[found[2].lower()]
 
 
-class KvTypes(click.ParamType):
-    """Types of a cache, separated by commas: `f16,q8_0`."""
+class KvTypes(CommaSeparated):
+    """Types of a cache: `f16,q8_0`."""
 
     name = "types"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names; fails as click's own types do."""
-        if isinstance(value, tuple):
-            return value
-        names = tuple(part.strip().lower() for part in value.split(","))
-        unknown = next((name for name in names if name not in KV_TYPE_NAMES), None)
-        if unknown is not None:
-            self.fail(f"unknown type {unknown!r}; choose from {', '.join(KV_TYPE_NAMES)}", param, ctx)
-        return names
+    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """A type's name."""
+        if text.lower() not in KV_TYPE_NAMES:
+            self.fail(f"unknown type {text!r}; choose from {', '.join(KV_TYPE_NAMES)}", param, ctx)
+        return text.lower()
 
 
 def depths_option(default: str) -> Callable[[Command], Command]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -17,23 +19,16 @@ if TYPE_CHECKING:
     from sb_edge.spike_parity import CountAgreement, SpikeParity
 
 
-class PieceSizes(click.ParamType):
-    """ "1,7,33" as a tuple of positive integers."""
+class PieceSizes(CommaSeparated):
+    """Positive integers: `1,7,33`."""
 
     name = "sizes"
 
-    def convert(
-        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            sizes = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 1,7,33", param, ctx)
-        if min(sizes) < 1:
-            self.fail(f"{min(sizes)} is not a number of tokens", param, ctx)
-        return sizes
+    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A size."""
+        if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
+            self.fail(f"{text!r} is not a number of tokens", param, ctx)
+        return int(text)
 
 
 @click.command()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sb_edge.cli.lists import CommaSeparated
+
 if TYPE_CHECKING:
     from sb_edge.quant.spike_plan import SpikePlan
 
@@ -41,25 +43,27 @@ class SpikeK(click.ParamType):
         return self.fail(f"{value!r} is not {' or '.join(allowed)}; the release uses 3", param, ctx)
 
 
-class Projections(click.ParamType):
-    """`attn_q,ffn_up` as a tuple of names out of `spike_plan.PROJECTIONS`."""
+class Projections(CommaSeparated):
+    """Names out of `spike_plan.PROJECTIONS`, each once: `attn_q,ffn_up`."""
 
     name = "names"
 
-    def convert(
-        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names; fails as click's own types do."""
+    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """A name."""
         from sb_edge.quant.spike_plan import PROJECTIONS
 
-        if isinstance(value, tuple):
-            return value
-        names = tuple(name.strip() for name in value.split(","))
-        for name in names:
-            if name not in PROJECTIONS:
-                self.fail(f"{name!r} is not one of {', '.join(PROJECTIONS)}", param, ctx)
-            if names.count(name) > 1:
-                self.fail(f"{name!r} is named twice", param, ctx)
+        if text not in PROJECTIONS:
+            self.fail(f"{text!r} is not one of {', '.join(PROJECTIONS)}", param, ctx)
+        return text
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names; fails as click's own types do."""
+        names = super().convert(value, param, ctx)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            self.fail(f"{twice!r} is named twice", param, ctx)
         return names
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import json_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
 
@@ -17,18 +18,14 @@ if TYPE_CHECKING:
 CODINGS = ["binary", "ternary", "bitwise", "bitwise-bidirectional", "bitwise-twos-complement"]
 
 
-class Ks(click.ParamType):
-    """Values of k, separated by commas: `2,2.5,3`."""
+class Ks(CommaSeparated):
+    """Values of k: `2,2.5,3`."""
 
     name = "ks"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """The values as numbers; fails as click's own types do."""
-        if isinstance(value, tuple):
-            return value
-        return tuple(float(SpikeK().convert(part, param, ctx)) for part in value.split(","))
+    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A k."""
+        return float(SpikeK().convert(text, param, ctx))
 
 
 text_option = click.option(

@@ -26,8 +26,8 @@ def test_help_is_the_one_in_the_list() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--depths", "1,x"], "'1,x' is not a list"),
-        (["--depths", ""], "is not a list"),
+        (["--depths", "1,x"], "'x' is not a depth such as"),
+        (["--depths", ""], "'' is not a depth"),
         (["--type-k", "f17"], "unknown type 'f17'"),
         (["--type-k", "f16,q8_0,f32", "--type-v", "f16,q8_0"], "different numbers of types"),
         (["--plot", "plot.gif"], "does not end in"),
