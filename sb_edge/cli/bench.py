@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from sb_edge.cli.bench_options import (
     Depths,
-    cache_types,
+    Measuring,
+    Running,
     depths_option,
     measure_and_show,
     measuring_options,
@@ -45,21 +46,8 @@ def decode(
     models: tuple[str, ...],
     depths: tuple[int, ...],
     n_gen: int,
-    repetitions: int,
-    type_k: tuple[str, ...],
-    type_v: tuple[str, ...],
-    flash_attn: Any,
-    warm_up: int,
-    threads: int | None,
-    fill: Any,
-    baselines: tuple[str, ...],
-    one_at_a_time: bool,
-    time_budget: float | None,
-    output: Path | None,
-    json_target: str | None,
-    csv: Path | None,
-    markdown: Path | None,
-    plot: Path | None,
+    measuring: Measuring,
+    running: Running,
 ) -> None:
     """Decode speed over depth, against the memory bandwidth.
 
@@ -70,30 +58,9 @@ def decode(
     measured in turns, repetition by repetition, so that ratios are those of neighbours.
     """
     from sb_edge.bench.plan import DecodeSettings
-    from sb_edge.cpu import default_threads
 
-    settings = DecodeSettings(
-        depths=depths,
-        n_threads=threads or default_threads(),
-        n_gen=n_gen,
-        repetitions=repetitions,
-        cache_types=cache_types(type_k, type_v),
-        flash_attn=flash_attn,
-        fill=fill,
-        n_warmup=warm_up,
-    )
-    measure_and_show(
-        models or ("default",),
-        settings,
-        baselines=baselines,
-        one_at_a_time=one_at_a_time,
-        time_budget=time_budget,
-        output=output,
-        json_target=json_target,
-        csv=csv,
-        markdown=markdown,
-        plot=plot,
-    )
+    settings = DecodeSettings(depths=depths, n_gen=n_gen, fill=running.fill, **measuring.settings())
+    measure_and_show(models or ("default",), settings, running)
 
 
 @command.command()
@@ -129,21 +96,8 @@ def prefill(
     n_prompt: int,
     ubatch: int,
     fit_beyond: tuple[int, ...],
-    repetitions: int,
-    type_k: tuple[str, ...],
-    type_v: tuple[str, ...],
-    flash_attn: Any,
-    warm_up: int,
-    threads: int | None,
-    fill: Any,
-    baselines: tuple[str, ...],
-    one_at_a_time: bool,
-    time_budget: float | None,
-    output: Path | None,
-    json_target: str | None,
-    csv: Path | None,
-    markdown: Path | None,
-    plot: Path | None,
+    measuring: Measuring,
+    running: Running,
 ) -> None:
     """Prompt speed over depth, and time to the first token.
 
@@ -152,34 +106,18 @@ def prefill(
     prefill would take hours; its time to the first token is then fitted, and the row says so.
     """
     from sb_edge.bench.plan import PrefillSettings
-    from sb_edge.cpu import default_threads
 
     if len(fit_beyond) != 1:
         raise click.BadParameter("one depth is expected", param_hint="--fit-beyond")
     settings = PrefillSettings(
         depths=depths,
-        n_threads=threads or default_threads(),
         n_prompt=n_prompt,
-        repetitions=repetitions,
-        cache_types=cache_types(type_k, type_v),
-        flash_attn=flash_attn,
-        fill=fill,
         n_ubatch=ubatch,
-        n_warmup=warm_up,
+        fill=running.fill,
         fit_beyond=fit_beyond[0],
+        **measuring.settings(),
     )
-    measure_and_show(
-        models or ("default",),
-        settings,
-        baselines=baselines,
-        one_at_a_time=one_at_a_time,
-        time_budget=time_budget,
-        output=output,
-        json_target=json_target,
-        csv=csv,
-        markdown=markdown,
-        plot=plot,
-    )
+    measure_and_show(models or ("default",), settings, running)
 
 
 @command.command()
@@ -192,31 +130,16 @@ def fill(
     models: tuple[str, ...],
     depths: tuple[int, ...],
     n_gen: int,
-    repetitions: int,
-    type_k: tuple[str, ...],
-    type_v: tuple[str, ...],
-    flash_attn: Any,
-    warm_up: int,
-    threads: int | None,
+    measuring: Measuring,
     json_target: str | None,
 ) -> None:
     """Check the synthetic fill of a Transformer against a real prefill."""
     from sb_edge.bench.plan import DecodeSettings
     from sb_edge.bench.tables import rich_table
     from sb_edge.bench.validate import validate_fill
-    from sb_edge.cpu import default_threads
     from sb_edge.output import emit
 
-    settings = DecodeSettings(
-        depths=depths,
-        n_threads=threads or default_threads(),
-        n_gen=n_gen,
-        repetitions=repetitions,
-        cache_types=cache_types(type_k, type_v),
-        flash_attn=flash_attn,
-        fill="real",
-        n_warmup=warm_up,
-    )
+    settings = DecodeSettings(depths=depths, n_gen=n_gen, fill="real", **measuring.settings())
     checks = validate_fill(models_of(models, ("none",)), settings, on_row=show_row)
 
     def render(console: Console) -> None:

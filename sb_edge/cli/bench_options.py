@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -13,9 +15,10 @@ from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import KV_TYPE_NAMES, json_option, threads_option
 
 if TYPE_CHECKING:
-    from sb_edge.bench.plan import BenchModel, Settings
+    from sb_edge.bench.plan import BenchModel, FillChoice, Settings
     from sb_edge.bench.row import Row
     from sb_edge.bench.run import Budget
+    from sb_edge.flash_attention import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,17 +74,48 @@ def n_gen_option(command: Command) -> Command:
     )(command)
 
 
-def measuring_options(repetitions: int) -> Callable[[Command], Command]:
-    """How to measure."""
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure: the values of `measuring_options`."""
+
+    repetitions: int
+    type_k: tuple[str, ...]
+    type_v: tuple[str, ...]
+    flash_attn: FlashChoice
+    warm_up: int
+    threads: int | None
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of `Settings` that these options decide."""
+        from sb_edge.cpu import default_threads
+
+        return {
+            "n_threads": self.threads or default_threads(),
+            "repetitions": self.repetitions,
+            "cache_types": cache_types(self.type_k, self.type_v),
+            "flash_attn": self.flash_attn,
+            "n_warmup": self.warm_up,
+        }
+
+
+@dataclass(frozen=True)
+class Running:
+    """Which baselines, how long, how many models at once, where to: the values of `running_options`."""
+
+    baselines: tuple[str, ...]
+    fill: FillChoice
+    one_at_a_time: bool
+    time_budget: float | None
+    output: Path | None
+    json_target: str | None
+    csv: Path | None
+    markdown: Path | None
+    plot: Path | None
+
+
+def cache_options(command: Command) -> Command:
+    """`--type-k`, `--type-v` and `--flash-attn`."""
     return _all(
-        click.option(
-            "-r",
-            "--repetitions",
-            type=click.IntRange(1),
-            default=repetitions,
-            show_default=True,
-            help="Times to measure, each from the same depth.",
-        ),
         click.option(
             "--type-k", type=KvTypes(), default="f16", show_default=True, help="Types of cached keys."
         ),
@@ -95,6 +129,23 @@ def measuring_options(repetitions: int) -> Callable[[Command], Command]:
             show_default=True,
             help="Flash attention.",
         ),
+    )(command)
+
+
+def measuring_options(repetitions: int) -> Callable[[Command], Command]:
+    """The command takes `measuring`, a `Measuring`."""
+    return _gathered(
+        "measuring",
+        Measuring,
+        click.option(
+            "-r",
+            "--repetitions",
+            type=click.IntRange(1),
+            default=repetitions,
+            show_default=True,
+            help="Times to measure, each from the same depth.",
+        ),
+        cache_options,
         click.option(
             "--warm-up",
             type=click.IntRange(1),
@@ -107,8 +158,10 @@ def measuring_options(repetitions: int) -> Callable[[Command], Command]:
 
 
 def running_options(command: Command) -> Command:
-    """Which baselines, how long, how many models at once, and where the results go."""
-    return _all(
+    """The command takes `running`, a `Running`."""
+    return _gathered(
+        "running",
+        Running,
         click.option(
             "--baseline",
             "baselines",
@@ -153,6 +206,23 @@ def running_options(command: Command) -> Command:
     )(command)
 
 
+def _gathered(
+    name: str, kind: type[Measuring | Running], *options: Callable[[Any], Any]
+) -> Callable[[Command], Command]:
+    """Add options whose values reach the command as one argument `name`, a `kind` with a field for each."""
+    names = [field.name for field in fields(kind)]
+
+    def add(command: Command) -> Command:
+        @wraps(command)
+        def gather(**values: Any) -> Any:
+            gathered = kind(**{each: values.pop(each) for each in names})
+            return command(**{name: gathered}, **values)
+
+        return cast(Command, _all(*options)(gather))
+
+    return add
+
+
 def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         for option in reversed(options):
@@ -162,19 +232,7 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return add
 
 
-def measure_and_show(
-    names: Sequence[str],
-    settings: Settings,
-    *,
-    baselines: Sequence[str],
-    one_at_a_time: bool,
-    time_budget: float | None,
-    output: Path | None,
-    json_target: str | None,
-    csv: Path | None,
-    markdown: Path | None,
-    plot: Path | None,
-) -> None:
+def measure_and_show(names: Sequence[str], settings: Settings, running: Running) -> None:
     """Run the benchmark that `settings` describe; print and write what it measured."""
     from sb_edge.bench.compare import comparison_table, first_against_others
     from sb_edge.bench.results import write_csv, write_markdown
@@ -182,21 +240,30 @@ def measure_and_show(
     from sb_edge.bench.tables import rich_table
     from sb_edge.output import emit
 
-    _require_folders(csv, markdown, plot, None if json_target in (None, "-") else Path(json_target))
+    plot, json_target = running.plot, running.json_target
+    json_file = None if json_target in (None, "-") else Path(json_target)
+    _require_folders(running.csv, running.markdown, plot, json_file)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
-    models = models_of(names, baselines)
-    budget = Budget(time_budget)
-    rows = run(models, settings, output=output, on_row=show_row, budget=budget, together=not one_at_a_time)
-    if csv is not None:
-        write_csv(rows, csv)
-    if markdown is not None:
-        write_markdown(rows, markdown)
+    models = models_of(names, running.baselines)
+    budget = Budget(running.time_budget)
+    rows = run(
+        models,
+        settings,
+        output=running.output,
+        on_row=show_row,
+        budget=budget,
+        together=not running.one_at_a_time,
+    )
+    if running.csv is not None:
+        write_csv(rows, running.csv)
+    if running.markdown is not None:
+        write_markdown(rows, running.markdown)
     if plot is not None and rows:
         from sb_edge.bench.curves import save_plot
 
         save_plot(rows, plot)
-    _say_what_is_left_out(budget, output)
+    _say_what_is_left_out(budget, running.output)
 
     def render(console: Any) -> None:
         if rows:
