@@ -7,11 +7,18 @@ from pathlib import Path
 
 import gguf
 
-from sb_edge.convert.random_gguf import RandomTensor, write_random_gguf
+from sb_edge.convert.random_gguf import (
+    RandomTensor,
+    Sizes,
+    add_sizes,
+    attention_tensors,
+    swiglu_tensors,
+    write_random_gguf,
+)
 
 
 @dataclass(frozen=True)
-class Lfm2Shape:
+class Lfm2Shape(Sizes):
     """What decides how much an LFM2 computes.
 
     The default is config.json of huggingface.co/LiquidAI/LFM2-1.2B: 1,170,340,608 weights, embeddings tied.
@@ -66,10 +73,7 @@ def _tensors(shape: Lfm2Shape) -> list[RandomTensor]:
         tensors += [
             RandomTensor.constant(f"{layer}.attn_norm.weight", hidden, 1.0),
             *mixer(layer, shape),
-            RandomTensor.constant(f"{layer}.ffn_norm.weight", hidden, 1.0),
-            RandomTensor(f"{layer}.ffn_gate.weight", (shape.ffn, hidden)),
-            RandomTensor(f"{layer}.ffn_up.weight", (shape.ffn, hidden)),
-            RandomTensor(f"{layer}.ffn_down.weight", (hidden, shape.ffn)),
+            *swiglu_tensors(layer, hidden, shape.ffn),
         ]
     # The norm before the output: this architecture's GGUFs call it so.
     return [*tensors, RandomTensor.constant("token_embd_norm.weight", hidden, 1.0)]
@@ -78,10 +82,7 @@ def _tensors(shape: Lfm2Shape) -> list[RandomTensor]:
 def _attention(layer: str, shape: Lfm2Shape) -> list[RandomTensor]:
     hidden, kv = shape.hidden, shape.n_head_kv * shape.head_dim
     return [
-        RandomTensor(f"{layer}.attn_q.weight", (hidden, hidden)),
-        RandomTensor(f"{layer}.attn_k.weight", (kv, hidden)),
-        RandomTensor(f"{layer}.attn_v.weight", (kv, hidden)),
-        RandomTensor(f"{layer}.attn_output.weight", (hidden, hidden)),
+        *attention_tensors(layer, hidden, kv),
         RandomTensor.constant(f"{layer}.attn_q_norm.weight", shape.head_dim, 1.0),
         RandomTensor.constant(f"{layer}.attn_k_norm.weight", shape.head_dim, 1.0),
     ]
@@ -98,12 +99,7 @@ def _convolution(layer: str, shape: Lfm2Shape) -> list[RandomTensor]:
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: Lfm2Shape) -> None:
     kv_heads = [shape.n_head_kv if layer in shape.attention_layers else 0 for layer in range(shape.n_layer)]
-    writer.add_name("LFM2 shape, random weights")
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.n_layer)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_vocab_size(shape.vocab)
+    add_sizes(writer, "LFM2 shape, random weights", shape)
     writer.add_head_count(shape.n_head)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(shape.norm_eps)

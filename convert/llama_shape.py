@@ -7,11 +7,18 @@ from pathlib import Path
 
 import gguf
 
-from sb_edge.convert.random_gguf import RandomTensor, write_random_gguf
+from sb_edge.convert.random_gguf import (
+    RandomTensor,
+    Sizes,
+    add_sizes,
+    attention_tensors,
+    swiglu_tensors,
+    write_random_gguf,
+)
 
 
 @dataclass(frozen=True)
-class LlamaShape:
+class LlamaShape(Sizes):
     """What decides how much a Llama computes. The default is Llama-3.2-1B's config.json."""
 
     n_layer: int = 16
@@ -59,25 +66,14 @@ def _tensors(shape: LlamaShape) -> list[RandomTensor]:
         layer = f"blk.{number}"
         tensors += [
             RandomTensor.constant(f"{layer}.attn_norm.weight", hidden, 1.0),
-            RandomTensor(f"{layer}.attn_q.weight", (hidden, hidden)),
-            RandomTensor(f"{layer}.attn_k.weight", (kv, hidden)),
-            RandomTensor(f"{layer}.attn_v.weight", (kv, hidden)),
-            RandomTensor(f"{layer}.attn_output.weight", (hidden, hidden)),
-            RandomTensor.constant(f"{layer}.ffn_norm.weight", hidden, 1.0),
-            RandomTensor(f"{layer}.ffn_gate.weight", (shape.ffn, hidden)),
-            RandomTensor(f"{layer}.ffn_up.weight", (shape.ffn, hidden)),
-            RandomTensor(f"{layer}.ffn_down.weight", (hidden, shape.ffn)),
+            *attention_tensors(layer, hidden, kv),
+            *swiglu_tensors(layer, hidden, shape.ffn),
         ]
     return [*tensors, RandomTensor.constant("output_norm.weight", hidden, 1.0)]
 
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
-    writer.add_name("Llama shape, random weights")
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.n_layer)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_vocab_size(shape.vocab)
+    add_sizes(writer, "Llama shape, random weights", shape)
     writer.add_head_count(shape.n_head)
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_layer_norm_rms_eps(shape.norm_eps)

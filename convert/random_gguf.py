@@ -44,6 +44,47 @@ class RandomTensor:
         return cls(name, (size,), value, 0.0)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What every architecture's shape has."""
+
+    n_layer: int
+    hidden: int
+    ffn: int
+    vocab: int
+    context: int
+
+
+def add_sizes(writer: gguf.GGUFWriter, name: str, shape: Sizes) -> None:
+    """The keys that every architecture begins with."""
+    writer.add_name(name)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.n_layer)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_vocab_size(shape.vocab)
+
+
+def attention_tensors(layer: str, hidden: int, kv: int) -> list[RandomTensor]:
+    """Projections of softmax attention; `kv` is the width of keys and of values."""
+    return [
+        RandomTensor(f"{layer}.attn_q.weight", (hidden, hidden)),
+        RandomTensor(f"{layer}.attn_k.weight", (kv, hidden)),
+        RandomTensor(f"{layer}.attn_v.weight", (kv, hidden)),
+        RandomTensor(f"{layer}.attn_output.weight", (hidden, hidden)),
+    ]
+
+
+def swiglu_tensors(layer: str, hidden: int, ffn: int) -> list[RandomTensor]:
+    """A gated feed-forward network and the norm before it."""
+    return [
+        RandomTensor.constant(f"{layer}.ffn_norm.weight", hidden, 1.0),
+        RandomTensor(f"{layer}.ffn_gate.weight", (ffn, hidden)),
+        RandomTensor(f"{layer}.ffn_up.weight", (ffn, hidden)),
+        RandomTensor(f"{layer}.ffn_down.weight", (hidden, ffn)),
+    ]
+
+
 def write_random_gguf(
     path: Path,
     arch: str,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import gguf
 
-from sb_edge.convert.random_gguf import RandomTensor, write_random_gguf
+from sb_edge.convert.random_gguf import RandomTensor, Sizes, add_sizes, write_random_gguf
 
 DECAY_LOGIT = -3.0
 """Centre of w0: a channel keeps exp(-0.607 * sigmoid(-3)) = 0.97 of its state a token."""
 
 
 @dataclass(frozen=True)
-class Rwkv7Shape:
+class Rwkv7Shape(Sizes):
     """What decides how much an RWKV-7 computes.
 
     The default is config.json of huggingface.co/fla-hub/rwkv7-1.5B-world (RWKV-x070-World-1.5B-v3):
@@ -117,12 +117,7 @@ def _norm(name: str, hidden: int) -> list[RandomTensor]:
 
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: Rwkv7Shape) -> None:
-    writer.add_name("RWKV-7 shape, random weights")
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.n_layer)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_vocab_size(shape.vocab)
+    add_sizes(writer, "RWKV-7 shape, random weights", shape)
     writer.add_head_count(0)  # asked for, not used
     writer.add_layer_norm_eps(shape.norm_eps)
     writer.add_wkv_head_size(shape.head_size)

@@ -30,7 +30,9 @@ def test_shapes_have_the_sizes_of_their_models() -> None:
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
-    shape = lfm2_shape.Lfm2Shape(1, (), hidden=64, n_head=2, n_head_kv=1, ffn=96, vocab=64)
+    shape = lfm2_shape.Lfm2Shape(
+        n_layer=1, attention_layers=(), hidden=64, n_head=2, n_head_kv=1, ffn=96, vocab=64
+    )
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         lfm2_shape.write_lfm2_gguf(tmp_path / name, "f16", seed=seed, shape=shape)
     first, second, third = ((tmp_path / name).read_bytes() for name in "abc")
