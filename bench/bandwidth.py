@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 
+from sb_edge.cpu import fast_cpus, kept_on
 from sb_edge.errors import SbEdgeError
 
 BUFFER_BYTES = 1 << 30
@@ -25,7 +26,7 @@ def read_bandwidth(n_threads: int, *, buffer_bytes: int | None = None, passes: i
     the STREAM benchmark, the best pass counts, because what disturbs a pass can only make it slower.
 
     Args:
-        n_threads: threads reading at the same time, usually as many as the engine uses.
+        n_threads: threads reading at the same time, usually as many as the engine uses; on the same cores.
         buffer_bytes: size of the buffer, None: BUFFER_BYTES; reduced to an eighth of the memory available.
         passes: how often the buffer is read.
 
@@ -46,7 +47,7 @@ def read_bandwidth(n_threads: int, *, buffer_bytes: int | None = None, passes: i
     buffer = np.ones(max(size // 8, n_threads), dtype=np.uint64)
     parts = np.array_split(buffer, n_threads)
     best_seconds = float("inf")
-    with ThreadPoolExecutor(n_threads) as pool:
+    with kept_on(fast_cpus(n_threads)), ThreadPoolExecutor(n_threads) as pool:
         for _ in range(passes):
             start = time.perf_counter()
             total = sum(pool.map(_sum, parts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from sb_edge.cpu import default_threads
+from sb_edge.cpu import physical_cores, usable_cpus
 from sb_edge.engine import Engine
 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -71,8 +70,8 @@ def describe_machine(engine: Engine) -> Machine:
     """Describe this machine and `engine`."""
     return Machine(
         cpu=_cpu_name(),
-        physical_cores=default_threads(),
-        logical_cores=len(os.sched_getaffinity(0)),
+        physical_cores=len(physical_cores()),
+        logical_cores=len(usable_cpus()),
         memory_bytes=psutil.virtual_memory().total,
         governor=_governor(),
         os=_system(),

@@ -78,7 +78,7 @@ def predictions(
         model: with or without spikes.
         tokens: of the text.
         n_batch: tokens evaluated at once; figures depend on it, as the engine's kernels do.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
         dtype: of the log-probabilities.
 
     Yields:

@@ -95,7 +95,7 @@ def record_input(
         layer: from 0.
         projection: one of `PROJECTIONS`.
         max_tokens: tokens of the prompt that are evaluated.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
 
     Raises:
         SpikeError: no such layer or projection, or its input is not coded.

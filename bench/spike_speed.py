@@ -81,7 +81,7 @@ def measure_spike_speed(
         k: as `sb_edge.bench.spikes.engine_k` takes it.
         n_prompt, n_gen: tokens.
         repetitions: pairs; the side that begins changes with each.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
 
     Returns:
         Prompt and decoding.

@@ -110,7 +110,7 @@ def sweep_k(
         name: of the text, for the result.
         ks: positive numbers.
         max_tokens: of the text, in one context.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
         on_point: told each point as it is measured.
 
     Raises:

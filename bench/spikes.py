@@ -267,7 +267,7 @@ def measure(
         text: not empty.
         name: of the text, for the report.
         max_tokens: at least 1.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
 
     Raises:
         SpikeError: the model was loaded without spikes.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from sb_edge.cpu import usable_cpus
 from sb_edge.engine import Engine, find_engine
 from sb_edge.engine.process import run_tool
 from sb_edge.errors import GgufError, OutputError
@@ -147,7 +147,7 @@ class _Job:
         self.source = source.absolute()
         self.qtype = qtype.upper()
         self.options = options
-        self.n_threads = str(n_threads or len(os.sched_getaffinity(0)))
+        self.n_threads = str(n_threads or len(usable_cpus()))
 
     def result_size(self) -> int:
         """Bytes of tensor data that will be written; found without writing any."""

@@ -253,7 +253,7 @@ def tune_file(
         text: the one that decides.
         held_out: another one, only measured.
         budget: perplexity of `text` may rise by this share over that without spikes; > 0.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
 
     Raises:
         SpikeError: no such budget, a text that is too short, no spikes, or no k keeps the budget.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 
+from sb_edge.cgroup import Group, groups
 from sb_edge.errors import OutOfMemoryForecast
 from sb_edge.gguf_reader import GgufHeader
 from sb_edge.memory import USUAL, EngineSettings, MemoryForecast, forecast, forecast_weights
@@ -46,7 +47,9 @@ class Room:
         Args:
             root: where `proc` and `sys` are mounted.
         """
-        physical = min([psutil.virtual_memory().available, *_cgroup_rooms(root)])
+        rooms = [_group_room(group) for group in groups("memory", root)]
+        free = psutil.virtual_memory().available
+        physical = min([free, *(room for room in rooms if room is not None)])
         return cls(max(physical, 0), _address_space())
 
     def shortage(self, need: MemoryForecast) -> tuple[int, int] | None:
@@ -179,48 +182,19 @@ def _address_space() -> int | None:
     return None if soft == psutil.RLIM_INFINITY else max(soft - process.memory_info().vms, 0)
 
 
-def _cgroup_rooms(root: Path) -> list[int]:
-    """What the memory limits of this process's control groups leave, from its own group to the outermost.
+def _group_room(group: Group) -> int | None:
+    """What a group's memory limit leaves; None: no limit, or one that cannot be seen.
 
     Pages of files count as free: they are given back when the group reaches its limit.
     """
-    own = root / "proc/self/cgroup"
-    if not own.is_file():
-        return []
-    rooms = []
-    mount = root / "sys/fs/cgroup"
-    for line in own.read_text(encoding="utf-8", errors="replace").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            names = ("memory.max", "memory.current", "")
-            base = mount
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-            base = mount / "memory"
-        else:
-            continue
-        inside = PurePosixPath(*(part for part in group.split("/") if part not in ("", "..")))
-        for folder in (inside, *inside.parents):
-            room = _group_room(base / folder, *names)
-            if room is not None:
-                rooms.append(room)
-    return rooms
-
-
-def _group_room(folder: Path, limit_name: str, usage_name: str, prefix: str) -> int | None:
-    limit = _number(folder / limit_name)
-    usage = _number(folder / usage_name)
-    if limit is None or usage is None:  # "max", or a group of which the limit cannot be seen
+    if group.version == 2:
+        limit, usage, prefix = group.number("memory.max"), group.number("memory.current"), ""
+    else:
+        limit = group.number("memory.limit_in_bytes")
+        usage, prefix = group.number("memory.usage_in_bytes"), "total_"
+    if limit is None or usage is None:
         return None
-    pages = 0
-    stat = folder / "memory.stat"
-    if stat.is_file():
-        lines = (line.split() for line in stat.read_text(encoding="ascii").splitlines())
-        files = (f"{prefix}inactive_file", f"{prefix}active_file")
-        pages = sum(int(words[1]) for words in lines if words and words[0] in files)
+    files = (f"{prefix}inactive_file", f"{prefix}active_file")
+    lines = (line.split() for line in group.text("memory.stat").splitlines())
+    pages = sum(int(words[1]) for words in lines if words and words[0] in files)
     return limit - max(usage - pages, 0)
-
-
-def _number(file: Path) -> int | None:
-    text = file.read_text(encoding="ascii").strip() if file.is_file() else ""
-    return int(text) if text.isdigit() else None

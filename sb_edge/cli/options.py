@@ -19,7 +19,7 @@ json_option = click.option(
 )
 
 threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(min=1), help="Threads.  [default: physical cores]"
+    "-t", "--threads", type=click.IntRange(min=1), help="Threads.  [default: the fast physical cores]"
 )
 
 

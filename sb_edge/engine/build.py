@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from sb_edge.cpu import usable_cpus
 from sb_edge.engine.patching import git_free_environment
 from sb_edge.engine.process import run_tool
 from sb_edge.engine.toolchain import CMAKE, NINJA, Toolchain
@@ -88,7 +88,7 @@ def tools_of(variant: str) -> list[str]:
 
 def default_jobs() -> int:
     """As many compilers as there are CPUs for this process and memory for them."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = len(usable_cpus())
     return max(1, min(cpus, psutil.virtual_memory().available // MEMORY_PER_JOB))
 
 

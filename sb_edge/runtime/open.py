@@ -21,7 +21,7 @@ def text_session(
     Args:
         path: the GGUF.
         n_ctx: tokens.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
         kv_type: of the KV cache.
         spikes: as `Model` takes it.
 

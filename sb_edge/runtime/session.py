@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from sb_edge.cpu import default_threads
+from sb_edge.cpu import default_threads, fast_cpus, kept_on
 from sb_edge.errors import InferenceError, StateError
 from sb_edge.flash_attention import FLASH_ATTN, FlashChoice, uses_flash_attention
 from sb_edge.memory import EngineSettings
@@ -34,7 +34,7 @@ class Session:
         n_ctx: positions that every sequence may reach.
         n_batch: tokens handed to the engine at once; Ctrl-C is heard between two batches.
         n_ubatch: tokens computed at once.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
         n_seq_max: sequences held side by side.
         n_outputs: positions of a batch whose logits are kept; None: all of them. 1 saves the memory of the
             others where only the last logits are wanted.
@@ -72,6 +72,7 @@ class Session:
         lib = library()
         self.model = model
         self.n_threads = n_threads or default_threads()
+        self._cpus = fast_cpus(self.n_threads)
         self.type_k, self.type_v = type_k, type_v
         self._callback_error: BaseException | None = None
         params = lib.llama_context_default_params()
@@ -203,7 +204,8 @@ class Session:
             batch.seq_id[i][0] = seq_id
             batch.logits[i] = i >= len(tokens) - n_outputs
         clear_log()
-        status = library().llama_decode(self.handle, batch)
+        with kept_on(self._cpus):
+            status = library().llama_decode(self.handle, batch)
         if self._callback_error is not None:
             error, self._callback_error = self._callback_error, None
             raise error

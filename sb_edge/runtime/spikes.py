@@ -287,7 +287,7 @@ def record_counts(
         tokens: the prompt, computed from an empty context.
         layers, projections: None: all.
         type_k, type_v: the KV cache's types.
-        n_threads: None: the physical cores.
+        n_threads: None: as `default_threads`.
 
     Raises:
         InferenceError: the model does not spike, or the prompt is not what it takes.
