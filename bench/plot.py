@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,13 @@ STYLE: Any = {  # the type of matplotlib's settings differs between its versions
 }
 
 
+FORMATS = (".png", ".svg")
+"""Of plots that come in a folder."""
+
+Drawing = tuple[tuple[float, float], Callable[[Figure], None]]
+"""Width and height in inches, and a function that fills the empty figure."""
+
+
 def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
     """Write a figure in the house style; the name's ending chooses PNG, SVG or PDF.
 
@@ -80,6 +87,37 @@ def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure],
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(partial, format=kind, dpi=150, facecolor=PAPER.background)
+
+
+def require_plot_folder(folder: Path | None) -> None:
+    """Find out before measuring for minutes, not after, that the plots have nowhere to go.
+
+    Raises:
+        OutputError: the folder is a file, or cannot be made.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise OutputError("the folder does not exist", path=folder.parent, hint="create it first") from None
+    except FileExistsError:
+        raise OutputError("is a file", path=folder, expected="a folder") from None
+
+
+def write_figures(folder: Path, drawings: Mapping[str, Drawing]) -> list[Path]:
+    """Write NAME.png and NAME.svg for each drawing into a folder, which is made if absent.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    require_plot_folder(folder)
+    files = []
+    for name, (size, draw) in drawings.items():
+        for ending in FORMATS:
+            files.append(folder / f"{name}{ending}")
+            write_figure(files[-1], size, draw)
+    return files
 
 
 def require_image_name(path: Path) -> str:

@@ -21,14 +21,11 @@ from sb_edge.bench.plot import (
     fix_ticks,
     label_ends,
     list_names,
-    write_figure,
+    write_figures,
 )
 from sb_edge.bench.spike_sweep import REPORTED_SWEEP, Sweep
 from sb_edge.bench.spikes import SpikeReport, SpikeStats, by_projection, total
-from sb_edge.errors import OutputError
 from sb_edge.runtime.spikes import SiteCounts
-
-FORMATS = (".png", ".svg")
 
 LANDMARKS = {7: "7: three bits", 16: "16", 127: "127: int8"}
 """Counts that the report and the kernels single out."""
@@ -55,7 +52,7 @@ def save_report_plots(report: SpikeReport, folder: Path) -> list[Path]:
     def layers(figure: Figure) -> None:
         _draw_layers(figure, report)
 
-    return _write_all(folder, {"counts": ((9, 4.8), counts), "layers": ((13, 4.8), layers)})
+    return write_figures(folder, {"counts": ((9, 4.8), counts), "layers": ((13, 4.8), layers)})
 
 
 def save_sweep_plot(sweep: Sweep, folder: Path) -> list[Path]:
@@ -64,23 +61,7 @@ def save_sweep_plot(sweep: Sweep, folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be made or written to.
     """
-    return _write_all(folder, {"sweep": ((13, 4.6), lambda figure: _draw_sweep(figure, sweep))})
-
-
-def require_plot_folder(folder: Path | None) -> None:
-    """Find out before measuring for minutes, not after, that the plots have nowhere to go.
-
-    Raises:
-        OutputError: the folder is a file, or cannot be made.
-    """
-    if folder is None:
-        return
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise OutputError("the folder does not exist", path=folder.parent, hint="create it first") from None
-    except FileExistsError:
-        raise OutputError("is a file", path=folder, expected="a folder") from None
+    return write_figures(folder, {"sweep": ((13, 4.6), lambda figure: _draw_sweep(figure, sweep))})
 
 
 def short_label(projections: Sequence[str]) -> str:
@@ -96,19 +77,6 @@ def short_label(projections: Sequence[str]) -> str:
     return ", ".join(
         f"{family}_{'/'.join(members)}" if members[0] else family for family, members in families.items()
     )
-
-
-Drawing = tuple[tuple[float, float], Callable[[Figure], None]]
-
-
-def _write_all(folder: Path, drawings: dict[str, Drawing]) -> list[Path]:
-    require_plot_folder(folder)
-    files = []
-    for name, (size, draw) in drawings.items():
-        for ending in FORMATS:
-            files.append(folder / f"{name}{ending}")
-            write_figure(files[-1], size, draw)
-    return files
 
 
 def _draw_counts(axes: Axes, report: SpikeReport) -> None:

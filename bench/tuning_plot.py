@@ -10,8 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sb_edge.bench.plot import DASHED, MARKERS, PAPER, caption, dress, fix_ticks, list_names, write_figure
-from sb_edge.bench.spike_plots import FORMATS, require_plot_folder, short_label
+from sb_edge.bench.plot import (
+    DASHED,
+    MARKERS,
+    PAPER,
+    caption,
+    dress,
+    fix_ticks,
+    list_names,
+    require_plot_folder,
+    write_figures,
+)
+from sb_edge.bench.spike_plots import short_label
 from sb_edge.files import atomic_output
 from sb_edge.quant.spike_tuning import Figures, Kind, Point, Tuning
 
@@ -35,10 +45,7 @@ def save_tuning(tuning: Tuning, folder: Path) -> list[Path]:
     document = folder / "tuning.json"
     with atomic_output(document) as partial:
         partial.write_text(json.dumps(tuning.document(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    images = [folder / f"tuning{ending}" for ending in FORMATS]
-    for image in images:
-        write_figure(image, (16, 9), lambda figure: _draw(figure, tuning))
-    return [document, *images]
+    return [document, *write_figures(folder, {"tuning": ((16, 9), lambda figure: _draw(figure, tuning))})]
 
 
 def _draw(figure: Figure, tuning: Tuning) -> None:

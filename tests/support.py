@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from sb_edge.cli import main
 
 SB_EDGE = [sys.executable, "-m", "sb_edge"]
@@ -17,6 +19,15 @@ def exit_code(*arguments: object) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The line that `sb-edge` in this process refuses bad input with; it has printed nothing else."""
+    assert exit_code(*arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
 
 
 def sb_edge(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

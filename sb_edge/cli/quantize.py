@@ -162,7 +162,7 @@ def _write_tuned(
     from rich.console import Console
 
     from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.spike_plots import require_plot_folder
+    from sb_edge.bench.plot import require_plot_folder
     from sb_edge.bench.tuning_plot import save_tuning
     from sb_edge.bench.tuning_table import tuning_table
     from sb_edge.gguf_reader import read_header

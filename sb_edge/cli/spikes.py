@@ -90,7 +90,8 @@ def stats(
         _show_synthetic(synthetic, spike_k, tokens, json_target)
         return
     from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.spike_plots import require_plot_folder, save_report_plots
+    from sb_edge.bench.plot import require_plot_folder
+    from sb_edge.bench.spike_plots import save_report_plots
     from sb_edge.bench.spike_tables import stats_table
     from sb_edge.bench.spikes import measure
     from sb_edge.output import emit
@@ -135,7 +136,8 @@ def sweep(
     each k at every input. A large k, such as 1000, shows the limit of coding without loss.
     """
     from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.spike_plots import require_plot_folder, save_sweep_plot
+    from sb_edge.bench.plot import require_plot_folder
+    from sb_edge.bench.spike_plots import save_sweep_plot
     from sb_edge.bench.spike_sweep import sweep_k
     from sb_edge.bench.spike_tables import sweep_table
     from sb_edge.models import resolve_gguf

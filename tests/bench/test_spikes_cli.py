@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import exit_code
+from support import exit_code, refusal
 
 from sb_edge.cli import COMMANDS
 from sb_edge.cli.spikes import CODINGS, command
@@ -67,11 +67,7 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin-1.txt").write_bytes("caf\xe9".encode("latin-1"))
-    assert run(*arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith(complaint)
-    assert captured.out == ""
+    assert refusal(capsys, "spikes", *arguments).startswith(complaint)
 
 
 @pytest.mark.engine
