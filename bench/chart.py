@@ -114,8 +114,12 @@ def percentages(axes: Axes, low: float, high: float) -> None:
 def durations(axes: Axes, low: float, high: float) -> None:
     """Nanoseconds, logarithmic, written as people say them."""
     linear_or_log(axes, min(low, high / (2 * LOG_RATIO)), high)
-    axes.set_ylim(low / 1.3, high * 1.3)
-    steps = [step for step in _DURATIONS if low / 1.3 <= step <= high * 1.3]
+    bottom, top = low / 1.3, high * 1.3
+    if not any(bottom <= step <= top for step in _DURATIONS):  # as between 2 and 5 s: show one of the two
+        bottom = min(bottom, max((step for step in _DURATIONS if step < bottom), default=bottom))
+        top = max(top, _DURATIONS[0])
+    axes.set_ylim(bottom, top)
+    steps = [step for step in _DURATIONS if bottom <= step <= top]
     axes.yaxis.set_major_locator(FixedLocator(_thinned(steps)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_duration(value)))
 

@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from sb_edge.bench.chart import Chart
+from sb_edge.bench.chart import Chart, durations
 from sb_edge.bench.curves import chart_svg, decode_speed, memory, save_plot, speedup
 from sb_edge.bench.machine import Machine
 from sb_edge.bench.plot import LABEL_GAP, spread
@@ -203,3 +204,14 @@ def test_labels_are_moved_apart(heights: list[float]) -> None:
     moved = spread(heights)
     assert all(upper - lower >= LABEL_GAP - 1e-9 for lower, upper in pairwise(moved))
     assert max(moved) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(2e5, 3e5), (2.9e9, 3.1e9), (1e9, 4e9), (45e9, 45e9), (4e6, 3e12), (5e14, 5e14)]
+)
+def test_every_range_of_durations_has_a_tick(low: float, high: float) -> None:
+    axes = Figure().subplots()
+    durations(axes, low, high)
+    bottom, top = axes.get_ylim()
+    assert bottom <= low <= high <= top
+    assert any(bottom <= tick <= top for tick in axes.yaxis.get_major_locator()())
