@@ -11,6 +11,8 @@ from sb_edge.cli.bench_options import (
     Depths,
     Measuring,
     Running,
+    cache_options,
+    cache_types,
     depths_option,
     measure_and_show,
     measuring_options,
@@ -21,10 +23,12 @@ from sb_edge.cli.bench_options import (
 )
 from sb_edge.cli.bench_results import compare, report
 from sb_edge.cli.options import json_option, threads_option
-from sb_edge.cli.spike_options import SpikeK
+from sb_edge.cli.spike_options import SpikeK, run_spikes_options
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sb_edge.flash_attention import FlashChoice
 
 
 @click.group()
@@ -148,6 +152,68 @@ def fill(
             console.print(f"{check.real.model} {check.real.label}: synthetic / real = {check.ratio:.3f}")
 
     emit([check.to_json() for check in checks], json_target, render)
+
+
+@command.command()
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@depths_option("4096,32768")
+@click.option(
+    "-p",
+    "--n-prompt",
+    type=click.IntRange(1),
+    default=600,
+    show_default=True,
+    help="Tokens to evaluate, or as many as the context takes.",
+)
+@cache_options
+@run_spikes_options
+@threads_option
+@json_option
+def memory(
+    models: tuple[str, ...],
+    depths: tuple[int, ...],
+    type_k: tuple[str, ...],
+    type_v: tuple[str, ...],
+    flash_attn: FlashChoice,
+    n_prompt: int,
+    spikes: float | None,
+    threads: int | None,
+    json_target: str | None,
+) -> None:
+    """Memory forecast against what a process takes.
+
+    MODEL is as for `bench decode`, --depths are the contexts. Each case is measured in a process of its own:
+    by how much its resident memory grows when it loads the model, makes the context and evaluates a prompt.
+    """
+    from rich.table import Table
+
+    from sb_edge.bench.memory import compare_memory
+    from sb_edge.memory import EngineSettings
+    from sb_edge.output import emit
+
+    settings = [
+        EngineSettings(kind_k, kind_v, flash_attn=flash_attn, spikes=spikes)
+        for kind_k, kind_v in cache_types(type_k, type_v)
+    ]
+    chosen = models_of(models or ("default",), ("none",))
+    cases = compare_memory(chosen, depths, settings, n_prompt=n_prompt, n_threads=threads)
+
+    def render(console: Console) -> None:
+        table = Table(title="Growth of a process, MiB")
+        for heading in ("model", "context", "cache", "forecast", "measured", "ratio"):
+            table.add_column(heading, justify="left" if heading in ("model", "cache") else "right")
+        for case in cases:
+            sizes = (case.expected.total, case.measured.resident)
+            table.add_row(
+                case.model,
+                str(case.n_ctx),
+                f"{case.settings.type_k}/{case.settings.type_v}",
+                *(f"{size / 2**20:.1f}" for size in sizes),
+                f"{case.ratio:.3f}",
+            )
+        console.print(table)
+
+    emit([case.to_json() for case in cases], json_target, render)
 
 
 @command.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
-from support import exit_code
+from support import exit_code, refusal
 
 from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
 from sb_edge.bench.row import Row
@@ -62,11 +62,7 @@ def test_bad_input(
     complaint: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("decode", *arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith(complaint)
-    assert captured.out == ""
+    assert refusal(capsys, "bench", "decode", *arguments).startswith(complaint)
 
 
 def test_baselines_that_go_with_a_model() -> None:
@@ -130,6 +126,39 @@ def test_fill_compares(capsys: pytest.CaptureFixture[str], tiny_llama: Path) -> 
 
 
 @pytest.mark.engine
+def test_memory_is_forecast_and_measured(
+    capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: Path
+) -> None:
+    document = tmp_path / "memory.json"
+    options = ["--type-k", "f16,f32", "--type-v", "f16,f32", "-t", "1", "--json", str(document)]
+    assert run("memory", str(tiny_gguf), "-d", "256,1k", *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("f32/f32" in line for line in lines) == 2
+    cases = json.loads(document.read_text())
+    assert [case["model"] for case in cases] == ["tiny"] * 4
+    assert [case["n_ctx"] for case in cases] == [256, 256, 1024, 1024]
+    for case in cases:
+        assert case["measured"]["kv"] == pytest.approx(case["forecast"]["kv"], rel=0.01, abs=20000)
+        assert case["ratio"] == pytest.approx(case["forecast"]["total"] / case["measured"]["resident"])
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["-d", "0"], "error: n_ctx: must be positive (found 0)"),
+        (["-d", "900m", "--type-k", "f32", "--type-v", "f32"], "will not fit in memory: it needs "),
+        (["--flash-attn", "off", "--type-v", "q8_0"], "the engine cannot make a context"),
+    ],
+)
+def test_memory_that_cannot_be_measured(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, arguments: list[str], complaint: str
+) -> None:
+    assert complaint in refusal(capsys, "bench", "memory", tiny_llama, "-t", "1", *arguments)
+
+
+@pytest.mark.engine
 def test_from_prompts_to_comparison_and_report(
     capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -190,8 +219,7 @@ def test_files_without_rows(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "notes.txt").write_text("notes")
-    assert run(*arguments) == 1
-    assert capsys.readouterr().err.startswith(complaint)
+    assert refusal(capsys, "bench", *arguments).startswith(complaint)
     assert (tmp_path / "notes.txt").read_text() == "notes"
 
 

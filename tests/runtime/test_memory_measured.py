@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -10,37 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from sb_edge.bench.baselines import resolve_model
+from sb_edge.bench.memory import compare_memory
+from sb_edge.bench.plan import BenchModel
 from sb_edge.convert.lfm2_shape import Lfm2Shape, write_lfm2_gguf
 from sb_edge.convert.llama_shape import LlamaShape, write_llama_gguf
 from sb_edge.convert.rwkv7_shape import Rwkv7Shape, write_rwkv7_gguf
+from sb_edge.memory import EngineSettings
 
 pytestmark = pytest.mark.engine
-
-MEASURE = """
-import json, sys
-import psutil
-from sb_edge.memory import forecast
-from sb_edge.models import resolve_gguf
-from sb_edge.runtime.binding import library
-from sb_edge.runtime.session import Model, Session
-
-path, n_ctx, kind = resolve_gguf(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-library()
-before = psutil.Process().memory_info().rss
-settings = {"n_ctx": n_ctx, "n_threads": 1, "n_outputs": 1, "type_k": kind, "type_v": kind}
-with Model(path) as model, Session(model, **settings) as session:
-    session.evaluate([1 + i % 500 for i in range(min(n_ctx - 1, 1000))])
-    session.evaluate([1])
-    grown = psutil.Process().memory_info().rss - before
-    need = forecast(model.header, n_ctx, type_k=kind, type_v=kind)
-    kv, state = session.kv_bytes, session.state_bytes
-print(json.dumps({"grown": grown, "total": need.total, "kv": [kv, need.kv], "state": [state, need.state]}))
-"""
-
-
-def measure(model: Path | str, n_ctx: int, kind: str) -> dict:
-    arguments = [sys.executable, "-c", MEASURE, str(model), str(n_ctx), kind]
-    return json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +54,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
 )
 def test_forecast_within_a_tenth_of_the_measured(models, name, n_ctx, kind):
-    found = measure(models.get(name, name), n_ctx, kind)
-    assert found["total"] == pytest.approx(found["grown"], rel=0.10)
-    for part in ("kv", "state"):
-        measured, forecast = found[part]
-        assert measured == pytest.approx(forecast, rel=0.01, abs=20000)
+    model = BenchModel(name, models[name]) if name in models else resolve_model(name)
+    (case,) = compare_memory([model], [n_ctx], [EngineSettings(kind, kind)], n_prompt=1000, n_threads=1)
+    assert case.ratio == pytest.approx(1, rel=0.10)
+    assert case.measured.kv == pytest.approx(case.expected.kv, rel=0.01, abs=20000)
+    assert case.measured.state == pytest.approx(case.expected.state, rel=0.01, abs=20000)
 
 
 def command(*arguments: str, limit: int) -> subprocess.CompletedProcess[str]:
