@@ -2,15 +2,21 @@
 
 // Cases of GGML_OP_GATED_LINEAR_ATTN with fewer key/value heads than query heads, included by test-backend-ops.cpp.
 
+enum sb_gla_gates { SB_GATES_ANY, SB_GATES_OPEN, SB_GATES_CLOSED };
+
 struct test_gla_grouped : public test_case {
     const int64_t n_head;
     const int64_t n_head_kv;
     const int64_t head_size;
     const int64_t n_seq_tokens;
     const int64_t n_seqs;
+    const sb_gla_gates gates;
+    const bool by_token; // rather than in chunks
 
     std::string vars() override {
-        return VARS_TO_STR5(n_head, n_head_kv, head_size, n_seq_tokens, n_seqs);
+        static const char * const names[] = { "any", "open", "closed" };
+        return VARS_TO_STR5(n_head, n_head_kv, head_size, n_seq_tokens, n_seqs) + ",gates=" + names[gates] +
+               "," + VAR_TO_STR(by_token);
     }
 
     uint64_t op_flops(ggml_tensor *) override {
@@ -19,8 +25,10 @@ struct test_gla_grouped : public test_case {
         return per_state*n_seq_tokens*n_seqs;
     }
 
-    test_gla_grouped(int64_t n_head, int64_t n_head_kv, int64_t head_size, int64_t n_seq_tokens, int64_t n_seqs) :
-        n_head(n_head), n_head_kv(n_head_kv), head_size(head_size), n_seq_tokens(n_seq_tokens), n_seqs(n_seqs) {}
+    test_gla_grouped(int64_t n_head, int64_t n_head_kv, int64_t head_size, int64_t n_seq_tokens, int64_t n_seqs,
+                     sb_gla_gates gates = SB_GATES_ANY, bool by_token = false) :
+        n_head(n_head), n_head_kv(n_head_kv), head_size(head_size), n_seq_tokens(n_seq_tokens), n_seqs(n_seqs),
+        gates(gates), by_token(by_token) {}
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         const int64_t n_tokens = n_seq_tokens*n_seqs;
@@ -30,15 +38,34 @@ struct test_gla_grouped : public test_case {
         ggml_tensor * a = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, head_size, n_head_kv, n_tokens);
         ggml_tensor * s = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, head_size*head_size*n_head_kv, n_seqs);
         ggml_set_name(a, "decay");
-        return ggml_gated_linear_attn(ctx, k, v, q, a, s, 1.0f/sqrtf((float) head_size));
+        ggml_tensor * out = ggml_gated_linear_attn(ctx, k, v, q, a, s, 1.0f/sqrtf((float) head_size));
+        out->op_params[1] = by_token;
+        return out;
     }
 
     void initialize_tensors(ggml_context * ctx) override {
         for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
-            // gates from almost closed to fully open
-            const bool is_decay = strcmp(t->name, "decay") == 0;
-            init_tensor_uniform(t, is_decay ? 0.001f : -1.0f, 1.0f);
+            if (strcmp(t->name, "decay") == 0) {
+                init_gates(t);
+            } else {
+                init_tensor_uniform(t);
+            }
         }
+    }
+
+    // any: from almost closed to fully open; open: 1; closed: 0, 1e-30 or 1e-20, so that products of them underflow,
+    // with an open one among them now and then
+    void init_gates(ggml_tensor * t) const {
+        static const float closed[] = { 0.0f, 1e-30f, 1e-20f, 0.0f, 1.0f, 1e-20f, 1e-30f };
+        if (gates == SB_GATES_ANY) {
+            init_tensor_uniform(t, 0.001f, 1.0f);
+            return;
+        }
+        std::vector<float> values(ggml_nelements(t), 1.0f);
+        for (size_t i = 0; i < values.size() && gates == SB_GATES_CLOSED; ++i) {
+            values[i] = closed[i*i % 97 % 7];
+        }
+        ggml_backend_tensor_set(t, values.data(), 0, values.size()*sizeof(float));
     }
 };
 
@@ -53,14 +80,29 @@ static void sb_add_gla_cases(std::vector<std::unique_ptr<test_case>> & cases) {
                 cases.emplace_back(new test_gla_grouped(shape[0], shape[1], shape[2], n_seq_tokens, n_seqs));
             }
         }
+        // prompts in chunks: whole ones only, a last one of a token, of all but one
+        for (const int64_t n_seq_tokens : {64, 65, 103}) {
+            for (const sb_gla_gates gates : {SB_GATES_ANY, SB_GATES_OPEN, SB_GATES_CLOSED}) {
+                cases.emplace_back(new test_gla_grouped(shape[0], shape[1], shape[2], n_seq_tokens, 1, gates));
+            }
+        }
+        cases.emplace_back(new test_gla_grouped(shape[0], shape[1], shape[2], 70, 3));
     }
 }
 
 static void sb_add_gla_perf_cases(std::vector<std::unique_ptr<test_case>> & cases) {
-    for (const int64_t n_seq_tokens : {1, 512}) {
-        cases.emplace_back(new test_gla_grouped(28,  4, 128, n_seq_tokens, 1)); // 7B, Hkv states
-        cases.emplace_back(new test_gla_grouped(28, 28, 128, n_seq_tokens, 1)); // 7B, H states
-        cases.emplace_back(new test_gla_grouped(32,  8,  64, n_seq_tokens, 1)); // 1B, Hkv states
-        cases.emplace_back(new test_gla_grouped(32, 32,  64, n_seq_tokens, 1)); // 1B, H states
+    static const int64_t shapes[][3] = { {28, 4, 128}, {32, 8, 64} }; // 7B, 1B
+    for (const auto & shape : shapes) {
+        for (const int64_t n_seq_tokens : {1, 512, 4096}) {
+            // a state for each query head and for each key/value head, both token by token, then chunks
+            const auto add = [&](int64_t n_head_kv, bool by_token) {
+                cases.emplace_back(new test_gla_grouped(shape[0], n_head_kv, shape[2], n_seq_tokens, 1, SB_GATES_ANY, by_token));
+            };
+            add(shape[0], true);
+            add(shape[1], true);
+            if (n_seq_tokens > 1) {
+                add(shape[1], false);
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
 #include "sb-attn.h"
-#include "sb-attn-vec.h"
+#include "sb-vec.h"
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -120,7 +120,7 @@ void sb_attn_reference(const sb_attn_args & a, int64_t token, int64_t head, int6
     }
 }
 
-#if defined(SB_ATTN_VECTORS)
+#if defined(SB_VECTORS)
 
 // ---- the fast form: a tile of rows (tokens by heads of a group) against blocks of keys ----
 
@@ -696,7 +696,7 @@ void sb_attn_write(const sb_attn_args & a, const sb_attn_plan & plan, const sb_a
 
 } // namespace
 
-#if defined(SB_ATTN_VECTORS)
+#if defined(SB_VECTORS)
 bool sb_attn_takes(const ggml_tensor * dst) {
     const ggml_tensor * q    = dst->src[0];
     const ggml_tensor * k    = dst->src[1];
@@ -733,7 +733,7 @@ void ggml_compute_forward_attn_grouped(const ggml_compute_params * params, ggml_
         }
         return;
     }
-#if defined(SB_ATTN_VECTORS)
+#if defined(SB_VECTORS)
     const sb_attn_plan plan = sb_attn_make_plan(a, params->nth);
     float *            work = (float *) sb_pad((intptr_t) params->wdata, 64);
     float *            sums = work + params->nth*plan.scratch;

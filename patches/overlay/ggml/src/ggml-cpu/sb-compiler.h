@@ -13,6 +13,8 @@
 
 #if defined(__GNUC__)
 #define SB_PREFETCH(address) __builtin_prefetch(address)
+#define SB_PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
 #else
 #define SB_PREFETCH(address)
+#define SB_PREFETCH_WRITE(address)
 #endif

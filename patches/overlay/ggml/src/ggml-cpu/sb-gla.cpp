@@ -1,4 +1,6 @@
 #include "sb-gla.h"
+#include "sb-gla-args.h"
+#include "sb-gla-chunk.h"
 
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
@@ -9,30 +11,28 @@
 
 namespace {
 
-// Value channels that one work item owns: a cache line of floats. The d rows of such a column block fit
-// into the L1 cache (8 KiB for d = 128), so a whole ubatch is processed without touching the state in memory.
-constexpr int sb_block = 16;
+// Token by token an item of work is a column of value channels: a cache line of floats. Its d rows fit into the first-level
+// cache (8 KiB for d = 128), so that tokens follow each other without touching the state in memory.
+constexpr int sb_gla_column_width = 16;
+
+// Tokens of a sequence for which there are chunks. Inputs of fewer stay in the caches while the columns walk them.
+constexpr int sb_gla_min_chunked = 64;
 
 // Query heads served by one pass over the state; more than these spill out of the registers.
 constexpr int sb_heads_at_once = 8;
 
-struct sb_gla_args {
-    const float * k;
-    const float * v;
-    const float * q;
-    const float * a;
-    const float * state_in;
-    float *       state_out;
-    float *       out;
-    int64_t       d;
-    int64_t       n_head;
-    int64_t       n_head_kv;
-    int64_t       n_seq_tokens;
-    int64_t       n_seqs;
-    float         scale;
-};
+bool sb_gla_in_chunks(const ggml_tensor * dst) {
+#if defined(SB_VECTORS)
+    const bool    by_token     = ggml_get_op_params_i32(dst, 1) != 0;
+    const int64_t n_seq_tokens = dst->src[0]->ne[2]/dst->src[4]->ne[1];
+    return n_seq_tokens >= sb_gla_min_chunked && !by_token;
+#else
+    GGML_UNUSED(dst);
+    return false;
+#endif
+}
 
-sb_gla_args sb_gla_get_args(ggml_tensor * dst) {
+sb_gla_args sb_gla_get_args(const ggml_tensor * dst) {
     const ggml_tensor * k     = dst->src[0];
     const ggml_tensor * q     = dst->src[2];
     const ggml_tensor * state = dst->src[4];
@@ -89,27 +89,31 @@ void sb_gla_reference(const sb_gla_args & g) {
     }
 }
 
-// A block of value channels. GCC and Clang keep their own vector type in whatever registers the target has;
-// loops over an array leave that to luck when the heads are many.
-#if defined(__GNUC__)
-typedef float sb_vec __attribute__((vector_size(sb_block*sizeof(float))));
+// A block of value channels. Loops over an array leave it to luck whether many heads stay in registers.
+#if defined(SB_VECTORS)
+typedef sb_vec_of<sb_gla_column_width>::f sb_gla_vec;
 #else
-struct sb_vec {
-    float x[sb_block];
+struct sb_gla_vec {
+    float x[sb_gla_column_width];
     float & operator[](int j) { return x[j]; }
-    friend sb_vec operator*(float a, sb_vec b) { for (float & y : b.x) { y *= a; } return b; }
-    friend sb_vec operator+(sb_vec a, const sb_vec & b) { for (int j = 0; j < sb_block; ++j) { a.x[j] += b.x[j]; } return a; }
+    friend sb_gla_vec operator*(float a, sb_gla_vec b) { for (float & y : b.x) { y *= a; } return b; }
+    friend sb_gla_vec operator+(sb_gla_vec a, const sb_gla_vec & b) {
+        for (int j = 0; j < sb_gla_column_width; ++j) {
+            a.x[j] += b.x[j];
+        }
+        return a;
+    }
 };
 #endif
 
-// `width` is a constant sb_block for whole blocks, so that these become plain vector loads and stores.
+// `width` is a constant sb_gla_column_width for whole blocks, so that these become plain vector loads and stores.
 // Vectors go by reference: passed by value, their registers would depend on the target.
-template <typename W> void sb_load(sb_vec & v, const float * x, W width) {
-    v = sb_vec{};
+template <typename W> void sb_gla_load(sb_gla_vec & v, const float * x, W width) {
+    v = sb_gla_vec{};
     memcpy(&v, x, width*sizeof(float));
 }
 
-template <typename W> void sb_store(float * x, const sb_vec & v, W width) {
+template <typename W> void sb_gla_store(float * x, const sb_gla_vec & v, W width) {
     memcpy(x, &v, width*sizeof(float));
 }
 
@@ -120,24 +124,24 @@ void sb_gla_token(
         int64_t d, W width, float scale,
         const float * k, const float * v, const float * a, const float * q,
         const float * prev, float * cur, float * out) {
-    sb_vec acc[G] = {};
-    sb_vec vj     = {};
+    sb_gla_vec acc[G] = {};
+    sb_gla_vec vj     = {};
     if (update) {
-        sb_load(vj, v, width);
+        sb_gla_load(vj, v, width);
     }
     for (int64_t i = 0; i < d; ++i) {
-        sb_vec s;
-        sb_load(s, prev + i*d, width);
+        sb_gla_vec s;
+        sb_gla_load(s, prev + i*d, width);
         if (update) {
             s = a[i]*s + k[i]*vj;
-            sb_store(cur + i*d, s, width);
+            sb_gla_store(cur + i*d, s, width);
         }
         for (int g = 0; g < G; ++g) {
             acc[g] = acc[g] + q[g*d + i]*s;
         }
     }
     for (int g = 0; g < G; ++g) {
-        sb_store(out + g*d, scale*acc[g], width);
+        sb_gla_store(out + g*d, scale*acc[g], width);
     }
 }
 
@@ -161,7 +165,7 @@ void sb_gla_heads(
 
 // All tokens of one sequence, for one key/value head and value channels [j0, j0 + width).
 template <typename W>
-void sb_gla_item(const sb_gla_args & g, int64_t seq, int64_t h, int64_t j0, W width) {
+void sb_gla_column(const sb_gla_args & g, int64_t seq, int64_t h, int64_t j0, W width) {
     const int64_t d     = g.d;
     const int64_t group = g.n_head/g.n_head_kv;
 
@@ -182,7 +186,51 @@ void sb_gla_item(const sb_gla_args & g, int64_t seq, int64_t h, int64_t j0, W wi
     }
 }
 
+void sb_gla_token_by_token(const ggml_compute_params * params, const sb_gla_args & g) {
+    const int64_t n_columns = (g.d + sb_gla_column_width - 1)/sb_gla_column_width;
+    const int64_t n_items   = g.n_seqs*g.n_head_kv*n_columns;
+    const int64_t first     = n_items*(params->ith    )/params->nth;
+    const int64_t last      = n_items*(params->ith + 1)/params->nth;
+
+    for (int64_t item = first; item < last; ++item) {
+        const int64_t seq = item/(g.n_head_kv*n_columns);
+        const int64_t h   = item/n_columns % g.n_head_kv;
+        const int64_t j0  = item % n_columns*sb_gla_column_width;
+        if (j0 + sb_gla_column_width <= g.d) {
+            sb_gla_column(g, seq, h, j0, std::integral_constant<int, sb_gla_column_width>());
+        } else {
+            sb_gla_column(g, seq, h, j0, (int) (g.d - j0));
+        }
+    }
+}
+
+#if defined(SB_VECTORS)
+void sb_gla_by_chunks(const ggml_compute_params * params, const sb_gla_args & g) {
+    const sb_gla_plan plan = sb_gla_make_plan(g, params->nth);
+    float *           work = (float *) sb_gla_pad((intptr_t) params->wdata, 64);
+
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    for (int64_t i = params->ith; i < plan.n_items; i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        sb_gla_run(g, plan, sb_gla_get_item(g, plan, i), work + params->ith*plan.heads*plan.scratch);
+    }
+}
+
+size_t sb_gla_by_chunks_size(const sb_gla_args & g, int n_threads) {
+    return sb_gla_heads_in_scratch(g, n_threads)*sb_gla_make_plan(g, n_threads).scratch*sizeof(float) + 64;
+}
+#else
+void   sb_gla_by_chunks(const ggml_compute_params *, const sb_gla_args &) {}
+size_t sb_gla_by_chunks_size(const sb_gla_args &, int) { return 0; }
+#endif
+
 } // namespace
+
+size_t sb_gla_work_size(const ggml_tensor * dst, int n_threads) {
+    return sb_gla_in_chunks(dst) ? sb_gla_by_chunks_size(sb_gla_get_args(dst), n_threads) : 0;
+}
 
 void ggml_compute_forward_gla_grouped(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int i = 0; i < 5; ++i) {
@@ -201,20 +249,9 @@ void ggml_compute_forward_gla_grouped(const ggml_compute_params * params, ggml_t
         }
         return;
     }
-
-    const int64_t n_blocks = (g.d + sb_block - 1)/sb_block;
-    const int64_t n_items  = g.n_seqs*g.n_head_kv*n_blocks;
-    const int64_t first    = n_items*(params->ith    )/params->nth;
-    const int64_t last     = n_items*(params->ith + 1)/params->nth;
-
-    for (int64_t item = first; item < last; ++item) {
-        const int64_t seq = item/(g.n_head_kv*n_blocks);
-        const int64_t h   = item/n_blocks % g.n_head_kv;
-        const int64_t j0  = item % n_blocks*sb_block;
-        if (j0 + sb_block <= g.d) {
-            sb_gla_item(g, seq, h, j0, std::integral_constant<int, sb_block>());
-        } else {
-            sb_gla_item(g, seq, h, j0, (int) (g.d - j0));
-        }
+    if (sb_gla_in_chunks(dst)) {
+        sb_gla_by_chunks(params, g);
+    } else {
+        sb_gla_token_by_token(params, g);
     }
 }

@@ -1,7 +1,7 @@
 #pragma once
 
-// Vectors of floats for the attention: GCC and Clang keep their own vector types in whatever registers the target has.
-// Other compilers do without (SB_ATTN_VECTORS is not defined) and get upstream's form of the operator.
+// Vectors of floats: GCC and Clang keep their own vector types in whatever registers the target has. Other compilers do
+// without (SB_VECTORS is not defined): the window attention is upstream's then, linear attention goes token by token.
 
 #include "ggml.h"
 #include "sb-compiler.h"
@@ -10,7 +10,7 @@
 #include <cstring>
 
 #if defined(__GNUC__)
-#define SB_ATTN_VECTORS
+#define SB_VECTORS
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -91,14 +91,14 @@ inline void sb_exp(sb_vec & x) {
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
-#define SB_ATTN_SHUFFLES
+#define SB_SHUFFLES
 #endif
 #endif
 
 // x becomes the sums of neighbouring units of floats: within each 128 bits those of x, then those of y, if a unit is one
 // float; those of all x, then those of all y, if it is four.
 template <int unit> inline void sb_add_pairs(sb_vec & x, const sb_vec & y) {
-#if defined(SB_ATTN_SHUFFLES) && defined(__AVX512F__)
+#if defined(SB_SHUFFLES) && defined(__AVX512F__)
     if (unit == 1) {
         x = __builtin_shufflevector(x, y, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
             __builtin_shufflevector(x, y, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
@@ -106,13 +106,13 @@ template <int unit> inline void sb_add_pairs(sb_vec & x, const sb_vec & y) {
         x = __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
             __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
     }
-#elif defined(SB_ATTN_SHUFFLES) && defined(__AVX__)
+#elif defined(SB_SHUFFLES) && defined(__AVX__)
     if (unit == 1) {
         x = __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
     } else {
         x = __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11) + __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15);
     }
-#elif defined(SB_ATTN_SHUFFLES)
+#elif defined(SB_SHUFFLES)
     x = __builtin_shufflevector(x, y, 0, 2, 4, 6) + __builtin_shufflevector(x, y, 1, 3, 5, 7);
 #else
     constexpr int group = unit == 1 ? 4 : sb_lanes; // floats that a result's sums come from, half of them in each vector
