@@ -99,6 +99,7 @@ void llama_model_spikingbrain::load_arch_hparams(llama_model_loader & ml) {
     ml.get_key(LLM_KV_ATTENTION_DECAY_LORA_RANK, hparams.n_lora_decay, false);
 
     load_spiking(ml);
+    load_sparse_hparams(ml);
 
     switch (n_layer) {
         case 16: type = LLM_TYPE_1B; break;
@@ -123,10 +124,8 @@ static std::vector<int> sb_coded_projections(const gguf_context * meta) {
     return result;
 }
 
-// The k that replaces all others; negative: none does.
-static float sb_override(const llama_model_loader & ml) {
-    static const char * key = "spikingbrain.spike.override";
-
+// A number that a kv override gives, 0 or more; negative: there is none.
+static float sb_override(const llama_model_loader & ml, const char * key) {
     const auto found = ml.kv_overrides.find(key);
     if (found == ml.kv_overrides.end()) {
         return -1.0f;
@@ -177,7 +176,7 @@ void llama_model_spikingbrain::load_spiking(llama_model_loader & ml) {
             spiking[il].k[projections[i]] = layer_k ? sb_require_k(layer_k[il*projections.size() + i], key_layer_k, true) : k;
         }
     }
-    override_spiking(sb_override(ml), projections.empty());
+    override_spiking(sb_override(ml, "spikingbrain.spike.override"), projections.empty());
     require_coded_projections(projections);
 }
 
@@ -223,6 +222,48 @@ bool llama_model_spikingbrain::set_spike_k(uint32_t il, const std::string & name
 extern "C" LLAMA_API bool llama_spikingbrain_set_spike_k(llama_model * model, int32_t il, const char * projection, float k) {
     auto * sb = dynamic_cast<llama_model_spikingbrain *>(model);
     return sb != nullptr && sb->set_spike_k(il, projection, k);
+}
+
+void llama_model_spikingbrain::load_sparse_hparams(llama_model_loader & ml) {
+    static const char * key = "spikingbrain.sparse.max_density";
+
+    sparse.assign(hparams.n_layer_all, sparse_layer());
+    if (sb_find_number(ml, key, sparse_max_density) && !(sparse_max_density > 0.0f && sparse_max_density <= 1.0f)) {
+        throw std::runtime_error(format("spikingbrain: %s is %g, expected more than 0 and at most 1", key, sparse_max_density));
+    }
+    sparse_flags = sb_override(ml, "spikingbrain.sparse.override") == 0.0f ? llama_model_loader::TENSOR_SKIP : 0;
+}
+
+// Transposed weights and dead zones of the projections that have them.
+void llama_model_spikingbrain::load_sparse_tensors(uint32_t il) {
+    const auto & layer = layers[il];
+    const struct {
+        projection    proj;
+        llm_tensor    name;
+        ggml_tensor * rows;
+    } projections[] = {
+        { ATTN_Q,      LLM_TENSOR_ATTN_Q,   layer.wq       },
+        { ATTN_K,      LLM_TENSOR_ATTN_K,   layer.wk       },
+        { ATTN_V,      LLM_TENSOR_ATTN_V,   layer.wv       },
+        { ATTN_OUTPUT, LLM_TENSOR_ATTN_OUT, layer.wo       },
+        { FFN_GATE,    LLM_TENSOR_FFN_GATE, layer.ffn_gate },
+        { FFN_UP,      LLM_TENSOR_FFN_UP,   layer.ffn_up   },
+        { FFN_DOWN,    LLM_TENSOR_FFN_DOWN, layer.ffn_down },
+    };
+    for (const auto & [proj, name, rows] : projections) {
+        const int flags = TENSOR_NOT_REQUIRED | sparse_flags;
+        ggml_tensor * columns = create_tensor(tn(name, "columns.weight", il), { rows->ne[1], rows->ne[0] },
+                flags | llama_model_loader::TENSOR_SPARSE_COLUMNS);
+        ggml_tensor * zones   = create_tensor(tn(name, "zones.weight",   il), { rows->ne[0] },
+                flags | llama_model_loader::TENSOR_SPARSE_ZONES);
+        if ((columns == nullptr) != (zones == nullptr)) {
+            throw std::runtime_error(format("spikingbrain: layer %u has only one of columns and zones of %s", il, sb_projection_names[proj]));
+        }
+        if (zones && zones->type != GGML_TYPE_F32) {
+            throw std::runtime_error(format("spikingbrain: %s is %s, expected F32", zones->name, ggml_type_name(zones->type)));
+        }
+        sparse[il][proj] = { columns, zones };
+    }
 }
 
 // A coded projection's weight goes where the coded product can read it, not into a layout made for activations.
@@ -274,6 +315,10 @@ void llama_model_spikingbrain::load_arch_tensors(llama_model_loader &) {
         layer.ffn_gate = create_tensor(tn(LLM_TENSOR_FFN_GATE, "weight", i), {n_embd, n_ff}, weight_flags(i, FFN_GATE));
         layer.ffn_up   = create_tensor(tn(LLM_TENSOR_FFN_UP,   "weight", i), {n_embd, n_ff}, weight_flags(i, FFN_UP));
         layer.ffn_down = create_tensor(tn(LLM_TENSOR_FFN_DOWN, "weight", i), {n_ff, n_embd}, weight_flags(i, FFN_DOWN));
+
+        if (sparse_max_density > 0.0f) {
+            load_sparse_tensors(i);
+        }
     }
 }
 
@@ -342,6 +387,11 @@ llama_model_spikingbrain::graph::graph(const llama_model_spikingbrain & model, c
 ggml_tensor * llama_model_spikingbrain::graph::build_projection(
         projection proj, ggml_tensor * w, ggml_tensor * w_s, input & in, int il) {
     const float k = sb.spiking[il].k[proj];
+    const auto & sparse = sb.sparse[il][proj];
+    if (k == 0.0f && sparse.columns && in.x->ne[1] == 1 && loras->empty()) {
+        ggml_tensor * res = ggml_sparse_mul_mat(ctx0, w, sparse.columns, sparse.zones, in.x, sb.sparse_max_density);
+        return w_s ? ggml_mul(ctx0, res, w_s) : res;
+    }
     if (k == 0.0f) {
         return build_lora_mm(w, in.x, w_s);
     }
