@@ -27,11 +27,11 @@ $(VENV)/.core: pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.core
 	@echo "installing the tests' requirements"
-	$(PIP) install -c constraints.txt -e ".[reference,test]"
+	$(PIP) install -c constraints.txt -e ".[distill,test]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) install -c constraints.txt -e ".[reference,test,dev]"
+	$(PIP) install -c constraints.txt -e ".[distill,test,dev]"
 	@touch $@
 
 engine: $(VENV)/.core

@@ -69,17 +69,24 @@ class Machine:
 def describe_machine(engine: Engine) -> Machine:
     """Describe this machine and `engine`."""
     return Machine(
-        cpu=_cpu_name(),
-        physical_cores=len(physical_cores()),
-        logical_cores=len(usable_cpus()),
-        memory_bytes=psutil.virtual_memory().total,
+        **hardware(),
         governor=_governor(),
-        os=_system(),
         engine_key=engine.info.key,
         engine_version=engine.info.version,
         engine_commit=engine.info.commit,
         patches=tuple(engine.info.patches),
     )
+
+
+def hardware() -> dict[str, Any]:
+    """`Machine`'s cpu, physical_cores, logical_cores, memory_bytes and os."""
+    return {
+        "cpu": _cpu_name(),
+        "physical_cores": len(physical_cores()),
+        "logical_cores": len(usable_cpus()),
+        "memory_bytes": psutil.virtual_memory().total,
+        "os": _system(),
+    }
 
 
 def _cpu_name() -> str:

@@ -79,8 +79,8 @@ def transplant(
         OutputError: the folder exists or cannot be written.
     """
     source = open_base(base)
-    _refuse_scaling(source, ignore_rope_scaling)
-    config = _config(source, gla_layers, window)
+    refuse_scaling(source, ignore_rope_scaling)
+    config = student_config(source, gla_layers, window)
     bias = source.has("model.layers.0.attn.q_proj.bias")
     table = expected_tensors(config, attention_bias=bias, gate_rank=GATE_RANK)
     target = DTYPES[dtype]
@@ -91,7 +91,7 @@ def transplant(
         progress_bar("transplanting", sum(math.prod(shape) for shape, _ in shapes.values())) as advance,
     ):
         for name, spec in table.items():
-            values = _new_parameter(source, config, name, spec.shape, seed, norm_scale)
+            values = new_parameter(source, config, name, spec.shape, seed, norm_scale)
             n_new += values is not None
             if values is None:
                 values = source.read(name, spec.shape)
@@ -107,7 +107,12 @@ def transplant(
     return TransplantReport(folder, config, len(table) - n_new, n_new)
 
 
-def _refuse_scaling(source: BaseModelReader, ignore: bool) -> None:
+def refuse_scaling(source: BaseModelReader, ignore: bool) -> None:
+    """Refuse scaled rotary frequencies, unless told to drop them.
+
+    Raises:
+        ConfigError: the base has them.
+    """
     if source.shape.rope_scaling and not ignore:
         raise ConfigError(
             "scaled rotary frequencies are not supported",
@@ -117,7 +122,14 @@ def _refuse_scaling(source: BaseModelReader, ignore: bool) -> None:
         )
 
 
-def _config(source: BaseModelReader, gla_layers: Sequence[int] | None, window: int) -> SpikingBrainConfig:
+def student_config(
+    source: BaseModelReader, gla_layers: Sequence[int] | None, window: int
+) -> SpikingBrainConfig:
+    """The configuration of a base's transplant; arguments as `transplant`.
+
+    Raises:
+        ConfigError: a layer that the base does not have.
+    """
     shape = source.shape
     layers = range(shape.num_hidden_layers)
     gla = set(layers[::2] if gla_layers is None else gla_layers)
@@ -137,7 +149,7 @@ def _config(source: BaseModelReader, gla_layers: Sequence[int] | None, window: i
     )
 
 
-def _new_parameter(
+def new_parameter(
     source: BaseModelReader,
     config: SpikingBrainConfig,
     name: str,
@@ -145,7 +157,15 @@ def _new_parameter(
     seed: int,
     norm_scale: float,
 ) -> np.ndarray | None:
-    """A GLA layer's own parameters; None for a tensor that the base has."""
+    """A GLA layer's own parameters before training, float32; None for a tensor that the base has.
+
+    Args:
+        source: the base.
+        config: of the student.
+        name: of the tensor, in the student.
+        shape: of the tensor.
+        seed, norm_scale: as `transplant`.
+    """
     if name.endswith(".g_norm.weight"):
         return norm_scale * _value_size(source, config, name.removesuffix("attn.g_norm.weight"))
     if name.endswith(".gk_proj.0.weight"):

@@ -102,3 +102,7 @@ class DeviceError(SbEdgeError):
 
 class SpikeError(SbEdgeError):
     """A spiking setting is impossible: k, a projection's name, a count that a coding cannot carry."""
+
+
+class TrainingError(SbEdgeError):
+    """Distillation cannot start, go on or be resumed: its text, its settings, its checkpoint or its loss."""

@@ -22,6 +22,10 @@ COMMANDS = {
         "sb_edge.cli.transplant",
         "Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.",
     ),
+    "distill": (
+        "sb_edge.cli.distill",
+        "Train a SpikingBrain student to do what a Llama- or Qwen2-shaped base does.",
+    ),
     "convert": ("sb_edge.cli.convert", "Convert a SpikingBrain checkpoint to GGUF."),
     "quantize": ("sb_edge.cli.quantize", "Quantize a GGUF with llama-quantize's types."),
     "inspect": ("sb_edge.cli.inspect", "Show a GGUF's architecture, layers, tensors and memory needs."),

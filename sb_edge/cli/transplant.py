@@ -47,7 +47,7 @@ def command(
     from sb_edge.convert.transplant import transplant
     from sb_edge.models import resolve_gguf
 
-    layers = None if gla_layers is None else _layers(gla_layers)
+    layers = None if gla_layers is None else parse_layers(gla_layers)
     report = transplant(
         base if base.exists() else resolve_gguf(str(base)),
         output,
@@ -64,7 +64,8 @@ def command(
     )
 
 
-def _layers(text: str) -> list[int]:
+def parse_layers(text: str) -> list[int]:
+    """A list such as 0,2,4 or 6-9, as `--gla-layers` takes it."""
     layers: list[int] = []
     try:
         for part in text.split(","):

@@ -18,6 +18,8 @@ from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts
 
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]]
 
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
 LayerState = tuple[Tensor, ...]
 """What a layer keeps between calls: GLA (S,), SWA (keys, values) of the last tokens; () before the first."""
 
@@ -127,9 +129,11 @@ class SlidingWindowAttention(Attention):
     """Softmax attention over the last `sliding_window` keys, with rotary embedding.
 
     W8ASpike changes what is attended: `query_k`, if not 0, codes every head's query, and `kv_rounding` rounds
-    keys and values to INT8 per token and head, before the cache keeps them.
+    keys and values to INT8 per token and head, before the cache keeps them. `attend` is `windowed_attention`
+    or a faster form of it.
     """
 
+    attend: Attend = staticmethod(windowed_attention)
     query_k = 0.0
     kv_rounding = False
 
@@ -149,7 +153,7 @@ class SlidingWindowAttention(Attention):
             k, v = int8_round(k).to(x.dtype), int8_round(v).to(x.dtype)
         if state:
             k, v = torch.cat((state[0], k), dim=1), torch.cat((state[1], v), dim=1)
-        y = self.o_proj(windowed_attention(q, k, v, self.window).flatten(2))
+        y = self.o_proj(self.attend(q, k, v, self.window).flatten(2))
         oldest = max(0, k.shape[1] - self.window + 1)  # the next token sees w - 1 keys beside its own
         return y, (k[:, oldest:], v[:, oldest:])
 

@@ -106,6 +106,16 @@ class SpikingBrain(nn.Module):
         Returns:
             [B, T, vocab] in the weights' dtype.
         """
+        return functional.linear(self.hidden(tokens, cache, on_tensor), self.head)
+
+    @property
+    def head(self) -> Tensor:
+        """The output's weight [vocab, hidden]: its own, or the embeddings."""
+        weight: Tensor = (self.model.embeddings if self.lm_head is None else self.lm_head).weight
+        return weight
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, on_tensor: OnTensor | None = None) -> Tensor:
+        """As `forward`, but what the head is applied to: [B, T, hidden], after the final norm."""
         state = Cache() if cache is None else cache
         x = self.model.embeddings(tokens)
         for index, block in enumerate(self.model.layers):
@@ -120,8 +130,7 @@ class SpikingBrain(nn.Module):
         x = self.model.norm(x)
         if on_tensor:
             on_tensor("result_norm", x)
-        head = self.model.embeddings if self.lm_head is None else self.lm_head
-        return functional.linear(x, head.weight)
+        return x
 
     def set_spikes(self, plan: SpikePlan | None) -> None:
         """Code inputs, queries, keys and values as a plan says; None: none of them. Weights stay as they are.

@@ -1,0 +1,290 @@
+"""The training loop: steps, checkpoints, and what stops it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from sb_edge.distill import checkpoint
+from sb_edge.distill.base import Base
+from sb_edge.distill.checkpoint import Progress, Saved
+from sb_edge.distill.order import DataOrder
+from sb_edge.distill.parallel import World
+from sb_edge.distill.report import Reporter
+from sb_edge.distill.settings import Settings, StageSettings
+from sb_edge.distill.stages import Stage, keep_operator_in_float32, make_stage
+from sb_edge.distill.student import make_student, trained_parameters
+from sb_edge.errors import TrainingError
+from sb_edge.reference.device import describe_device
+from sb_edge.reference.model import SpikingBrain
+
+CLIP = 1.0
+"""Largest norm of a group's gradient."""
+
+WARM_UP = 50
+FINAL_SHARE = 0.1
+"""Of the learning rate, at the end of the cosine."""
+
+BETAS = (0.9, 0.95)
+
+CALIBRATION = 3
+"""Steps whose time decides how many a stage of `minutes` takes; their gradients are thrown away."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that training needs.
+
+    Attributes:
+        base: the teacher.
+        tokens: [n], to train on.
+        settings: what decides the result.
+        folder: gets the checkpoints.
+        world: the processes.
+        save_every: seconds between checkpoints; 0: after every step.
+    """
+
+    base: Base
+    tokens: NDArray[np.integer]
+    settings: Settings
+    folder: Path
+    world: World
+    save_every: float
+
+
+def train(run: Run) -> tuple[SpikingBrain, Progress]:
+    """Run all stages, from the folder's checkpoint on if there is one.
+
+    Returns:
+        The trained student, adapters still apart, and how it came about.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite, too little text, or a checkpoint that is damaged
+            or belongs to other settings. The last good checkpoint stays.
+        OutputError: a checkpoint cannot be written.
+    """
+    settings = run.settings
+    saved = checkpoint.load(run.folder, settings)
+    torch.manual_seed(settings.seed)
+    student = make_student(run.base, settings.gla_layers, window=settings.window, seed=settings.seed)
+    keep_operator_in_float32(student)
+    progress = saved.progress if saved else Progress()
+    for number, which in enumerate(settings.stages):
+        stage = make_stage(which, settings, run.base.model, student, run.world)
+        if number == progress.stage:
+            trainer = _Trainer(run, which, stage, student, progress)
+            trainer.run(saved)
+            saved = None
+    if saved:
+        _restore_parameters(student, saved)
+    return student, progress
+
+
+def _restore_parameters(student: SpikingBrain, saved: Saved) -> None:
+    with torch.no_grad():
+        for name, parameter in trained_parameters(student).items():
+            if name in saved.parameters:
+                parameter.copy_(saved.parameters[name])
+
+
+class _Trainer:
+    """One stage of a run."""
+
+    def __init__(
+        self, run: Run, which: StageSettings, stage: Stage, student: SpikingBrain, progress: Progress
+    ) -> None:
+        self._run = run
+        self._which = which
+        self._stage = stage
+        self._student = student
+        self._progress = progress
+        self._optimizer: Optimizer = AdamW(
+            [parameter for group in stage.groups for parameter in group.values()],
+            lr=which.learning_rate,
+            betas=BETAS,
+            weight_decay=0.0,
+        )
+        self._orders: dict[int, DataOrder] = {}
+        self._saved_at = time.monotonic()
+
+    def run(self, saved: Saved | None) -> None:
+        """Take the stage's remaining steps, then begin the next stage."""
+        self._require_even_parts()
+        if saved:
+            _restore_parameters(self._student, saved)
+            checkpoint.set_random_states(saved.random)
+        progress = self._progress
+        if not progress.steps:
+            progress.steps = self._count_steps()
+        scheduler = _scheduler(self._optimizer, progress.steps)
+        if saved and saved.optimizer and saved.scheduler:
+            self._optimizer.load_state_dict(saved.optimizer)
+            scheduler.load_state_dict(saved.scheduler)
+        losses = self._begin_curve()
+        session = self._begin_session()
+        if not progress.step:
+            self._save(scheduler)
+        started = time.monotonic()
+        name, curves = self._which.name, self._stage.curves
+        with Reporter(name, curves, progress, self._tokens, self._run.world) as report:
+            while progress.step < progress.steps:
+                losses[progress.step] = found = self._gradients(progress.step)
+                # Only now is it known that the parameters, which this loss comes from, are good.
+                session |= {"to_step": progress.step, "seconds": round(time.monotonic() - started, 3)}
+                self._save_if_due(scheduler)
+                self._optimizer.step()
+                scheduler.step()
+                self._optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+                report.step(progress.step, found)
+        self._require_finite(self._batch(progress.steps - 1))
+        session |= {"to_step": progress.step, "seconds": round(time.monotonic() - started, 3)}
+        progress.stage, progress.step, progress.steps = progress.stage + 1, 0, 0
+        self._save(None)
+
+    def _require_even_parts(self) -> None:
+        size = self._run.world.size
+        for length in self._which.lengths:
+            sequences = self._which.sequences(length)
+            if sequences % size:
+                raise TrainingError(
+                    "a step's sequences cannot be shared out evenly",
+                    item=f"stage {self._which.name}, length {length}",
+                    found=f"{sequences} sequences, {size} processes",
+                    hint=f"give a --batch that is a multiple of {size * length}",
+                )
+
+    def _begin_curve(self) -> Tensor:
+        """[steps, n], filled as far as the stage has come."""
+        name, curves = self._which.name, self._progress.curves
+        if name not in curves:
+            curves[name] = torch.full((self._progress.steps, len(self._stage.curves)), torch.nan)
+        return curves[name]
+
+    def _begin_session(self) -> dict[str, object]:
+        world = self._run.world
+        session: dict[str, object] = {
+            "stage": self._which.name,
+            "from_step": self._progress.step,
+            "to_step": self._progress.step,
+            "seconds": 0.0,
+            "processes": world.size,
+            "threads": torch.get_num_threads(),
+            "device": describe_device(world.device),
+        }
+        self._progress.sessions.append(session)
+        return session
+
+    def _count_steps(self) -> int:
+        """By tokens, or by the time that some steps take, which are not counted."""
+        which = self._which
+        if which.minutes is None:
+            return max(1, math.ceil((which.tokens or 0) / self._tokens(0)))
+        times = []
+        for step in range(CALIBRATION):
+            start = time.monotonic()
+            self._gradients(step, phases=CALIBRATION)
+            self._optimizer.zero_grad(set_to_none=True)
+            times.append(time.monotonic() - start)
+        # Sequences of every length were tried; the first step of each process is slower than the rest.
+        seconds = self._run.world.most(sum(times[1:]) / len(times[1:]))
+        return max(1, int(which.minutes * 60 / seconds))
+
+    def _phase(self, step: int, steps: int) -> tuple[int, int]:
+        """A step's phase, and the number of the step within it."""
+        phases = len(self._which.lengths)
+        phase = min(step * phases // steps, phases - 1)
+        return phase, step - math.ceil(phase * steps / phases)
+
+    def _tokens(self, step: int) -> int:
+        """Tokens of a step, over all processes."""
+        phase, _ = self._phase(step, max(self._progress.steps, 1))
+        length = self._which.lengths[phase]
+        return length * self._which.sequences(length)
+
+    def _batch(self, step: int, steps: int | None = None) -> Tensor:
+        """This process's part of a step, [b, T]."""
+        world, which = self._run.world, self._which
+        phase, within = self._phase(step, steps or self._progress.steps)
+        length = which.lengths[phase]
+        if phase not in self._orders:
+            settings = self._run.settings
+            self._orders[phase] = DataOrder(
+                self._run.tokens, seed=settings.seed, stage=self._progress.stage, phase=phase, length=length
+            )
+        whole = self._orders[phase].batch(within, which.sequences(length))
+        return torch.from_numpy(whole[world.rank :: world.size]).to(world.device)
+
+    def _gradients(self, step: int, phases: int | None = None) -> Tensor:
+        """Leave a step's clipped gradients in the parameters; its losses, float32 [n], on the CPU.
+
+        Raises:
+            TrainingError: a loss or gradient is not finite.
+        """
+        batch = self._batch(step, phases)
+        parts = batch.split(max(1, self._run.settings.micro_batch // batch.shape[1]))
+        losses = torch.zeros(len(self._stage.curves), device=batch.device)
+        for number, part in enumerate(parts):
+            share = len(part) / len(batch)
+            losses += share * self._stage.accumulate(part, share, sync=number == len(parts) - 1)
+        losses = self._run.world.mean(losses).cpu()
+        if not bool(losses.isfinite().all()):
+            bad = int(losses.isfinite().logical_not().nonzero()[0])
+            raise self._not_finite("the loss", self._stage.locate(parts[0]) or self._stage.curves[bad])
+        for group in self._stage.groups:
+            norm = torch.nn.utils.clip_grad_norm_(group.values(), CLIP)
+            if not bool(norm.isfinite()):
+                name = next(
+                    name for name, p in group.items() if p.grad is None or not bool(p.grad.isfinite().all())
+                )
+                raise self._not_finite("a gradient", name)
+        return losses
+
+    def _require_finite(self, batch: Tensor) -> None:
+        where = self._stage.locate(batch)
+        if where:
+            raise self._not_finite("the last step's result", where)
+
+    def _not_finite(self, what: str, where: str) -> TrainingError:
+        kept = self._run.folder / checkpoint.NAME
+        return TrainingError(
+            f"{what} is not finite",
+            item=f"stage {self._which.name}, step {self._progress.step}, {where}",
+            hint=f"the last good checkpoint is kept ({kept}); begin anew with a lower --lr",
+        )
+
+    def _save_if_due(self, scheduler: SequentialLR) -> None:
+        if time.monotonic() - self._saved_at >= self._run.save_every:
+            self._save(scheduler)
+
+    def _save(self, scheduler: SequentialLR | None) -> None:
+        self._saved_at = time.monotonic()
+        if self._run.world.rank:
+            return
+        parameters: dict[str, Tensor] = dict(trained_parameters(self._student))
+        checkpoint.save(
+            self._run.folder,
+            self._run.settings,
+            self._progress,
+            parameters,
+            None if scheduler is None else self._optimizer,
+            None if scheduler is None else scheduler.state_dict(),
+        )
+
+
+def _scheduler(optimizer: Optimizer, steps: int) -> SequentialLR:
+    """Linear warm-up, then a cosine down to `FINAL_SHARE`."""
+    warm_up = max(1, min(WARM_UP, steps // 10))
+    last = optimizer.param_groups[0]["lr"] * FINAL_SHARE
+    rising = LinearLR(optimizer, 1 / warm_up, total_iters=warm_up)
+    falling = CosineAnnealingLR(optimizer, max(1, steps - warm_up), last)
+    return SequentialLR(optimizer, [rising, falling], [warm_up])

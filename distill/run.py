@@ -1,0 +1,120 @@
+"""From a base to a trained student's checkpoint: text, training, export, record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sb_edge.convert.transplant import student_config
+from sb_edge.distill.base import Base, gla_layers_of, load_base
+from sb_edge.distill.corpus import Corpus, open_corpus, write_corpus
+from sb_edge.distill.gather import TextRequest, documents
+from sb_edge.distill.loop import Run, train
+from sb_edge.distill.parallel import World, joined
+from sb_edge.distill.record import write_record
+from sb_edge.distill.settings import Settings, StageSettings
+from sb_edge.distill.student import write_student, write_trained
+from sb_edge.distill.tokenizer import Tokenizer
+from sb_edge.errors import OutputError
+
+TEXT = "text"
+STUDENT = "student"
+TRAINED = "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is to be made.
+
+    Attributes:
+        gla_layers: None: the even ones.
+        window: of the other layers.
+        stages: in order.
+        seed, adapter_rank, bf16, micro_batch: as `Settings`.
+        outtype: of the student's checkpoint, "f32", "f16" or "bf16".
+        ignore_rope_scaling: as `load_base`.
+    """
+
+    stages: tuple[StageSettings, ...]
+    gla_layers: tuple[int, ...] | None = None
+    window: int = 4096
+    seed: int = 0
+    adapter_rank: int = 16
+    bf16: bool = False
+    micro_batch: int = 4096
+    outtype: str = "f32"
+    ignore_rope_scaling: bool = False
+
+
+def distill(
+    base: Path,
+    folder: Path,
+    text: TextRequest,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    save_every: float = 300.0,
+    text_only: bool = False,
+    command: str = "",
+) -> Path:
+    """Make a student, or go on where an earlier call with the same arguments was stopped.
+
+    Args:
+        base: a Llama- or Qwen2-shaped checkpoint folder or GGUF.
+        folder: gets text/, checkpoint.safetensors, student/, trained.safetensors, record.json and losses.png.
+        text: what to train on; it is not read again once folder/text is there.
+        recipe: of the student.
+        device: a name for `pick_device`.
+        save_every: seconds between checkpoints; 0: after every step.
+        text_only: stop when the text is there.
+        command: that the user gave, for the record.
+
+    Returns:
+        The student's checkpoint, or the text.
+
+    Raises:
+        CheckpointError, ConfigError, GgufError: the base is missing, damaged or of another shape.
+        TrainingError: see `write_corpus` and `train`.
+        OutputError: something cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputError("is a file", path=folder, expected="a folder, or no such name") from None
+    with joined(device) as world:
+        source = load_base(base, world.device, ignore_rope_scaling=recipe.ignore_rope_scaling)
+        corpus = _corpus(source, folder / TEXT, text, world)
+        if text_only:
+            return folder / TEXT
+        settings = _settings(source, corpus, recipe)
+        student, progress = train(Run(source, corpus.tokens, settings, folder, world, save_every))
+        if not world.rank:
+            if not (folder / STUDENT).exists():
+                write_student(source, student, folder / STUDENT, recipe.outtype)
+            write_trained(student, folder / TRAINED)
+            write_record(folder, settings, progress, command, folder / TEXT)
+        world.wait()
+    return folder / STUDENT
+
+
+def _corpus(base: Base, folder: Path, text: TextRequest, world: World) -> Corpus:
+    if not world.rank and not folder.exists():
+        tokenizer = Tokenizer(base.reader)
+        write_corpus(documents(text, base, tokenizer), tokenizer, folder, text.to_json())
+    world.wait()
+    return open_corpus(folder, base.model.config.vocab_size, text.to_json())
+
+
+def _settings(base: Base, corpus: Corpus, recipe: Recipe) -> Settings:
+    config = student_config(base.reader, recipe.gla_layers, recipe.window)
+    return Settings(
+        base=base.sha256,
+        text=corpus.sha256,
+        gla_layers=gla_layers_of(config),
+        window=recipe.window,
+        seed=recipe.seed,
+        adapter_rank=recipe.adapter_rank,
+        bf16=recipe.bf16,
+        micro_batch=recipe.micro_batch,
+        stages=recipe.stages,
+    )

@@ -1,0 +1,105 @@
+"""What decides a run's result, bit for bit: stored with every checkpoint and compared on resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+StageName = Literal["layers", "whole", "long"]
+
+STAGES: tuple[StageName, ...] = ("layers", "whole", "long")
+"""In the order in which they are run: layer by layer, end to end, end to end with growing length."""
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class StageSettings(BaseModel):
+    """One stage.
+
+    Attributes:
+        name: which.
+        tokens: to train on; None: what `minutes` are enough for at the speed of the first steps.
+        minutes: of training; None: as many as the tokens take.
+        lengths: of the sequences, one after the other, with equal shares of the steps.
+        batch: tokens an optimizer step, over all processes.
+        learning_rate: after warm-up; it falls to a tenth along a cosine.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: StageName
+    tokens: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
+    lengths: tuple[PositiveInt, ...]
+    batch: PositiveInt
+    learning_rate: PositiveFloat
+
+    def sequences(self, length: int) -> int:
+        """Of a step, over all processes, at that length."""
+        return max(1, self.batch // length)
+
+
+class Settings(BaseModel):
+    """A run.
+
+    Attributes:
+        base: SHA-256 of the base's files.
+        text: SHA-256 of the tokens.
+        gla_layers: the student's.
+        window: of its other layers.
+        seed: of the new parameters and the order of the data.
+        adapter_rank: of the low-rank adapters in the stages after the first.
+        bf16: matrix products in bfloat16.
+        micro_batch: tokens that go through the model at once, in each process.
+        stages: those to run, in order.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    base: str
+    text: str
+    gla_layers: tuple[int, ...]
+    window: PositiveInt = 4096
+    seed: Annotated[int, Field(ge=0)] = 0
+    adapter_rank: PositiveInt = 16
+    bf16: bool = False
+    micro_batch: PositiveInt = 4096
+    stages: tuple[StageSettings, ...]
+
+
+def differences(ours: Settings, theirs: Settings) -> list[str]:
+    """Where two runs differ: "stages.0.tokens 1000, not 2000", ours first."""
+    left, right = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (ours, theirs))
+    return [
+        f"{key} {left.get(key, 'absent')}, not {right.get(key, 'absent')}"
+        for key in {**left, **right}
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, f"{key}.{number}")
+    else:
+        yield key, value
+
+
+DEFAULTS = {
+    "layers": StageSettings(name="layers", tokens=8_000_000, lengths=(512,), batch=8192, learning_rate=1e-3),
+    "whole": StageSettings(name="whole", tokens=4_000_000, lengths=(512,), batch=8192, learning_rate=5e-4),
+    "long": StageSettings(
+        name="long",
+        tokens=1_000_000,
+        lengths=(1024, 2048, 4096, 8192),
+        batch=8192,
+        learning_rate=2e-4,
+    ),
+}
+"""Of the stages; tokens as a CPU gets through them in some hours with a model of 135M parameters."""

@@ -1,0 +1,200 @@
+"""What a stage trains, and how a batch becomes gradients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sb_edge.distill.adapters import adapt
+from sb_edge.distill.base import gla_layers_of
+from sb_edge.distill.losses import divergence, normalised_error
+from sb_edge.distill.parallel import World, without_sync
+from sb_edge.distill.settings import Settings, StageSettings
+from sb_edge.distill.student import trained_parameters
+from sb_edge.reference.layers import GatedLinearAttention, Operator
+from sb_edge.reference.model import SpikingBrain
+
+RECOMPUTE_BEYOND = 2048
+"""Longer sequences' activations are computed again in the backward pass: 8192 tokens of a 135M model would
+take 17 GB."""
+
+Group = Mapping[str, nn.Parameter]
+
+
+class Stage(ABC):
+    """Gradients for a batch.
+
+    Attributes:
+        curves: names of the losses that `accumulate` returns.
+        groups: the parameters, by name, in groups whose gradients are clipped together.
+    """
+
+    curves: list[str]
+    groups: list[Group]
+
+    def __init__(self, world: World, bf16: bool) -> None:
+        self._world = world
+        self._bf16 = bf16
+
+    @abstractmethod
+    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
+        """Add a part of a step's gradients.
+
+        Args:
+            tokens: [b, T], on this process's device.
+            share: of this process's part of the step.
+            sync: the last part: gradients are averaged over all processes.
+
+        Returns:
+            Losses [len(curves)], float32.
+        """
+
+    @abstractmethod
+    def locate(self, tokens: Tensor) -> str | None:
+        """Where the first value appears that is not finite: "layer 4"; None if all are."""
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16)
+
+
+class LayerStage(Stage):
+    """Each GLA layer alone learns its attention layer's output from the base's own hidden states."""
+
+    def __init__(self, base: SpikingBrain, student: SpikingBrain, world: World, bf16: bool) -> None:
+        super().__init__(world, bf16)
+        self._base = base
+        layers = gla_layers_of(student.config)
+        attention: dict[int, Any] = {layer: student.model.layers[layer].attn for layer in layers}
+        names = {id(parameter): name for name, parameter in student.named_parameters()}
+        self.curves = [f"layer {layer}" for layer in layers]
+        self.groups = [{names[id(p)]: p for p in attention[layer].parameters()} for layer in layers]
+        self._students = {layer: world.wrap(module) for layer, module in attention.items()}
+
+    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
+        losses: list[Tensor] = []
+
+        def learn(layer: int, x: Tensor, y: Tensor) -> None:
+            module = self._students[layer]
+            with without_sync(module, sync), torch.enable_grad():
+                with self._autocast():
+                    output, _ = module(x, (), 0)
+                loss = normalised_error(output, y)
+                (loss * share).backward()
+            losses.append(loss.detach())
+
+        self._through_base(tokens, learn)
+        return torch.stack(losses).float()
+
+    def locate(self, tokens: Tensor) -> str | None:
+        bad: list[int] = []
+
+        def check(layer: int, x: Tensor, y: Tensor) -> None:
+            with self._autocast():
+                output, _ = self._students[layer](x, (), 0)
+            if not bool(normalised_error(output, y).isfinite()):
+                bad.append(layer)
+
+        self._through_base(tokens, check)
+        return f"layer {bad[0]}" if bad else None
+
+    @torch.no_grad()
+    def _through_base(self, tokens: Tensor, meet: Callable[[int, Tensor, Tensor], None]) -> None:
+        """Run the base up to the last GLA layer; show each one's normed input and its attention's output."""
+        last = max(self._students)
+        x = self._base.model.embeddings(tokens)
+        blocks: Iterable[Any] = self._base.model.layers
+        for layer, block in enumerate(blocks):
+            with self._autocast():
+                normed = block.attn_norm(x)
+                y, _ = block.attn(normed, (), 0)
+            if layer in self._students:
+                # Outside: autocast must not reach the backward pass.
+                meet(layer, normed, y)
+            if layer == last:
+                break
+            with self._autocast():
+                x = x + y
+                x = x + block.mlp(block.mlp_norm(x))
+
+
+class WholeStage(Stage):
+    """All GLA layers and the adapters learn the base's predictions together."""
+
+    def __init__(self, base: SpikingBrain, student: SpikingBrain, world: World, bf16: bool) -> None:
+        super().__init__(world, bf16)
+        self._base, self._student = base, student
+        self.curves = ["KL"]
+        self.groups = [trained_parameters(student)]
+        self._hidden = world.wrap(_Hidden(student))
+
+    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
+        with torch.no_grad(), self._autocast():
+            wanted = self._base.hidden(tokens)
+        with without_sync(self._hidden, sync):
+            with self._autocast():
+                loss = divergence(self._hidden(tokens), wanted, self._student.head)
+            (loss * share).backward()
+        return loss.detach().float()[None]
+
+    @torch.no_grad()
+    def locate(self, tokens: Tensor) -> str | None:
+        bad: list[str] = []
+
+        def check(name: str, x: Tensor) -> None:
+            if not bool(x.isfinite().all()):
+                bad.append(name.replace("l_out-", "layer "))
+
+        with self._autocast():
+            self._student.hidden(tokens, on_tensor=check)
+        return bad[0] if bad else None
+
+
+class _Hidden(nn.Module):
+    """`SpikingBrain.hidden` as a module's forward pass, activations kept or computed again."""
+
+    def __init__(self, student: SpikingBrain) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: [b, T] -> [b, T, hidden]."""
+        if tokens.shape[1] <= RECOMPUTE_BEYOND:
+            return self.student.hidden(tokens)
+        x = self.student.model.embeddings(tokens)
+        for block in self.student.model.layers:
+            x, _ = checkpoint(block, x, (), 0, use_reentrant=False)
+        normed: Tensor = self.student.model.norm(x)
+        return normed
+
+
+def make_stage(
+    which: StageSettings, settings: Settings, base: SpikingBrain, student: SpikingBrain, world: World
+) -> Stage:
+    """A stage; from the second on the student has adapters."""
+    if which.name == "layers":
+        return LayerStage(base, student, world, settings.bf16)
+    adapt(student, settings.adapter_rank, settings.seed)
+    return WholeStage(base, student, world, settings.bf16)
+
+
+def keep_operator_in_float32(model: SpikingBrain) -> None:
+    """Under autocast the products inside the operator, and its state with them, would become bfloat16."""
+    for module in model.modules():
+        if isinstance(module, GatedLinearAttention):
+            module.operator = _without_autocast(module.operator)
+
+
+def _without_autocast(operator: Operator) -> Operator:
+    def exact(
+        q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, scale: float, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(q.device.type, enabled=False):
+            return operator(q, k, v, log_a, scale, state)
+
+    return exact

@@ -1,0 +1,43 @@
+"""Windowed attention through PyTorch's fused kernel: for training, where the reference's own form is slow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sb_edge.reference.layers import QUERY_BLOCK
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """`layers.windowed_attention`: same arguments, shapes and, but for rounding, results; differentiable.
+
+    Args:
+        q: [B, T, H, d], the last T positions.
+        k, v: [B, P + T, Hkv, d], those positions and the P before them.
+        window: keys that a query sees, its own included.
+
+    Returns:
+        [B, T, H, d].
+    """
+    past = k.shape[1] - q.shape[1]
+    groups = q.shape[2] // k.shape[2]
+    queries = q.transpose(1, 2)  # [B, H, T, d]
+    keys, values = (x.transpose(1, 2).repeat_interleave(groups, dim=1) for x in (k, v))
+    if not past and k.shape[1] <= window:
+        return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2)
+    outputs = []
+    for start in range(0, q.shape[1], QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, q.shape[1])
+        first = max(0, past + start - window + 1)
+        at = torch.arange(past + start, past + stop, device=q.device)
+        age = at[:, None] - torch.arange(first, past + stop, device=q.device)
+        outputs.append(
+            functional.scaled_dot_product_attention(
+                queries[:, :, start:stop],
+                keys[:, :, first : past + stop],
+                values[:, :, first : past + stop],
+                attn_mask=(age >= 0) & (age < window),
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2)
