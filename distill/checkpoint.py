@@ -105,8 +105,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     nbytes = sum(value.numel() * value.element_size() for value in tensors.values())
     require_free_space(path.parent, nbytes, f"{path.name}")
     with atomic_output(path) as partial:
-        partial.touch()  # the library would make it readable for its owner alone
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata=metadata)
+        partial.chmod(mode)  # the library makes files that only their owner can read
 
 
 def load(folder: Path, settings: Settings) -> Saved | None:

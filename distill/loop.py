@@ -222,7 +222,8 @@ class _Trainer:
                 self._run.tokens, seed=settings.seed, stage=self._progress.stage, phase=phase, length=length
             )
         whole = self._orders[phase].batch(within, which.sequences(length))
-        return torch.from_numpy(whole[world.rank :: world.size]).to(world.device)
+        own = len(whole) // world.size
+        return torch.from_numpy(whole[world.rank * own : (world.rank + 1) * own]).to(world.device)
 
     def _gradients(self, step: int, phases: int | None = None) -> Tensor:
         """Leave a step's clipped gradients in the parameters; its losses, float32 [n], on the CPU.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sb_edge.convert.transplant import student_config
 from sb_edge.distill.base import Base, gla_layers_of, load_base
@@ -15,7 +19,8 @@ from sb_edge.distill.record import write_record
 from sb_edge.distill.settings import Settings, StageSettings
 from sb_edge.distill.student import write_student, write_trained
 from sb_edge.distill.tokenizer import Tokenizer
-from sb_edge.errors import OutputError
+from sb_edge.errors import OutputError, TrainingError
+from sb_edge.files import remove_partials
 
 TEXT = "text"
 STUDENT = "student"
@@ -81,7 +86,9 @@ def distill(
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise OutputError("is a file", path=folder, expected="a folder, or no such name") from None
-    with joined(device) as world:
+    with joined(device) as world, _locked(folder, world):
+        if not world.rank:
+            remove_partials(folder)
         source = load_base(base, world.device, ignore_rope_scaling=recipe.ignore_rope_scaling)
         corpus = _corpus(source, folder / TEXT, text, world)
         if text_only:
@@ -95,6 +102,16 @@ def distill(
             write_record(folder, settings, progress, command, folder / TEXT)
         world.wait()
     return folder / STUDENT
+
+
+def _locked(folder: Path, world: World) -> AbstractContextManager[Any]:
+    """Keep another run out of the folder; a killed process holds no lock."""
+    if world.rank:
+        return nullcontext()
+    try:
+        return FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise TrainingError("another process is training here", path=folder, hint="wait for it") from None
 
 
 def _corpus(base: Base, folder: Path, text: TextRequest, world: World) -> Corpus:

@@ -1,14 +1,141 @@
-"""Text that the base writes itself."""
+"""Text that the base writes itself, many sequences at once, seeded by varied prompts."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+
+import torch
+from torch import Tensor
 
 from sb_edge.distill.base import Base
 from sb_edge.distill.sources import Document
 from sb_edge.distill.tokenizer import Tokenizer
+from sb_edge.progress import progress_bar
+from sb_edge.reference.model import Cache
+
+SEQUENCES = 32
+LENGTH = 384
+"""Tokens an answer, at most."""
+
+TEMPERATURE = 0.9
+TOP_P = 0.95
+
+LICENCE = "the base model's own output"
+
+REQUESTS = (
+    "Explain {} to a child.",
+    "Write a short story about {}.",
+    "What are the most important facts about {}?",
+    "Give me step-by-step advice on {}.",
+    "Write a letter to a friend about {}.",
+    "Compare two opinions on {}.",
+    "Write a dialogue between two people about {}.",
+    "What questions would you ask an expert on {}?",
+    "Summarise the history of {}.",
+    "Describe {} with a vivid example.",
+    "List common mistakes concerning {} and how to avoid them.",
+    "Write a news report about {}.",
+)
+
+TOPICS = (
+    "the sea", "a lighthouse", "bread", "the moon", "bees", "a lost key", "friendship", "rain", "volcanoes",
+    "learning to swim", "the human heart", "bicycles", "maps", "an old library", "music", "trains", "chess",
+    "planting a garden", "sleep", "electricity", "the alphabet", "winter", "markets", "glass",
+    "migration of birds", "fractions", "honesty", "a power cut", "rivers", "cooking for many guests",
+    "the first day at school", "clocks", "dinosaurs", "programming a computer", "money", "paper",
+    "a mountain village", "healthy teeth", "languages", "the theatre", "stars", "bridges", "dogs",
+    "forests", "taking photographs", "a difficult decision", "sound", "medicine", "an island", "recycling",
+    "the wheel", "painting", "writing a report", "gravity", "tea", "cities", "a football match", "insects",
+    "waiting", "the internet", "sewing", "earthquakes", "neighbours", "deserts",
+)  # fmt: skip
 
 
 def sampled_documents(base: Base, tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[Document]:
-    """Documents."""
-    yield from ()
+    """Prompts with the base's answers, at least `tokens` of them, each as one document.
+
+    Args:
+        base: it answers.
+        tokenizer: its own.
+        tokens: to write.
+        seed: of prompts and answers; the same gives the same on the same device.
+    """
+    prompts = _prompts(tokenizer, seed)
+    generator = torch.Generator(base.model.head.device).manual_seed(seed)
+    written = number = 0
+    with progress_bar("sampling from the base, tokens", tokens) as advance:
+        while written < tokens:
+            batch = [next(prompts) for _ in range(SEQUENCES)]
+            for prompt, answer in zip(batch, answers(base, tokenizer, batch, generator), strict=True):
+                yield Document(prompt + tokenizer.decode(answer), f"sample {seed}/{number}", LICENCE)
+                number += 1
+                written += len(answer)
+                advance(len(answer))
+
+
+def _prompts(tokenizer: Tokenizer, seed: int) -> Iterator[str]:
+    """Requests in the turn format of the tokenizer's special tokens, in random order, over and over."""
+    order = random.Random(seed)
+    pairs = [request.format(topic) for request in REQUESTS for topic in TOPICS]
+    frames = {
+        "<|im_start|>": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|start_header_id|>": (
+            "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        ),
+    }
+    known = [frame for token, frame in frames.items() if tokenizer.token(token) is not None]
+    frame = known[0] if known else "{}\n\n"
+    while True:
+        order.shuffle(pairs)
+        yield from (frame.format(pair) for pair in pairs)
+
+
+@torch.no_grad()
+def answers(
+    base: Base, tokenizer: Tokenizer, prompts: list[str], generator: torch.Generator, length: int = LENGTH
+) -> list[list[int]]:
+    """What the base answers; long prompts lose their first tokens, so that none is padded.
+
+    Args:
+        base: the model.
+        tokenizer: its own.
+        prompts: of one batch.
+        generator: on the model's device.
+        length: tokens, at most; an answer that ends earlier is shorter.
+    """
+    place = base.model.head.device
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    shortest = min(map(len, encoded))
+    pending = torch.tensor([tokens[-shortest:] for tokens in encoded], device=place)
+    ends = torch.tensor(sorted(_ends(base, tokenizer)), device=place)
+    cache = Cache()
+    columns: list[Tensor] = []
+    running = torch.ones(len(prompts), dtype=torch.bool, device=place)
+    while len(columns) < length and bool(running.any()):
+        logits = base.model.hidden(pending, cache)[:, -1] @ base.model.head.mT
+        pending = _draw(logits, generator)
+        columns.append(pending[:, 0])
+        running &= ~torch.isin(pending[:, 0], ends)
+    rows: list[list[int]] = torch.stack(columns, dim=1).tolist()
+    stops = set(ends.tolist())
+    return [_until(row, stops) for row in rows]
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, vocab] -> [B, 1]: one of the likeliest tokens that have `TOP_P` of the probability."""
+    probabilities, order = (logits.float() / TEMPERATURE).softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    kept = probabilities.masked_fill(before > TOP_P, 0.0)
+    return order.gather(1, torch.multinomial(kept, 1, generator=generator))
+
+
+def _ends(base: Base, tokenizer: Tokenizer) -> set[int]:
+    eos = base.reader.shape.eos_token_id
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return {tokenizer.end, *listed}
+
+
+def _until(row: list[int], stops: set[int]) -> list[int]:
+    """A row up to its first stop token, that one left out."""
+    return row[: next((at for at, token in enumerate(row) if token in stops), len(row))]

@@ -41,6 +41,15 @@ def _output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot be written: {error.strerror or error}", path=path)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes left behind in `folder`; only while no other process writes there."""
+    for left in folder.glob(".*.partial-*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success sync it and rename it to `path`.

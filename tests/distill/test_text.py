@@ -1,0 +1,129 @@
+"""The text of a run: what is taken, what is refused, what the manifest says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sb_edge.bench.perplexity import held_out_text
+from sb_edge.distill.base import load_base
+from sb_edge.distill.corpus import open_corpus, write_corpus
+from sb_edge.distill.finder import free_licence, licence_of
+from sb_edge.distill.held_out import held_out_hashes, holds
+from sb_edge.distill.samples import SEQUENCES, sampled_documents
+from sb_edge.distill.sources import given_documents
+from sb_edge.distill.tokenizer import Tokenizer
+from sb_edge.errors import TrainingError
+
+CPU = torch.device("cpu")
+REQUEST = {"text": ["x"]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> Tokenizer:
+    return Tokenizer(load_base(tiny_base, CPU).reader)
+
+
+def test_tokens_and_manifest_hold_what_was_given(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.txt").write_text("Grün.", encoding="utf-8")
+    (folder / "deep" / "a.md").write_text("second", encoding="utf-8")
+    (folder / "twice.txt").write_text("second", encoding="utf-8")
+    (folder / "image.png").write_bytes(b"\x89PNG")
+    write_corpus(given_documents([folder]), tokenizer, tmp_path / "text", REQUEST)
+    corpus = open_corpus(tmp_path / "text", 257, REQUEST)
+    assert corpus.tokens.tolist().count(256) == 2
+    assert len(corpus.tokens) == len("Grün.".encode()) + 1 + len("second") + 1
+    manifest = json.loads((tmp_path / "text" / "manifest.json").read_text())
+    assert [entry["source"] for entry in manifest["documents"]] == ["texts/b.txt", "texts/deep/a.md"]
+    assert manifest["documents"][1]["sha256"] == hashlib.sha256(b"second").hexdigest()
+    assert manifest["tokens"] == len(corpus.tokens)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"  \n", "is empty"), (b"caf\xe9", "not UTF-8 text.*byte 3")],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(TrainingError, match=message):
+        list(given_documents([tmp_path / "bad.txt"]))
+
+
+def test_nothing_to_train_on_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not found"):
+        list(given_documents([tmp_path / "nothing"]))
+    with pytest.raises(TrainingError, match="holds no text"):
+        list(given_documents([tmp_path]))
+    with pytest.raises(TrainingError, match="no text to train on"):
+        write_corpus([], tokenizer, tmp_path / "text", REQUEST)
+    assert not (tmp_path / "text").exists()
+
+
+def test_what_is_measured_on_is_never_trained_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    paragraph = next(part for part in held_out_text().split("\n\n") if len(part) > 100)
+    rewrapped = "Something else first.\n\n" + "\n".join(paragraph.upper().split()) + "\n\nAnd after."
+    assert holds(rewrapped, held_out_hashes())
+    (tmp_path / "leak.txt").write_text(rewrapped)
+    with pytest.raises(TrainingError, match=r"leak\.txt: holds text that models are measured on"):
+        write_corpus(given_documents([tmp_path / "leak.txt"]), tokenizer, tmp_path / "text", REQUEST)
+    assert not holds(
+        "An own paragraph that stands in no text which anything is measured on.", held_out_hashes()
+    )
+
+
+def test_a_changed_text_is_refused(tokenizer: Tokenizer, prose: Path, tmp_path: Path) -> None:
+    write_corpus(given_documents([prose]), tokenizer, tmp_path / "text", REQUEST)
+    with pytest.raises(TrainingError, match="other text than asked for"):
+        open_corpus(tmp_path / "text", 257, {"text": ["y"]})
+    with pytest.raises(TrainingError, match="outside the base's vocabulary"):
+        open_corpus(tmp_path / "text", 100, REQUEST)
+    tokens = np.load(tmp_path / "text" / "tokens.npy")
+    tokens[5] += 1
+    np.save(tmp_path / "text" / "tokens.npy", tokens)
+    with pytest.raises(TrainingError, match="not what its manifest says"):
+        open_corpus(tmp_path / "text", 257, REQUEST)
+    (tmp_path / "text" / "tokens.npy").write_bytes(b"none")
+    with pytest.raises(TrainingError, match="no text of distillation"):
+        open_corpus(tmp_path / "text", 257, REQUEST)
+
+
+def test_the_base_writes_its_own_text(tiny_base: Path, tokenizer: Tokenizer) -> None:
+    base = load_base(tiny_base, CPU)
+    first, again = (list(sampled_documents(base, tokenizer, 100, seed)) for seed in (1, 1))
+    other = list(sampled_documents(base, tokenizer, 100, 2))
+    assert first == again != other
+    assert len(first) == SEQUENCES
+    assert all(document.text.strip() for document in first)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("MIT", "MIT"),
+        ("BSD License", "BSD-3-Clause"),
+        ("Apache-2.0 OR MIT", "Apache-2.0 AND MIT"),
+        ("MIT AND GPL-3.0-only", None),
+        ("Proprietary", None),
+        ("", None),
+    ],
+)
+def test_only_known_free_licences_are_taken(text: str, found: str | None) -> None:
+    assert free_licence(text) == found
+
+
+def test_a_package_s_licence_comes_from_its_metadata(tmp_path: Path) -> None:
+    folder = tmp_path / "thing-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n"
+        "Classifier: License :: OSI Approved\nClassifier: License :: OSI Approved :: MIT License\n"
+    )
+    assert licence_of(PathDistribution(folder)) == "MIT"

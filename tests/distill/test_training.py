@@ -1,0 +1,178 @@
+"""Stages make their losses smaller; what goes wrong is named and loses nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import exit_code, sb_edge
+from tiny_bases import write_base
+
+from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.convert.transplant import transplant
+from sb_edge.distill.base import load_base
+from sb_edge.distill.gather import TextRequest
+from sb_edge.distill.run import Recipe, distill
+from sb_edge.distill.settings import StageSettings
+from sb_edge.distill.student import make_student, merged_weights
+from sb_edge.errors import ConfigError, TrainingError
+from sb_edge.reference.model import SpikingBrain
+
+CPU = torch.device("cpu")
+LAYERS = StageSettings(name="layers", tokens=6400, lengths=(64,), batch=128, learning_rate=1e-2)
+WHOLE = StageSettings(name="whole", tokens=3200, lengths=(64,), batch=128, learning_rate=5e-3)
+RECIPE = Recipe(stages=(LAYERS, WHOLE), adapter_rank=4)
+
+
+def make(base: Path, folder: Path, text: Path, recipe: Recipe = RECIPE, save_every: float = 1e9) -> Path:
+    return distill(base, folder, TextRequest((text,)), recipe, device="cpu", save_every=save_every)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base: Path, prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    make(tiny_base, folder, prose)
+    return folder
+
+
+def test_an_untrained_student_is_a_transplant(tiny_base: Path, tmp_path: Path) -> None:
+    transplant(tiny_base, tmp_path / "transplant", dtype="f32", window=48)
+    expected = Checkpoint.open(tmp_path / "transplant")
+    student = make_student(load_base(tiny_base, CPU), None, window=48, seed=0)
+    assert student.config == expected.config
+    found = dict(merged_weights(student, expected.names))
+    assert all((found[name].numpy() == expected.read(name)).all() for name in expected.names)
+
+
+def test_the_teacher_is_the_base(tmp_path: Path) -> None:
+    """All layers SWA with a window beyond the text: what a transplant without GLA computes."""
+    base = write_base(tmp_path / "base", bias=True)
+    transplant(base, tmp_path / "none", gla_layers=[], dtype="f32", window=64)
+    tokens = torch.randint(257, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = SpikingBrain.from_checkpoint(tmp_path / "none")(tokens)
+        found = load_base(base, CPU).model(tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_both_stages_learn(finished: Path) -> None:
+    record = json.loads((finished / "record.json").read_text())
+    for stage in record["stages"]:
+        losses = [sum(point["losses"]) for point in stage["curve"]]
+        assert sum(losses[-5:]) < 0.8 * sum(losses[:5]), stage["name"]
+    assert record["text"]["tokens_by_licence"] == {"as given by the user": record["text"]["tokens"]}
+    assert (finished / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_student_keeps_everything_else(finished: Path, tiny_base: Path) -> None:
+    base, student = (load_file(folder / "model.safetensors") for folder in (tiny_base, finished / "student"))
+    trained = load_file(finished / "trained.safetensors")
+    same = {
+        "embeddings.weight": "embed_tokens.weight",
+        "layers.1.mlp_norm.weight": "layers.1.post_attention_layernorm.weight",
+    }
+    for ours, theirs in same.items():
+        assert torch.equal(student[f"model.{ours}"], base[f"model.{theirs}"])
+    swa = "model.layers.1.attn.v_proj."
+    adapter = trained[swa + "adapter_out"] @ trained[swa + "adapter_in"]
+    merged = base["model.layers.1.self_attn.v_proj.weight"] + adapter
+    torch.testing.assert_close(student[swa + "weight"], merged)
+    gla = "model.layers.0.attn.q_proj.weight"
+    assert torch.equal(student[gla], trained[gla])
+    assert not torch.equal(student[gla], base["model.layers.0.self_attn.q_proj.weight"])
+
+
+def test_the_student_can_be_converted(finished: Path, tmp_path: Path) -> None:
+    assert (
+        exit_code("convert", finished / "student", "--outtype", "f32", "--outfile", tmp_path / "s.gguf") == 0
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, tiny_base: Path, prose: Path) -> None:
+    before = (finished / "checkpoint.safetensors").read_bytes()
+    assert make(tiny_base, finished, prose) == finished / "student"
+    assert (finished / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_other_settings_are_refused(finished: Path, tiny_base: Path, prose: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"settings \(found seed 1, not 0\); repeat"):
+        make(tiny_base, finished, prose, replace(RECIPE, seed=1))
+    other = write_base(tmp_path / "other", rms_norm_eps=1e-6)
+    with pytest.raises(TrainingError, match="found base "):
+        make(other, finished, prose)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"not a checkpoint at all"])
+def test_a_damaged_checkpoint_is_refused(
+    tiny_base: Path, prose: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: is not a checkpoint of distillation"):
+        make(tiny_base, tmp_path, prose)
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
+    tiny_base: Path, prose: Path, tmp_path: Path
+) -> None:
+    wild = replace(RECIPE, stages=(LAYERS.model_copy(update={"learning_rate": 1e30}),))
+    with pytest.raises(TrainingError, match=r"stage layers, step \d+, layer 0: the loss is not finite"):
+        make(tiny_base, tmp_path, prose, wild, save_every=0)
+    saved = load_file(tmp_path / "checkpoint.safetensors")
+    kept = {name: x for name, x in saved.items() if name.startswith("parameters.")}
+    assert kept and all(bool(x.isfinite().all()) for x in kept.values())
+    assert not (tmp_path / "student").exists()
+    with pytest.raises(TrainingError, match="not finite"):  # from that checkpoint, the same again
+        make(tiny_base, tmp_path, prose, wild, save_every=0)
+
+
+def test_a_diverging_whole_stage_names_the_layer(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
+    wild = replace(RECIPE, stages=(WHOLE.model_copy(update={"learning_rate": 1e30}),))
+    with pytest.raises(TrainingError, match=r"stage whole, step \d+, (layer \d|KL|model\.)"):
+        make(tiny_base, tmp_path, prose, wild)
+
+
+def test_a_base_of_another_shape_is_refused(prose: Path, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", hidden_act="gelu")
+    with pytest.raises(ConfigError, match="hidden_act"):
+        make(base, tmp_path / "run", prose)
+
+
+def test_bf16_learns_too(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
+    make(tiny_base, tmp_path, prose, replace(RECIPE, bf16=True))
+    record = json.loads((tmp_path / "record.json").read_text())
+    for stage in record["stages"]:
+        losses = [sum(point["losses"]) for point in stage["curve"]]
+        assert losses[-1] < losses[0]
+
+
+def test_minutes_become_steps(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
+    stage = StageSettings(name="layers", minutes=0.01, lengths=(64,), batch=128, learning_rate=1e-2)
+    make(tiny_base, tmp_path, prose, replace(RECIPE, stages=(stage,)))
+    assert json.loads((tmp_path / "record.json").read_text())["stages"][0]["steps"] > 1
+
+
+def test_two_runs_do_not_share_a_folder(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(TrainingError, match="another process"):
+        make(tiny_base, tmp_path, prose)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokens", "layer=3"], "not one of layers, whole, long"),
+        (["--tokens", "layers=-3"], "no positive number"),
+        (["--tokens", "layers=1:2"], "more than one value"),
+        (["--stages", "whole,layers"], "--stages"),
+    ],
+)
+def test_bad_options_are_usage_errors(options: list[str], message: str) -> None:
+    done = sb_edge("distill", "base", "-o", "out", *options)
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -1,0 +1,76 @@
+"""A tiny base with a tokenizer of bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+HIDDEN, HEADS, KV_HEADS, FFN, LAYERS = 32, 4, 2, 48, 4
+VOCAB = 257
+END = "<|endoftext|>"
+
+
+def base_weights(*, bias: bool = False) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(7)
+    kv = HIDDEN // HEADS * KV_HEADS
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+    for layer in range(LAYERS):
+        stem = f"model.layers.{layer}."
+        shapes |= {
+            stem + "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+            stem + "self_attn.k_proj.weight": (kv, HIDDEN),
+            stem + "self_attn.v_proj.weight": (kv, HIDDEN),
+            stem + "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            stem + "mlp.gate_proj.weight": (FFN, HIDDEN),
+            stem + "mlp.up_proj.weight": (FFN, HIDDEN),
+            stem + "mlp.down_proj.weight": (HIDDEN, FFN),
+        }
+        if bias:
+            shapes |= {
+                stem + "self_attn.q_proj.bias": (HIDDEN,),
+                stem + "self_attn.k_proj.bias": (kv,),
+                stem + "self_attn.v_proj.bias": (kv,),
+            }
+    weights = {
+        name: (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    norms = [
+        f"model.layers.{n}.{kind}_layernorm" for n in range(LAYERS) for kind in ("input", "post_attention")
+    ]
+    return weights | {f"{name}.weight": np.ones(HIDDEN, np.float32) for name in [*norms, "model.norm"]}
+
+
+def write_base(folder: Path, *, bias: bool = False, **changes: object) -> Path:
+    """A Llama-shaped (with biases: Qwen2-shaped) base of random weights that reads bytes."""
+    folder.mkdir()
+    config = {
+        "model_type": "qwen2" if bias else "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "intermediate_size": FFN,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000,
+        "tie_word_embeddings": True,
+        "eos_token_id": 256,
+        **changes,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(base_weights(bias=bias), folder / "model.safetensors")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([END])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": END})
+    )
+    return folder
