@@ -23,7 +23,7 @@ from sb_edge.gguf_reader import GgufHeader, read_header
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -179,7 +179,7 @@ class HuggingFaceBase(BaseModelReader):
         return to_float32(read_tensor(self._stored[stored]))
 
     def write_tokenizer(self, folder: Path) -> None:
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if (self.path / name).is_file():
                 shutil.copyfile(self.path / name, folder / name)
 

@@ -21,7 +21,7 @@ from sb_edge.convert.metadata import default_file_name, load_metadata
 from sb_edge.convert.tensors import SCALE_GROUP, TensorLayout, TensorSpec, account_for_tensors
 from sb_edge.convert.vocab import add_vocabulary, load_vocabulary
 from sb_edge.convert.w8aspike import CodesReport, CodeStore, check_scales
-from sb_edge.errors import CheckpointError
+from sb_edge.errors import CheckpointError, ConfigError
 from sb_edge.files import require_free_space
 from sb_edge.progress import Advance, progress_bar
 from sb_edge.quant.spike_check import choose_plan, released_plan
@@ -94,11 +94,21 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint is damaged, of an unknown layout, or holds NaN or infinity.
+        ConfigError: its FFNs are mixtures of experts.
         OutputError: the output cannot be written.
         SpikeError: k is no positive number, or the model has no such projection.
     """
     start = time.perf_counter()
     source = Checkpoint.open(checkpoint)
+    if any(source.config.moe_layers):
+        raise ConfigError(
+            "the engine has no mixtures of experts yet",
+            path=source.folder / "config.json",
+            item="num_experts",
+            found=source.config.num_experts,
+            expected=0,
+            hint="convert the dense checkpoint",
+        )
     layout, table = account_for_tensors(source)
     vocabulary = load_vocabulary(source.folder, source.config)
     outtype = _guess_outtype(source, layout) if outtype == "auto" else outtype

@@ -84,13 +84,33 @@ def expected_tensors(
             table |= _gate(source + "attn.gk_proj.", target + "ssm_f_", config, gate_rank)
             table[source + "attn.g_norm.weight"] = TensorSpec(target + "ssm_norm.weight", (head_dim,), True)
         table[source + "mlp_norm.weight"] = TensorSpec(target + "ffn_norm.weight", (hidden,), True)
-        table[source + "mlp.gate_proj.weight"] = TensorSpec(target + "ffn_gate.weight", (ffn, hidden))
-        table[source + "mlp.up_proj.weight"] = TensorSpec(target + "ffn_up.weight", (ffn, hidden))
-        table[source + "mlp.down_proj.weight"] = TensorSpec(target + "ffn_down.weight", (hidden, ffn))
+        mlp = source + "mlp."
+        table |= _experts(mlp, target, config) if config.moe_layers[layer] else _ffn(mlp, target, hidden, ffn)
     table["model.norm.weight"] = TensorSpec("output_norm.weight", (hidden,), True)
     if not config.tie_word_embeddings:
         table["lm_head.weight"] = TensorSpec("output.weight", (config.vocab_size, hidden))
     return _with_scales(table) if quantized else table
+
+
+def _ffn(source: str, target: str, hidden: int, width: int, suffix: str = "") -> dict[str, TensorSpec]:
+    return {
+        source + "gate_proj.weight": TensorSpec(f"{target}ffn_gate{suffix}.weight", (width, hidden)),
+        source + "up_proj.weight": TensorSpec(f"{target}ffn_up{suffix}.weight", (width, hidden)),
+        source + "down_proj.weight": TensorSpec(f"{target}ffn_down{suffix}.weight", (hidden, width)),
+    }
+
+
+def _experts(source: str, target: str, config: SpikingBrainConfig) -> dict[str, TensorSpec]:
+    """The router, the routed experts stacked, and the shared ones as one FFN of their common width."""
+    hidden, ffn, count = config.hidden_size, config.intermediate_size, config.num_experts
+    routed = {
+        name: replace(spec, shape=(count, *spec.shape))
+        for name, spec in _ffn(source + "experts.", target, hidden, ffn, "_exps").items()
+    }
+    router = TensorSpec(target + "ffn_gate_inp.weight", (count, hidden), True)
+    width = config.num_shared_experts * ffn
+    shared = _ffn(source + "shared_experts.", target, hidden, width, "_shexp")
+    return {source + "router.weight": router} | routed | shared
 
 
 def _gate(source: str, target: str, config: SpikingBrainConfig, rank: int) -> dict[str, TensorSpec]:

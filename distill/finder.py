@@ -76,14 +76,14 @@ def _all_documents() -> Iterator[Document]:
 def licence_of(package: Distribution) -> str | None:
     """The free licence that a package's metadata names; None if it is another, or not clear."""
     metadata = package.metadata
-    found = metadata.get("License-Expression") or ""
+    found = next(iter(metadata.get_all("License-Expression") or ()), "")
     if not found:
         classifiers = [
             line.rpartition("::")[2].strip()
             for line in metadata.get_all("Classifier") or ()
             if line.startswith("License ::") and not line.endswith("OSI Approved")
         ]
-        found = " AND ".join(classifiers) or (metadata.get("License") or "")
+        found = " AND ".join(classifiers) or next(iter(metadata.get_all("License") or ()), "")
     return free_licence(found)
 
 

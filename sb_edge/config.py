@@ -20,11 +20,17 @@ PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+_EXPERT_KEYS = {"num_experts", "num_experts_per_tok", "num_shared_experts", "moe_dense_layers"}
+
+
 class SpikingBrainConfig(BaseModel):
     """The keys of a public `gla_swa` config.json that decide what is computed.
 
     Keys that do not (dropout, initializer range, ...) are ignored. `attn_layers` lists the SWA layers;
     absent, the odd layers are SWA. A layer that is not SWA is GLA.
+
+    The keys from `num_experts` on are this project's own, as no checkpoint with experts is public: with
+    experts, the FFN of every layer that `moe_dense_layers` does not list is a mixture of them.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -47,6 +53,10 @@ class SpikingBrainConfig(BaseModel):
     attn_layers: list[Annotated[int, Field(ge=0)]] | None = None
     bos_token_id: TokenId | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
+    num_experts: Annotated[int, Field(ge=0, le=4096)] = 0
+    num_experts_per_tok: PositiveInt = 1
+    num_shared_experts: PositiveInt = 1
+    moe_dense_layers: list[Annotated[int, Field(ge=0)]] = []
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> SpikingBrainConfig:
@@ -63,6 +73,13 @@ class SpikingBrainConfig(BaseModel):
         if self.head_dim % 2:
             raise ValueError(
                 f"hidden_size: the head size {self.head_dim} is odd, rotary embedding needs it even"
+            )
+        if self.num_experts and self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok: {self.num_experts_per_tok} of {self.num_experts} experts")
+        if any(layer >= self.num_hidden_layers for layer in self.moe_dense_layers):
+            raise ValueError(
+                f"moe_dense_layers: layer {max(self.moe_dense_layers)} of a model with "
+                f"{self.num_hidden_layers} layers"
             )
         if self.attn_layers is not None:
             beyond = [layer for layer in self.attn_layers if layer >= self.num_hidden_layers]
@@ -97,10 +114,17 @@ class SpikingBrainConfig(BaseModel):
         swa = set(self.swa_layers)
         return [layer not in swa for layer in range(self.num_hidden_layers)]
 
+    @property
+    def moe_layers(self) -> list[bool]:
+        """Per layer: True where the FFN is a mixture of experts."""
+        dense = set(self.moe_dense_layers)
+        return [bool(self.num_experts) and layer not in dense for layer in range(self.num_hidden_layers)]
+
     def to_json(self) -> dict[str, Any]:
         """The config.json of the public layout."""
         document: dict[str, Any] = {"architectures": ["GLAswaForCausalLM"]}
-        document.update(self.model_dump(exclude={"rope_scaling"}, exclude_none=True))
+        experts = set() if self.num_experts else _EXPERT_KEYS
+        document.update(self.model_dump(exclude={"rope_scaling", *experts}, exclude_none=True))
         document["attn_layers"] = self.swa_layers
         return document
 

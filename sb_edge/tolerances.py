@@ -62,6 +62,21 @@ SPIKES = Tolerance(
     2e-2,
     "one flipped count moves all that follows; seen 4.7e-4 with f32 KV, 4.3e-3 with q8_0 KV",
 )
+UPCYCLE_EXACT = Tolerance(
+    "mixture of experts against the dense FFN, equal shares",
+    1e-13,
+    "scaled weights are rounded to float32; seen 6e-16",
+)
+UPCYCLE_ROUTED = Tolerance(
+    "mixture of experts against the dense FFN, first routers",
+    1e-6,
+    "shares are 1/N to some thousandths; seen 8e-9 to 6e-8",
+)
+UPCYCLE_SCALED_GATE = Tolerance(
+    "mixture of experts against the dense FFN, gate scaled",
+    1e-3,
+    "SiLU is not homogeneous; seen 4e-5",
+)
 
 TABLE = (
     CHUNK_F64,
@@ -76,6 +91,9 @@ TABLE = (
     ENGINE_Q8_0,
     SPIKES_F32,
     SPIKES,
+    UPCYCLE_EXACT,
+    UPCYCLE_ROUTED,
+    UPCYCLE_SCALED_GATE,
 )
 
 ENGINE_BY_KV_TYPE = {"f32": ENGINE_F32, "f16": ENGINE_F16, "q8_0": ENGINE_Q8_0}

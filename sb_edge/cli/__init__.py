@@ -22,6 +22,7 @@ COMMANDS = {
         "sb_edge.cli.transplant",
         "Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.",
     ),
+    "upcycle": ("sb_edge.cli.upcycle", "Turn a checkpoint's FFNs into mixtures of experts."),
     "distill": (
         "sb_edge.cli.distill",
         "Train a SpikingBrain student to do what a Llama- or Qwen2-shaped base does.",
@@ -32,6 +33,7 @@ COMMANDS = {
     "parity": ("sb_edge.cli.parity", "Compare the engine with the reference or with recorded logits."),
     "generate": ("sb_edge.cli.generate", "Continue a prompt."),
     "chat": ("sb_edge.cli.chat", "Talk with a model; its state is kept between turns."),
+    "eval": ("sb_edge.cli.eval", "Measure how well a model predicts a text, beside its base."),
     "bench": ("sb_edge.cli.bench", "Measure speed and memory."),
     "spikes": ("sb_edge.cli.spikes", "Count, draw and sweep a model's spikes."),
     "demo": ("sb_edge.cli.demo", "Convert, quantize, chat and measure the default model."),

@@ -64,15 +64,13 @@ def command(
     )
 
 
-def parse_layers(text: str) -> list[int]:
-    """A list such as 0,2,4 or 6-9, as `--gla-layers` takes it."""
+def parse_layers(text: str, option: str = "--gla-layers") -> list[int]:
+    """A list such as 0,2,4 or 6-9, as `option` takes it."""
     layers: list[int] = []
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
             layers.extend(range(int(first), int(last if dash else first) + 1))
     except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a list such as 0,2,4 or 6-9", param_hint="--gla-layers"
-        ) from None
+        raise click.BadParameter(f"{text!r} is not a list such as 0,2,4 or 6-9", param_hint=option) from None
     return layers

@@ -45,11 +45,11 @@ class RMSNorm(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: SpikingBrainConfig) -> None:
+    def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Projection(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Projection(hidden, width, bias=False)
+        self.up_proj = Projection(hidden, width, bias=False)
+        self.down_proj = Projection(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, hidden] -> [B, T, hidden]."""
@@ -188,12 +188,12 @@ class GatedLinearAttention(Attention):
 class Block(nn.Module):
     """x + attn(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: SpikingBrainConfig, attention: Attention) -> None:
+    def __init__(self, config: SpikingBrainConfig, attention: Attention, mlp: nn.Module) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attn = attention
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = mlp
 
     def forward(self, x: Tensor, state: LayerState, position: int) -> tuple[Tensor, LayerState]:
         """x: [B, T, hidden] -> [B, T, hidden] and the attention's state."""

@@ -22,6 +22,7 @@ from sb_edge.convert.tensors import TensorLayout, account_for_tensors
 from sb_edge.errors import CheckpointError, SpikeError
 from sb_edge.quant.spike_plan import RELEASED_PLAN, SpikePlan
 from sb_edge.reference import chunk, naive
+from sb_edge.reference.experts import MixtureOfExperts
 from sb_edge.reference.layers import (
     Attention,
     Block,
@@ -30,6 +31,7 @@ from sb_edge.reference.layers import (
     Operator,
     RMSNorm,
     SlidingWindowAttention,
+    SwiGLU,
 )
 from sb_edge.reference.spiking import Site, projections, watch_counts
 
@@ -56,13 +58,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList()
-        for recurrent in config.recurrent_layers:
+        for recurrent, mixed in zip(config.recurrent_layers, config.moe_layers, strict=True):
             attention: Attention = (
                 GatedLinearAttention(config, layout.attention_bias, layout.gate_rank, operator)
                 if recurrent
                 else SlidingWindowAttention(config, layout.attention_bias)
             )
-            self.layers.append(Block(config, attention))
+            dense = (config.hidden_size, config.intermediate_size)
+            mlp = MixtureOfExperts(config) if mixed else SwiGLU(*dense)
+            self.layers.append(Block(config, attention, mlp))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
 

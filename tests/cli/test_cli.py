@@ -80,7 +80,7 @@ def test_packages_equal_the_folders() -> None:
     assert tops == {str(folder) for folder in folders.values()}
 
 
-@pytest.mark.parametrize("name", ["convert", "quant", "bench"])
+@pytest.mark.parametrize("name", ["convert", "quant", "bench", "distill"])
 def test_packages_refuse_to_be_imported_from_the_root(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,0 +1,175 @@
+"""From dense FFNs to mixtures of experts that compute the same (report, section 3: upcycling).
+
+Every routed expert and every shared one starts as a copy of the layer's FFN. With S shared experts and k of
+N routed ones, each with a share of about 1/N, the sum would be S + k/N times the FFN, so the copies are
+scaled: the report gives a factor of (1 / (S + k/N))^(1/3), 0.98 for S = 1, k = 1, N = 16, which makes the
+sum come out even when each of the three matrices gets it. SiLU is not homogeneous, though: with the gate's
+matrix scaled too, the function is kept only roughly. So the gate's factor goes to the down projection, where
+it is exact, unless the report's own form is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from sb_edge.config import SpikingBrainConfig
+from sb_edge.convert.base_model import TOKENIZER_FILES
+from sb_edge.convert.checkpoint import Checkpoint, CheckpointWriter
+from sb_edge.convert.floats import to_float32
+from sb_edge.convert.random_weights import normal
+from sb_edge.convert.tensors import account_for_tensors, expected_tensors
+from sb_edge.errors import CheckpointError, ConfigError
+from sb_edge.progress import Advance, progress_bar
+
+ROUTER_LOGITS = 1e-3
+"""Standard deviation of the router's logits for normalised inputs: large enough that tokens go to different
+experts, so small that every share is 1/N to a few thousandths."""
+
+
+@dataclass(frozen=True)
+class UpcycleReport:
+    """What an upcycling made.
+
+    Attributes:
+        folder: the checkpoint.
+        config: its configuration.
+        scale: the factor, cube root of 1 / (S + k/N).
+        parameters: of the new checkpoint.
+        active: of them, those that a token meets.
+    """
+
+    folder: Path
+    config: SpikingBrainConfig
+    scale: float
+    parameters: int
+    active: int
+
+
+def expert_scale(shared: int, active: int, experts: int) -> float:
+    """The report's factor.
+
+    >>> round(expert_scale(1, 1, 16), 2)
+    0.98
+    """
+    return float((1 / (shared + active / experts)) ** (1 / 3))
+
+
+def upcycle(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    experts: int = 16,
+    active: int = 1,
+    shared: int = 1,
+    dense_layers: Sequence[int] = (),
+    scale_gate: bool = False,
+    router_logits: float = ROUTER_LOGITS,
+    seed: int = 0,
+) -> UpcycleReport:
+    """Write a checkpoint whose FFNs are mixtures of experts; complete or not at all.
+
+    Args:
+        checkpoint: a dense one in the public layout, not W8ASpike.
+        folder: must not exist, or be empty.
+        experts: routed ones of a layer, N.
+        active: of them, those that a token goes to, k.
+        shared: experts that every token goes through, S.
+        dense_layers: keep their FFN.
+        scale_gate: the report's own form; see above.
+        router_logits: see `ROUTER_LOGITS`.
+        seed: of the routers.
+
+    Raises:
+        CheckpointError, ConfigError: damaged, has experts already, has scales, or there is no such layer.
+        OutputError: the folder exists or cannot be written.
+    """
+    source = Checkpoint.open(checkpoint)
+    layout, dense = account_for_tensors(source)
+    if layout.quantized or source.config.num_experts:
+        found = "scales of W8ASpike" if layout.quantized else f"{source.config.num_experts} experts"
+        raise CheckpointError(
+            "cannot be upcycled", path=checkpoint, found=found, expected="a dense checkpoint without scales"
+        )
+    config = _config(source, experts, active, shared, dense_layers)
+    table = expected_tensors(config, attention_bias=layout.attention_bias, gate_rank=layout.gate_rank)
+    ffn = source.info(f"model.layers.{config.num_hidden_layers - 1}.mlp.up_proj.weight").dtype
+    shapes = {
+        name: (spec.shape, source.info(name).dtype if name in dense else ffn) for name, spec in table.items()
+    }
+    scale = expert_scale(shared, active, experts)
+    gate = scale if scale_gate else 1.0
+    factors = {"gate_proj": gate, "up_proj": scale, "down_proj": scale**2 / gate}
+    with CheckpointWriter(folder, config, shapes) as writer:
+        with progress_bar("upcycling", writer.nbytes, unit="bytes") as advance:
+            for name, (shape, _) in shapes.items():
+                if name in dense:
+                    values = source.chunks(name)
+                elif name.endswith(".router.weight"):
+                    values = _router(name, shape, ffn, router_logits, seed)
+                else:
+                    values = _copies(source, name, shape, factors)
+                writer.write_chunks(name, _counted(values, advance))
+        for file in TOKENIZER_FILES:
+            if (checkpoint / file).is_file():
+                shutil.copyfile(checkpoint / file, writer.path / file)
+    sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
+    idle = sum(size * (experts - active) // experts for name, size in sizes.items() if ".experts." in name)
+    return UpcycleReport(folder, config, scale, sum(sizes.values()), sum(sizes.values()) - idle)
+
+
+def _config(
+    source: Checkpoint, experts: int, active: int, shared: int, dense_layers: Sequence[int]
+) -> SpikingBrainConfig:
+    changes = {
+        "num_experts": experts,
+        "num_experts_per_tok": active,
+        "num_shared_experts": shared,
+        "moe_dense_layers": sorted(set(dense_layers)),
+    }
+    try:
+        return SpikingBrainConfig.model_validate(source.config.model_dump() | changes)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"impossible experts: {message}", path=source.folder) from None
+
+
+def _router(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], logits: float, seed: int
+) -> Iterator[np.ndarray]:
+    for piece in normal(seed, name, math.prod(shape), logits * shape[1] ** -0.5):
+        yield piece.astype(dtype)
+
+
+def _copies(
+    source: Checkpoint, name: str, shape: tuple[int, ...], factors: Mapping[str, float]
+) -> Iterator[np.ndarray]:
+    """The dense FFN's matrix times its factor, as often as the new tensor holds it.
+
+    Routed experts are stacked: whole matrices follow one another. Shared ones form one wider FFN: the same
+    for the gate and up projections, while the down projection has each row repeated.
+    """
+    group, projection = name.removesuffix(".weight").split(".")[-2:]
+    stem = name.partition(".mlp.")[0]
+    matrix = source.read(f"{stem}.mlp.{projection}.weight")
+    with np.errstate(over="ignore"):
+        scaled = (to_float32(matrix) * np.float32(factors[projection])).astype(matrix.dtype)
+    copies = math.prod(shape) // matrix.size
+    if group == "shared_experts" and projection == "down_proj":
+        yield np.tile(scaled, (1, copies)).reshape(-1)
+        return
+    for _ in range(copies):
+        yield scaled.reshape(-1)
+
+
+def _counted(values: Iterator[np.ndarray], advance: Advance) -> Iterator[np.ndarray]:
+    for piece in values:
+        yield piece
+        advance(piece.nbytes)

@@ -1,0 +1,63 @@
+"""`sb-edge upcycle`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sb_edge.cli.transplant import parse_layers
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--experts", type=click.IntRange(1, 4096), default=16, show_default=True, help="Routed, in each layer."
+)
+@click.option(
+    "--active", type=click.IntRange(min=1), default=1, show_default=True, help="Of them, for each token."
+)
+@click.option(
+    "--shared", type=click.IntRange(min=1), default=1, show_default=True, help="Experts for every token."
+)
+@click.option(
+    "--dense-layers", help="Layers that keep their FFN, as 0-2,4; the 76B: 0-2,4,6,8,10.  [default: none]"
+)
+@click.option(
+    "--scale-gate", is_flag=True, help="Scale all three matrices alike, as reported: only roughly the same."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the routers.")
+def command(
+    checkpoint: Path,
+    output: Path,
+    experts: int,
+    active: int,
+    shared: int,
+    dense_layers: str | None,
+    scale_gate: bool,
+    seed: int,
+) -> None:
+    """Turn a checkpoint's FFNs into mixtures of experts.
+
+    CHECKPOINT is a dense SpikingBrain checkpoint's folder. Every expert starts as a copy of its layer's FFN,
+    scaled so that the model computes what it did; training tells them apart. The reference runs the result;
+    the engine does not yet.
+    """
+    from sb_edge.convert.upcycle import upcycle
+
+    report = upcycle(
+        checkpoint,
+        output,
+        experts=experts,
+        active=active,
+        shared=shared,
+        dense_layers=parse_layers(dense_layers, "--dense-layers") if dense_layers else (),
+        scale_gate=scale_gate,
+        seed=seed,
+    )
+    click.echo(
+        f"{report.folder}: {sum(report.config.moe_layers)} layers with {experts} experts, {active} active "
+        f"and {shared} shared, copies scaled by {report.scale:.4f}; "
+        f"{report.parameters / 1e6:,.1f}M parameters, {report.active / 1e6:,.1f}M active"
+    )
