@@ -21,7 +21,7 @@ from sb_edge.distill.order import DataOrder
 from sb_edge.distill.parallel import World
 from sb_edge.distill.report import Reporter
 from sb_edge.distill.settings import Settings, StageSettings
-from sb_edge.distill.stages import Stage, keep_operator_in_float32, make_stage
+from sb_edge.distill.stages import Stage, make_stage, use_training_operator
 from sb_edge.distill.student import make_student, trained_parameters
 from sb_edge.errors import TrainingError
 from sb_edge.reference.device import describe_device
@@ -76,7 +76,7 @@ def train(run: Run) -> tuple[SpikingBrain, Progress]:
     saved = checkpoint.load(run.folder, settings)
     torch.manual_seed(settings.seed)
     student = make_student(run.base, settings.gla_layers, window=settings.window, seed=settings.seed)
-    keep_operator_in_float32(student)
+    use_training_operator(student)
     progress = saved.progress if saved else Progress()
     for number, which in enumerate(settings.stages):
         stage = make_stage(which, settings, run.base.model, student, run.world)

@@ -17,6 +17,7 @@ from sb_edge.distill.losses import divergence, normalised_error
 from sb_edge.distill.parallel import World, without_sync
 from sb_edge.distill.settings import Settings, StageSettings
 from sb_edge.distill.student import trained_parameters
+from sb_edge.reference import direct
 from sb_edge.reference.layers import GatedLinearAttention, Operator
 from sb_edge.reference.model import SpikingBrain
 
@@ -183,11 +184,11 @@ def make_stage(
     return WholeStage(base, student, world, settings.bf16)
 
 
-def keep_operator_in_float32(model: SpikingBrain) -> None:
-    """Under autocast the products inside the operator, and its state with them, would become bfloat16."""
+def use_training_operator(model: SpikingBrain) -> None:
+    """Give GLA layers the form for training, its products and state in float32 under autocast, too."""
     for module in model.modules():
         if isinstance(module, GatedLinearAttention):
-            module.operator = _without_autocast(module.operator)
+            module.operator = _without_autocast(direct.gated_linear_attention)
 
 
 def _without_autocast(operator: Operator) -> Operator:

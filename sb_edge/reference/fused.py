@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sb_edge.reference.layers import QUERY_BLOCK
+from sb_edge.reference.naive import accumulation_dtype
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -20,6 +21,15 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     Returns:
         [B, T, H, d].
     """
+    if q.device.type == "cpu":
+        # On a CPU the kernel is three times as fast in float32 as in bfloat16, which autocast would choose.
+        with torch.autocast("cpu", enabled=False):
+            wide = accumulation_dtype(q.dtype)
+            return _windowed_attention(q.to(wide), k.to(wide), v.to(wide), window).to(q.dtype)
+    return _windowed_attention(q, k, v, window)
+
+
+def _windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     past = k.shape[1] - q.shape[1]
     groups = q.shape[2] // k.shape[2]
     queries = q.transpose(1, 2)  # [B, H, T, d]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 from sb_edge.metrics import nmse
-from sb_edge.reference import chunk, naive
+from sb_edge.reference import chunk, direct, naive
 from sb_edge.tolerances import CHUNK_F32, CHUNK_F64, GRADIENT_F64
 
 HEAD_DIM, VALUE_DIM, KV_HEADS, BATCH = 60, 52, 2, 2
 SCALE = HEAD_DIM**-0.5
-GATES = ("usual", "open", "nearly closed", "closing at times", "shut at times")
+GATES = ("usual", "open", "quick", "nearly closed", "closing at times", "shut at times")
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 200)
 
 
@@ -30,6 +31,7 @@ def inputs(length: int, groups: int, gate: str, seed: int = 0) -> tuple[list[Ten
     log_a = {
         "usual": torch.nn.functional.logsigmoid(normal(*keys)) / 16,
         "open": torch.zeros(keys, dtype=torch.float64),
+        "quick": -2.0 * share,
         "nearly closed": -50 * share,
         "closing at times": torch.where(share < 0.3, -50.0, -0.01 * share),
         "shut at times": torch.where(share < 0.1, -torch.inf, -share),
@@ -82,14 +84,21 @@ def test_naive_is_the_closed_form(gate: str, groups: int) -> None:
 @pytest.mark.parametrize(
     ("dtype", "ceiling"), [(torch.float64, CHUNK_F64.nmse), (torch.float32, CHUNK_F32.nmse)]
 )
-def test_chunk_is_naive(
-    poisoned_memory: None, gate: str, length: int, groups: int, dtype: torch.dtype, ceiling: float
+@pytest.mark.parametrize("form", [chunk, direct])
+def test_fast_forms_are_naive(
+    poisoned_memory: None,
+    form: ModuleType,
+    gate: str,
+    length: int,
+    groups: int,
+    dtype: torch.dtype,
+    ceiling: float,
 ) -> None:
     tensors, state = inputs(length, groups, gate, seed=length)
     rounded = [x.to(dtype) for x in (*tensors, state)]
     exact = [x.double() for x in rounded]
     expected, expected_state = naive.gated_linear_attention(*exact[:4], SCALE, exact[4])
-    o, last = chunk.gated_linear_attention(*rounded[:4], SCALE, rounded[4])
+    o, last = form.gated_linear_attention(*rounded[:4], SCALE, rounded[4])
     assert o.dtype == last.dtype == dtype
     assert distance(expected, o) <= ceiling
     assert distance(expected_state, last) <= ceiling
@@ -103,7 +112,7 @@ def test_any_chunk_size_gives_the_same(size: int) -> None:
     assert distance(expected, o) <= CHUNK_F64.nmse
 
 
-@pytest.mark.parametrize("module", [naive, chunk])
+@pytest.mark.parametrize("module", [naive, chunk, direct])
 def test_the_state_carries_on(module: object) -> None:
     tensors, _ = inputs(65, 2, "usual")
     operator = module.gated_linear_attention  # type: ignore[attr-defined]
@@ -116,7 +125,7 @@ def test_the_state_carries_on(module: object) -> None:
     assert torch.equal(state, kept)
 
 
-@pytest.mark.parametrize("module", [naive, chunk])
+@pytest.mark.parametrize("module", [naive, chunk, direct])
 def test_bfloat16_keeps_a_float32_state(module: object) -> None:
     tensors, state = inputs(17, 2, "usual")
     o, last = module.gated_linear_attention(  # type: ignore[attr-defined]
@@ -139,9 +148,10 @@ def test_gradients_are_right() -> None:
 
 
 @pytest.mark.parametrize("gate", GATES)
-def test_gradients_of_chunk_are_those_of_naive(gate: str) -> None:
+@pytest.mark.parametrize("form", [chunk, direct])
+def test_gradients_of_fast_forms_are_those_of_naive(form: ModuleType, gate: str) -> None:
     found = []
-    for module in (naive, chunk):
+    for module in (naive, form):
         tensors, state = inputs(65, 2, gate)
         leaves = [x.requires_grad_() for x in (*tensors, state)]
         o, last = module.gated_linear_attention(*leaves[:4], SCALE, leaves[4])
