@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sb_edge.distill.settings import Settings, differences
-from sb_edge.errors import TrainingError
+from sb_edge.errors import OutputError, TrainingError
 from sb_edge.files import atomic_output, require_free_space
 
 NAME = "checkpoint.safetensors"
@@ -107,7 +107,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     with atomic_output(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
-        save_file(tensors, partial, metadata=metadata)
+        try:
+            save_file(tensors, partial, metadata=metadata)
+        except SafetensorError as error:  # what the library makes of an error of the system
+            raise OutputError(
+                "cannot be written", path=path, found=str(error), hint="free some space; nothing else is lost"
+            ) from None
         partial.chmod(mode)  # the library makes files that only their owner can read
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +156,53 @@ def test_minutes_become_steps(tiny_base: Path, prose: Path, tmp_path: Path) -> N
     stage = StageSettings(name="layers", minutes=0.01, lengths=(64,), batch=128, learning_rate=1e-2)
     make(tiny_base, tmp_path, prose, replace(RECIPE, stages=(stage,)))
     assert json.loads((tmp_path / "record.json").read_text())["stages"][0]["steps"] > 1
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the system refuses to write on."""
+    make(tiny_base, tmp_path, prose, replace(RECIPE, stages=(LAYERS,)))
+    kept = (tmp_path / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "student").rename(tmp_path / "first")
+    limited = (
+        "import resource, sys; from sb_edge.cli import main; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(kept) // 2},) * 2); main(sys.argv[1:])"
+    )
+    options = (
+        "--stages",
+        "layers",
+        "--tokens",
+        "layers=6400",
+        "--lengths",
+        "layers=64",
+        "--batch",
+        "layers=128",
+    )
+    command = [
+        *(
+            sys.executable,
+            "-c",
+            limited,
+            "distill",
+            str(tiny_base),
+            "-o",
+            str(tmp_path),
+            "--text",
+            str(prose),
+        ),
+        *(*options, "--lr", "layers=1e-2", "--adapter-rank", "4", "--device", "cpu"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("error: ")) == (1, 1), done.stderr
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == kept
+    fresh = subprocess.run(
+        [*command[:2], limited, "distill", str(tiny_base), "-o", str(tmp_path / "new"), *command[7:]],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert fresh.returncode == 1
+    assert "checkpoint.safetensors: cannot be written" in fresh.stderr
+    assert "Traceback" not in fresh.stderr
 
 
 def test_two_runs_do_not_share_a_folder(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
