@@ -75,6 +75,8 @@ def train(run: Run) -> tuple[SpikingBrain, Progress]:
     settings = run.settings
     saved = checkpoint.load(run.folder, settings)
     torch.manual_seed(settings.seed)
+    if settings.bf16 and run.world.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 in the operator: ten bits, more than bfloat16 has
     student = make_student(run.base, settings.gla_layers, window=settings.window, seed=settings.seed)
     use_training_operator(student)
     progress = saved.progress if saved else Progress()
@@ -146,7 +148,7 @@ class _Trainer:
                 self._optimizer.zero_grad(set_to_none=True)
                 progress.step += 1
                 report.step(progress.step, found)
-        self._require_finite(self._batch(progress.steps - 1))
+        self._require_finite(self._batch(progress.steps - 1)[:1])
         session |= {"to_step": progress.step, "seconds": round(time.monotonic() - started, 3)}
         progress.stage, progress.step, progress.steps = progress.stage + 1, 0, 0
         self._save(None)

@@ -124,10 +124,13 @@ def _corpus(base: Base, folder: Path, text: TextRequest, world: World) -> Corpus
 
 def _settings(base: Base, corpus: Corpus, recipe: Recipe) -> Settings:
     config = student_config(base.reader, recipe.gla_layers, recipe.window)
+    layers = gla_layers_of(config)
+    if not layers:
+        raise TrainingError("there is no GLA layer to train", item="gla_layers", expected="at least one")
     return Settings(
         base=base.sha256,
         text=corpus.sha256,
-        gla_layers=gla_layers_of(config),
+        gla_layers=layers,
         window=recipe.window,
         seed=recipe.seed,
         adapter_rank=recipe.adapter_rank,
