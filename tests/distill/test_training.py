@@ -165,9 +165,9 @@ def test_a_full_disk_is_named_and_nothing_is_lost(tiny_base: Path, prose: Path, 
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); main(sys.argv[1:])"
     )
     command = [
-        sys.executable, "-c", script, "distill", tiny_base, "-o", tmp_path, "--text", prose, "--device", "cpu",
+        sys.executable, "-c", script, "distill", tiny_base, "-o", tmp_path, "--text", prose,
         "--stages", "layers", "--tokens", "layers=6400", "--lengths", "layers=64", "--batch", "layers=128",
-        "--lr", "layers=1e-2", "--adapter-rank", "4", "--save-every", "0",
+        "--lr", "layers=1e-2", "--adapter-rank", "4", "--save-every", "0", "--device", "cpu",
     ]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 1
