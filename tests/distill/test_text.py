@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_bases import END_TOKEN, VOCAB
 
 from sb_edge.bench.perplexity import held_out_text
 from sb_edge.distill.base import load_base
@@ -38,8 +39,8 @@ def test_tokens_and_manifest_hold_what_was_given(tokenizer: Tokenizer, tmp_path:
     (folder / "twice.txt").write_text("second", encoding="utf-8")
     (folder / "image.png").write_bytes(b"\x89PNG")
     write_corpus(given_documents([folder]), tokenizer, tmp_path / "text", REQUEST)
-    corpus = open_corpus(tmp_path / "text", 257, REQUEST)
-    assert corpus.tokens.tolist().count(256) == 2
+    corpus = open_corpus(tmp_path / "text", VOCAB, REQUEST)
+    assert corpus.tokens.tolist().count(END_TOKEN) == 2
     assert len(corpus.tokens) == len("Grün.".encode()) + 1 + len("second") + 1
     manifest = json.loads((tmp_path / "text" / "manifest.json").read_text())
     assert [entry["source"] for entry in manifest["documents"]] == ["texts/b.txt", "texts/deep/a.md"]
@@ -82,17 +83,17 @@ def test_what_is_measured_on_is_never_trained_on(tokenizer: Tokenizer, tmp_path:
 def test_a_changed_text_is_refused(tokenizer: Tokenizer, prose: Path, tmp_path: Path) -> None:
     write_corpus(given_documents([prose]), tokenizer, tmp_path / "text", REQUEST)
     with pytest.raises(TrainingError, match="other text than asked for"):
-        open_corpus(tmp_path / "text", 257, {"text": ["y"]})
+        open_corpus(tmp_path / "text", VOCAB, {"text": ["y"]})
     with pytest.raises(TrainingError, match="outside the base's vocabulary"):
         open_corpus(tmp_path / "text", 100, REQUEST)
     tokens = np.load(tmp_path / "text" / "tokens.npy")
     tokens[5] += 1
     np.save(tmp_path / "text" / "tokens.npy", tokens)
     with pytest.raises(TrainingError, match="not what its manifest says"):
-        open_corpus(tmp_path / "text", 257, REQUEST)
+        open_corpus(tmp_path / "text", VOCAB, REQUEST)
     (tmp_path / "text" / "tokens.npy").write_bytes(b"none")
     with pytest.raises(TrainingError, match="no text of distillation"):
-        open_corpus(tmp_path / "text", 257, REQUEST)
+        open_corpus(tmp_path / "text", VOCAB, REQUEST)
 
 
 def test_the_base_writes_its_own_text(tiny_base: Path, tokenizer: Tokenizer) -> None:

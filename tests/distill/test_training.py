@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import exit_code, sb_edge
-from tiny_bases import write_base
+from tiny_bases import VOCAB, write_base
 
 from sb_edge.convert.checkpoint import Checkpoint
 from sb_edge.convert.transplant import transplant
@@ -55,7 +55,7 @@ def test_the_teacher_is_the_base(tmp_path: Path) -> None:
     """All layers SWA with a window beyond the text: what a transplant without GLA computes."""
     base = write_base(tmp_path / "base", bias=True)
     transplant(base, tmp_path / "none", gla_layers=[], dtype="f32", window=64)
-    tokens = torch.randint(257, (1, 60), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(VOCAB, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = SpikingBrain.from_checkpoint(tmp_path / "none")(tokens)
         found = load_base(base, CPU).model(tokens)
@@ -89,10 +89,11 @@ def test_the_student_keeps_everything_else(finished: Path, tiny_base: Path) -> N
     assert not torch.equal(student[gla], base["model.layers.0.self_attn.q_proj.weight"])
 
 
-def test_the_student_can_be_converted(finished: Path, tmp_path: Path) -> None:
-    assert (
-        exit_code("convert", finished / "student", "--outtype", "f32", "--outfile", tmp_path / "s.gguf") == 0
-    )
+@pytest.mark.engine
+def test_the_engine_computes_what_the_trained_student_does(finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "student.gguf"
+    assert exit_code("convert", finished / "student", "--outtype", "f32", "--outfile", target) == 0
+    assert exit_code("parity", target, finished / "student", "--kv-type", "f32") == 0
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, tiny_base: Path, prose: Path) -> None:

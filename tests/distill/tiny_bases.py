@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS = 32, 4, 2, 48, 4
-VOCAB = 257
+VOCAB = 258
+END_TOKEN = 257
 END = "<|endoftext|>"
 
 
@@ -46,7 +47,7 @@ def base_weights(*, bias: bool = False) -> dict[str, np.ndarray]:
 
 
 def write_base(folder: Path, *, bias: bool = False, **changes: object) -> Path:
-    """A Llama-shaped (with biases: Qwen2-shaped) base of random weights that reads bytes."""
+    """A Llama-shaped (with biases: Qwen2-shaped) base of random weights that reads bytes, and "th"."""
     folder.mkdir()
     config = {
         "model_type": "qwen2" if bias else "llama",
@@ -60,13 +61,14 @@ def write_base(folder: Path, *, bias: bool = False, **changes: object) -> Path:
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000,
         "tie_word_embeddings": True,
-        "eos_token_id": 256,
+        "eos_token_id": END_TOKEN,
         **changes,
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(base_weights(bias=bias), folder / "model.safetensors")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
+    vocabulary = {text: number for number, text in enumerate([*alphabet, "th"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("t", "h")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([END])
     tokenizer.save(str(folder / "tokenizer.json"))
