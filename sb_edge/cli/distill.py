@@ -94,7 +94,10 @@ class StageValue(click.ParamType):
     help="Tokens a sequence, one value after the other.  [default: 512; long=1024:2048:4096:8192]",
 )
 @click.option(
-    "--batch", multiple=True, type=StageValue(int), help="Tokens an optimizer step.  [default: 8192]"
+    "--batch",
+    multiple=True,
+    type=StageValue(int),
+    help="Tokens an optimizer step.  [default: layers=2048, whole=4096, long=8192]",
 )
 @click.option(
     "--micro-batch",
@@ -107,7 +110,7 @@ class StageValue(click.ParamType):
     "--lr",
     multiple=True,
     type=StageValue(float),
-    help="Highest learning rate.  [default: layers=1e-3, whole=5e-4, long=2e-4]",
+    help="Highest learning rate.  [default: layers=5e-3, whole=1e-3, long=3e-4]",
 )
 @click.option(
     "--adapter-rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the adapters."
