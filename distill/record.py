@@ -37,7 +37,7 @@ def write_record(folder: Path, settings: Settings, progress: Progress, command: 
         OutputError: a file cannot be written.
     """
     manifest = json.loads((text / MANIFEST).read_text(encoding="utf-8"))
-    curves = {name: _points(values) for name, values in progress.curves.items()}
+    curves = {stage.name: _points(progress.curves[stage.name]) for stage in settings.stages}
     document = {
         "command": command,
         "settings": settings.model_dump(mode="json"),
