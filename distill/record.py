@@ -15,7 +15,7 @@ from sb_edge import __version__
 from sb_edge.bench.machine import hardware
 from sb_edge.distill.checkpoint import Progress
 from sb_edge.distill.corpus import MANIFEST
-from sb_edge.distill.curve_plot import plot_losses
+from sb_edge.distill.curve_plot import Curve, plot_losses
 from sb_edge.distill.settings import Settings
 from sb_edge.files import atomic_output
 
@@ -37,7 +37,7 @@ def write_record(folder: Path, settings: Settings, progress: Progress, command: 
         OutputError: a file cannot be written.
     """
     manifest = json.loads((text / MANIFEST).read_text(encoding="utf-8"))
-    curves = {stage.name: _points(progress.curves[stage.name]) for stage in settings.stages}
+    curves: dict[str, Curve] = {stage.name: _points(progress.curves[stage.name]) for stage in settings.stages}
     document = {
         "command": command,
         "settings": settings.model_dump(mode="json"),
