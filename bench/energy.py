@@ -12,6 +12,7 @@ from typing import Any
 
 from sb_edge.bench.roofline import weight_bytes
 from sb_edge.gguf_reader import GgufHeader
+from sb_edge.quant.sparse_plan import dense_tensors
 from sb_edge.runtime.spikes import SiteCounts
 
 FP16_MAC_PJ = 1.5
@@ -199,7 +200,7 @@ def _matrices(header: GgufHeader) -> dict[str, int]:
     untied = any(tensor.name == "output.weight" for tensor in header.tensors)
     return {
         tensor.name: prod(tensor.shape)
-        for tensor in header.tensors
+        for tensor in dense_tensors(header)
         if len(tensor.shape) == 2 and not (untied and tensor.name == "token_embd.weight")
     }
 

@@ -98,6 +98,27 @@ def predictions(
         yield rows, -rows[np.arange(len(following)), following].astype(np.float64)
 
 
+def divergences(reference: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
+    """KL(reference || other) of each row, [n], nats; rounding may leave it just below 0.
+
+    Args:
+        reference, other: log-probabilities, [n, n_vocab].
+    """
+    kl: NDArray[np.float64] = (np.exp(reference) * (reference - other)).sum(axis=1, dtype=np.float64)
+    return kl
+
+
+def token_losses(
+    model: Model, tokens: Sequence[int], *, n_batch: int = PIECE, n_threads: int | None = None
+) -> NDArray[np.float64]:
+    """Negative log-likelihood of every token but the first, [T - 1], nats.
+
+    Args and errors: as `predictions`. With `n_batch` 1 the engine decodes token by token.
+    """
+    found = predictions(model, tokens, n_batch=n_batch, n_threads=n_threads)
+    return np.concatenate([nll for _, nll in found])
+
+
 def evaluate(
     model: Model, tokens: Sequence[int], *, n_batch: int = PIECE, n_threads: int | None = None
 ) -> Iterator[NDArray[np.float32]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sb_edge.config import ARCH
 from sb_edge.gguf_reader import GgufHeader, TensorEntry
 from sb_edge.memory import EngineSettings, forecast
+from sb_edge.quant.sparse_plan import dense_tensors
 
 STATE_PASSES = 2
 """A recurrent state is read and written for every token."""
@@ -60,7 +61,11 @@ def token_traffic(
 
 
 def weight_bytes(header: GgufHeader) -> int:
-    """Bytes of the weights that one decoded token reads."""
+    """Bytes of the weights that one decoded token reads, by rows.
+
+    Columns and zones of a sparse layout do not count: such a model is held against its own dense product, and
+    where it skips columns it may exceed what the bandwidth allows that.
+    """
     untied = any(tensor.name == "output.weight" for tensor in header.tensors)
     experts = header.integer("expert_count", 0)
     used = header.integer("expert_used_count", experts)
@@ -72,4 +77,4 @@ def weight_bytes(header: GgufHeader) -> int:
             return tensor.nbytes * used // experts
         return tensor.nbytes
 
-    return sum(touched(tensor) for tensor in header.tensors)
+    return sum(touched(tensor) for tensor in dense_tensors(header))

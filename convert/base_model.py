@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +17,7 @@ from sb_edge.config import PositiveInt
 from sb_edge.convert.checkpoint import TensorInfo, read_tensor, read_tensor_table
 from sb_edge.convert.export_vocab import write_tokenizer
 from sb_edge.convert.floats import to_float32
+from sb_edge.convert.gguf_values import tensor_values
 from sb_edge.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.gguf_reader import GgufHeader, read_header
 
@@ -202,10 +202,7 @@ class GgufBase(BaseModelReader):
 
     def _load(self, name: str, stored: str) -> np.ndarray:
         tensor = self._stored[stored]
-        kind = gguf.GGMLQuantizationType[tensor.type]
-        raw = np.memmap(tensor.file, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.nbytes,))
-        rows = int(np.prod(tensor.shape[:-1]))
-        values = gguf.quants.dequantize(raw.reshape(rows, -1), kind).reshape(tensor.shape).astype(np.float32)
+        values = tensor_values(tensor)
         if self._header.arch == "llama" and ".attn.q_proj." in name:
             return _to_half_split(values, self.shape.num_attention_heads)
         if self._header.arch == "llama" and ".attn.k_proj." in name:

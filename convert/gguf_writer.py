@@ -100,16 +100,21 @@ def write_gguf(
             writer.close()
         files = writer.format_shard_names(folder / path.name)
         for file, names in zip(files, parts, strict=True):
-            _append_data(file, [by_name[name] for name in names], data, writer.data_alignment)
+            append_tensors(file, [by_name[name] for name in names], data, writer.data_alignment)
     return [path.with_name(file.name) for file in files]
 
 
-def _append_data(
+def append_tensors(
     file: Path,
     tensors: Sequence[PlannedTensor],
     data: Callable[[PlannedTensor], Iterable[np.ndarray]],
     alignment: int,
 ) -> None:
+    """Write tensors after the header, or after other tensors, of a GGUF whose table has them already.
+
+    Raises:
+        OutputError: a tensor's data has another size than planned.
+    """
     with file.open("ab", buffering=0) as stream, _EarlySync(stream.fileno()) as sync:
         fd = stream.fileno()
         _pad(fd, file.stat().st_size, alignment)

@@ -1,15 +1,17 @@
-"""A GGUF with other keys: everything else is copied byte for byte, so no type and no value can change."""
+"""A GGUF with other keys or more tensors: all else is copied byte for byte, so that no value can change."""
 
 from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from gguf import GGUFValueType as Kind
 
+from sb_edge.convert.gguf_writer import PlannedTensor, append_tensors
 from sb_edge.errors import GgufError
 from sb_edge.files import atomic_output, require_free_space
 from sb_edge.gguf_reader import FileLayout, read_header, read_layout
@@ -40,15 +42,7 @@ def with_metadata(
         GgufError: not a GGUF, corrupt, in several parts, or a change that would move the tensors.
         OutputError: the target cannot be written.
     """
-    header, layout = read_header(source), read_layout(source)
-    if len(header.files) > 1:
-        raise GgufError(
-            "keys of a model in several parts are not changed",
-            path=source,
-            found=f"{len(header.files)} parts",
-            expected="one file",
-            hint="join them by llama-gguf-split --merge",
-        )
+    layout = _single(source)
     changed = {*values, *removed}
     if "general.alignment" in changed:
         raise GgufError("would move the tensors", path=source, item="general.alignment")
@@ -57,6 +51,59 @@ def with_metadata(
         _write_header(old, new, layout, values, removed)
         old.seek(layout.data)
         shutil.copyfileobj(old, new, _PIECE)
+
+
+def with_tensors(
+    source: Path,
+    target: Path,
+    tensors: Sequence[PlannedTensor],
+    data: Callable[[PlannedTensor], Iterable[np.ndarray]],
+    *,
+    values: Mapping[str, Value],
+) -> None:
+    """Copy a GGUF with more tensors after its own, and some keys set; complete or not at all.
+
+    Args:
+        source: a GGUF of one file.
+        target: may be `source`.
+        tensors: to add; none of these names may be there.
+        data: as `write_gguf` takes it.
+        values: as `with_metadata` takes them.
+
+    Raises:
+        GgufError: not a GGUF, corrupt, or in several parts.
+        OutputError: the target cannot be written, or a tensor's data has another size than planned.
+    """
+    layout = _single(source)
+    ends = [tensor.offset + tensor.nbytes for tensor in read_header(source).tensors]
+    end = _pad(max(ends, default=layout.data), layout.alignment)
+    with atomic_output(target) as partial:
+        size = source.stat().st_size + sum(tensor.nbytes for tensor in tensors)
+        require_free_space(partial.parent, size, str(target))
+        with source.open("rb") as old, partial.open("wb") as new:
+            entries, offset = b"", end - layout.data
+            for tensor in tensors:
+                entries += _entry(tensor, offset)
+                offset += _pad(tensor.nbytes, layout.alignment)
+            _write_header(old, new, layout, values, (), entries, len(tensors))
+            start = new.tell()
+            old.seek(layout.data)
+            shutil.copyfileobj(old, new, _PIECE)
+            new.truncate(min(new.tell(), start + end - layout.data))  # what may follow the last tensor
+        append_tensors(partial, tensors, data, layout.alignment)
+
+
+def _single(source: Path) -> FileLayout:
+    header = read_header(source)
+    if len(header.files) > 1:
+        raise GgufError(
+            "a model in several parts is not changed",
+            path=source,
+            found=f"{len(header.files)} parts",
+            expected="one file",
+            hint="join them by llama-gguf-split --merge",
+        )
+    return read_layout(source)
 
 
 def with_spike_plan(source: Path, target: Path, plan: SpikePlan | None) -> None:
@@ -77,21 +124,33 @@ def _write_header(
     layout: FileLayout,
     values: Mapping[str, Value],
     removed: Collection[str],
+    entries: bytes = b"",
+    n_entries: int = 0,
 ) -> None:
     keys = [
         key
         for key in [*layout.keys, *(key for key in values if key not in layout.keys)]
         if key not in removed
     ]
-    new.write(struct.pack("<4sIQQ", b"GGUF", layout.version, layout.n_tensors, len(keys)))
+    new.write(struct.pack("<4sIQQ", b"GGUF", layout.version, layout.n_tensors + n_entries, len(keys)))
     for key in keys:
         if key in values:
             new.write(_text(key) + _typed(values[key]))
         else:
             new.write(_section(old, layout.keys[key]))
-    new.write(_section(old, layout.table))
-    if layout.n_tensors:
+    new.write(_section(old, layout.table) + entries)
+    if layout.n_tensors + n_entries:
         new.write(bytes(-new.tell() % layout.alignment))
+
+
+def _entry(tensor: PlannedTensor, offset: int) -> bytes:
+    """A line of the tensor table; `offset` counts from where the data begins."""
+    numbers = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
+    return _text(tensor.name) + numbers + struct.pack("<IQ", tensor.qtype, offset)
+
+
+def _pad(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
 
 
 def _section(file: BinaryIO, span: tuple[int, int]) -> bytes:

@@ -83,11 +83,20 @@ def quantize(
     """
     from sb_edge.convert.rewrite import with_spike_plan
     from sb_edge.gguf_reader import read_header
+    from sb_edge.quant.sparse_plan import check_sparse
     from sb_edge.quant.spike_check import change_plan, check_plan
 
     engine = engine or find_engine()
     header = read_header(source)
     plan = change_plan(header, spike_k, spike_projections)
+    if check_sparse(header) is not None and qtype.upper() != "COPY":
+        raise GgufError(
+            "has a sparse layout, which belongs to its weights as they are",
+            path=source,
+            found=f"type {qtype}",
+            expected="COPY",
+            hint="quantize the file that it was made from",
+        )
     _require_type("type", qtype, quantization_types(engine))
     for name, chosen in (("output tensor", output_tensor_type), ("token embedding", token_embedding_type)):
         if chosen is not None:

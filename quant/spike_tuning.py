@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.bench.energy import estimate_energy
-from sb_edge.bench.perplexity import predictions
+from sb_edge.bench.perplexity import divergences, predictions, token_losses
 from sb_edge.bench.spikes import total
 from sb_edge.convert.rewrite import with_spike_plan
 from sb_edge.errors import SpikeError
@@ -22,16 +22,13 @@ from sb_edge.progress import Advance, progress_bar
 from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, saving, search
 from sb_edge.quant.spike_check import check_plan
 from sb_edge.quant.spike_plan import DEFAULT_K, Site, SpikePlan, require_positive
+from sb_edge.quant.tuning_text import Text, require_length
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spikes import count_spikes
 
 Floats = NDArray[np.float64]
 
 DEFAULT_BUDGET = 0.02
-DEFAULT_TOKENS = 2048
-MIN_TOKENS = 64
-"""Fewer tell nothing about perplexity."""
-
 PROBE_TOKENS = 256
 """Of the text, for each site's sensitivity and cost: divergences vary far less than perplexity does."""
 
@@ -56,19 +53,6 @@ LEAST_DIVERGENCE = 1e-9
 """Smaller ones are float32's rounding, which may even be negative."""
 
 Kind = Literal["single", "tuned"]
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokens of a text: its first ones.
-
-    Attributes:
-        name: the file's name without its folder, or "held-out".
-        tokens: at least `MIN_TOKENS`.
-    """
-
-    name: str
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -209,39 +193,6 @@ def start_k(header: GgufHeader) -> float:
     return plan.query_k if plan and plan.query_k else DEFAULT_K
 
 
-def cut_text(model: Path, text: str, name: str, max_tokens: int = DEFAULT_TOKENS) -> Text:
-    """The first tokens of a text.
-
-    Args:
-        model: a GGUF with a vocabulary; its weights are not loaded.
-        text: any text.
-        name: for messages and results.
-        max_tokens: of it.
-
-    Raises:
-        InferenceError: the model has no vocabulary.
-        SpikeError: fewer than `MIN_TOKENS` tokens.
-    """
-    with Model(model, vocab_only=True) as vocabulary:
-        return require_length(Text(name, tuple(vocabulary.tokenize(text)[:max_tokens])))
-
-
-def require_length(text: Text) -> Text:
-    """Refuse a text that is too short.
-
-    Raises:
-        SpikeError: fewer than `MIN_TOKENS` tokens.
-    """
-    if len(text.tokens) < MIN_TOKENS:
-        raise SpikeError(
-            "the text is too short to tune on",
-            path=text.name,
-            found=f"{len(text.tokens)} tokens",
-            expected=f"at least {MIN_TOKENS}, better a thousand",
-        )
-    return text
-
-
 def tune_file(
     path: Path, text: Text, held_out: Text, budget: float, *, n_threads: int | None = None
 ) -> Tuning:
@@ -262,8 +213,8 @@ def tune_file(
     with atomic_output(path) as partial:
         with_spike_plan(path, partial, tuning.plan)
         with Model(path, spikes=0) as plain, Model(partial) as stored:
-            without = _nll(plain, text.tokens, n_threads)
-            ratio = math.exp(_nll(stored, text.tokens, n_threads).mean() - without.mean())
+            without = token_losses(plain, text.tokens, n_threads=n_threads)
+            ratio = math.exp(token_losses(stored, text.tokens, n_threads=n_threads).mean() - without.mean())
         if ratio > 1 + budget:
             raise _over_budget("is broken by the file with the choice in it", ratio, without, budget)
     return tuning
@@ -278,7 +229,7 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
     require_length(text)
     require_length(held_out)
     with Model(path, spikes=0) as plain:
-        without = {each: _nll(plain, each.tokens, n_threads) for each in (text, held_out)}
+        without = {each: token_losses(plain, each.tokens, n_threads=n_threads) for each in (text, held_out)}
     with Model(path) as model:
         plan = model.spike_plan
         if plan is None:
@@ -437,15 +388,9 @@ class _Bench:
             nll.append(surprise)
             finest = reference[at : at + len(rows)]
             if len(finest):
-                difference = finest - rows[: len(finest)]
-                divergence.append((np.exp(finest) * difference).sum(axis=1, dtype=np.float64))
+                divergence.append(divergences(finest, rows[: len(finest)]))
             at += len(rows)
         return np.concatenate(nll), np.concatenate(divergence)
-
-
-def _nll(model: Model, tokens: Sequence[int], n_threads: int | None) -> Floats:
-    """Negative log-likelihood of every token but the first, [T - 1]."""
-    return np.concatenate([nll for _, nll in predictions(model, tokens, n_threads=n_threads)])
 
 
 def _cheaper(tuned: Point, single: Point) -> Point:

@@ -106,3 +106,7 @@ class SpikeError(SbEdgeError):
 
 class TrainingError(SbEdgeError):
     """Distillation cannot start, go on or be resumed: its text, its settings, its checkpoint or its loss."""
+
+
+class SparseError(SbEdgeError):
+    """A model cannot have a sparse layout, or none keeps the budget."""

@@ -97,7 +97,7 @@ class EngineSettings:
         n_outputs: tokens of a batch whose logits are kept.
         flash_attn: without it the attention scores of a whole ubatch are kept; see `uses_flash_attention`.
         swa_full: windowed layers keep the whole context.
-        spikes: as the engine is told, see `weight_bytes`.
+        spikes, sparse: as the engine is told, see `weight_bytes`.
 
     Raises:
         InferenceError: n_seq_max, n_ubatch or n_outputs is not positive, or a type is unknown.
@@ -111,6 +111,7 @@ class EngineSettings:
     flash_attn: FlashChoice = "auto"
     swa_full: bool = False
     spikes: float | None = None
+    sparse: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_seq_max", "n_ubatch", "n_outputs"):
@@ -154,20 +155,20 @@ def forecast(header: GgufHeader, n_ctx: int, settings: EngineSettings = USUAL) -
     # An RWKV has no cache to keep books on.
     books = 0 if shape.is_rwkv else _CELL_BYTES * _pad(n_ctx)
     return replace(
-        forecast_weights(header, settings.spikes),
+        forecast_weights(header, settings.spikes, settings.sparse),
         kv=kv * settings.n_seq_max,
         state=4 * sum(shape.state_values) * settings.n_seq_max,
         buffers=compute_buffer(header, n_ctx, settings) + activations + output + books,
     )
 
 
-def forecast_weights(header: GgufHeader, spikes: float | None = None) -> MemoryForecast:
+def forecast_weights(header: GgufHeader, spikes: float | None = None, sparse: bool = True) -> MemoryForecast:
     """As `forecast`, for a model without any context.
 
     Raises:
         GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
     """
-    weights = weight_bytes(header, spikes)
+    weights = weight_bytes(header, spikes, sparse)
     return MemoryForecast(
         weights=weights.mapped,
         repacked=weights.repacked,

@@ -113,14 +113,16 @@ def require_memory(
     )
 
 
-def require_memory_for_weights(header: GgufHeader, spikes: float | None, room: Room | None = None) -> None:
+def require_memory_for_weights(
+    header: GgufHeader, spikes: float | None, room: Room | None = None, *, sparse: bool = True
+) -> None:
     """Refuse to load a model whose weights alone will not fit.
 
     Raises:
         OutOfMemoryForecast: what is needed and what there is.
         GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
     """
-    need = forecast_weights(header, spikes)
+    need = forecast_weights(header, spikes, sparse)
     refuse_shortage(need, Room.now() if room is None else room, "the model", path=header.files[0])
 
 

@@ -299,6 +299,7 @@ def _header_that_fits(
     from sb_edge.gguf_reader import read_header
     from sb_edge.memory import EngineSettings
     from sb_edge.memory_check import require_memory
+    from sb_edge.quant.sparse_plan import sparse_values
 
     header = read_header(gguf)
     n_ctx = n_tokens or DEFAULT_TOKENS
@@ -307,7 +308,7 @@ def _header_that_fits(
         header,
         n_ctx,
         EngineSettings(kind, kind, n_outputs=min(n_ctx, 512)),
-        extra=header.n_params * REFERENCE_BYTES[dtype] if dtype else 0,
+        extra=(header.n_params - sparse_values(header)) * REFERENCE_BYTES[dtype] if dtype else 0,
         context_option="--tokens",
         kv_option=None,
     )

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from sb_edge.gguf_reader import GgufHeader, TensorEntry
+from sb_edge.quant.sparse_plan import dense_tensors, is_sparse_tensor
 from sb_edge.quant.spike_check import STEMS, effective_plan
 from sb_edge.quant.spike_plan import SpikePlan
 
@@ -46,13 +47,17 @@ class WeightBytes:
 
 
 def weight_bytes(
-    header: GgufHeader, spikes: float | None = None, features: frozenset[str] | None = None
+    header: GgufHeader,
+    spikes: float | None = None,
+    sparse: bool = True,
+    features: frozenset[str] | None = None,
 ) -> WeightBytes:
     """Bytes of the weights when the model is loaded.
 
     Args:
         header: the model's.
         spikes: as `effective_plan` takes it. Weights that are multiplied with spike counts are not repacked.
+        sparse: with the file's sparse layout: columns and zones are used as they are mapped.
         features: of the processor; None: this one's.
 
     Raises:
@@ -61,21 +66,24 @@ def weight_bytes(
     features = cpu_features() if features is None else features
     rows = {kind: step for name, kinds in _RULES.items() if name in features for kind, step in kinds.items()}
     plan = effective_plan(header, spikes)
+    tensors = header.tensors if sparse else dense_tensors(header)
     tied = all(tensor.name != "output.weight" for tensor in header.tensors)
 
     def is_repacked(tensor: TensorEntry) -> bool:
+        if is_sparse_tensor(tensor.name):
+            return False
         if len(tensor.shape) < 2 or tensor.type not in rows or tensor.shape[-2] % rows[tensor.type]:
             return False
         if tensor.name.startswith("token_embd."):
             return tied  # the output's copy: rows of the table itself are looked up as they are
         return not _is_coded(tensor.name, plan)
 
-    copied = [tensor for tensor in header.tensors if is_repacked(tensor)]
+    copied = [tensor for tensor in tensors if is_repacked(tensor)]
     repacked = sum(tensor.nbytes for tensor in copied)
     if not repacked:
-        return WeightBytes(header.nbytes, 0, 0)
+        return WeightBytes(sum(tensor.nbytes for tensor in tensors), 0, 0)
     gone = {tensor.name for tensor in copied if not tensor.name.startswith("token_embd.")}
-    in_place = [tensor for tensor in header.tensors if tensor.name not in gone]
+    in_place = [tensor for tensor in tensors if tensor.name not in gone]
     mapped = 0
     for file in header.files:
         here = [tensor for tensor in in_place if tensor.file == file]

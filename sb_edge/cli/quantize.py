@@ -166,7 +166,8 @@ def _write_tuned(
     from sb_edge.bench.tuning_plot import save_tuning
     from sb_edge.bench.tuning_table import tuning_table
     from sb_edge.gguf_reader import read_header
-    from sb_edge.quant.spike_tuning import DEFAULT_BUDGET, DEFAULT_TOKENS, cut_text, start_k, tune_file
+    from sb_edge.quant.spike_tuning import DEFAULT_BUDGET, start_k, tune_file
+    from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
 
     require_plot_folder(curve)
     tuning_text, held_out = (

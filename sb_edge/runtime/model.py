@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from sb_edge.errors import GgufError, InferenceError, SpikeError
 from sb_edge.gguf_reader import GgufHeader, read_header
 from sb_edge.memory import recurrent_layers
 from sb_edge.memory_check import require_memory_for_weights
+from sb_edge.quant.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_values
 from sb_edge.quant.spike_check import effective_plan
 from sb_edge.quant.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.runtime.binding import clear_log, last_problem, library
@@ -47,19 +48,24 @@ class Model:
         use_mmap: bool = True,
         vocab_only: bool = False,
         spikes: float | None = None,
+        sparse: bool = True,
     ) -> None:
         self.path = Path(path)
         self.header = read_header(self.path) if header is None else header
         _refuse_what_aborts(self.header)
         self.spike_plan = effective_plan(self.header, spikes)
         self.spikes = spikes
+        plan = check_sparse(self.header)
+        self.sparse_plan = plan if sparse else None
         if not vocab_only:
-            require_memory_for_weights(self.header, spikes)
+            for projection in self.sparse_plan.projections if self.sparse_plan else ():
+                projection.read_zones()
+            require_memory_for_weights(self.header, spikes, sparse=sparse)
         lib = library()
         params = lib.llama_model_default_params()
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
         params.vocab_only = vocab_only
-        overrides = _overrides(lib, spikes)
+        overrides = _overrides(lib, {OVERRIDE_KEY: spikes, SPARSE_OVERRIDE_KEY: None if sparse else 0.0})
         params.kv_overrides = overrides
         clear_log()
         self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
@@ -135,7 +141,8 @@ class Model:
 
     @property
     def n_params(self) -> int:
-        return int(library().llama_model_n_params(self.handle))
+        """Number of weights; those of a sparse layout are there twice and count once."""
+        return int(library().llama_model_n_params(self.handle)) - sparse_values(self.header)
 
     @property
     def size_bytes(self) -> int:
@@ -234,14 +241,16 @@ class Model:
         return bool(library().llama_vocab_is_eog(self.vocab, token))
 
 
-def _overrides(lib: Any, spikes: float | None) -> Any:
-    """llama.cpp's list of key overrides, ended by an empty key; None if there is nothing to override."""
-    if spikes is None:
+def _overrides(lib: Any, values: Mapping[str, float | None]) -> Any:
+    """llama.cpp's list of overridden keys, those that are not None, ended by an empty key; or None."""
+    given = {key: value for key, value in values.items() if value is not None}
+    if not given:
         return None
-    overrides = (lib.llama_model_kv_override * 2)()
-    overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT
-    overrides[0].key = OVERRIDE_KEY.encode()
-    overrides[0].value.val_f64 = float(spikes)
+    overrides = (lib.llama_model_kv_override * (len(given) + 1))()
+    for override, (key, value) in zip(overrides, given.items(), strict=False):
+        override.tag = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT
+        override.key = key.encode()
+        override.value.val_f64 = float(value)
     return overrides
 
 

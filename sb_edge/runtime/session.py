@@ -103,6 +103,7 @@ class Session:
                 flash_attn=flash_attn,
                 swa_full=swa_full,
                 spikes=model.spikes,
+                sparse=model.sparse_plan is not None,
             ),
             is_loaded=True,
         )

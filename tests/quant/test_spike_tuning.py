@@ -28,13 +28,12 @@ from sb_edge.quant.spike_tuning import (
     GRID,
     Figures,
     Point,
-    Text,
-    cut_text,
     plan_with,
     require_budget,
     start_k,
     tune_file,
 )
+from sb_edge.quant.tuning_text import Text, cut_text
 from sb_edge.runtime.session import Model, Session
 
 SHARED = ("attn_q", "attn_k", "attn_v")

@@ -1,0 +1,23 @@
+"""The values of a GGUF's tensors."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+
+from sb_edge.gguf_reader import TensorEntry
+
+
+def tensor_bytes(tensor: TensorEntry, *, writable: bool = False) -> np.memmap:
+    """A tensor's bytes in its file, uint8 [rows, bytes of a row]; written ones go to the file."""
+    rows = int(np.prod(tensor.shape[:-1]))
+    mode = "r+" if writable else "r"
+    raw = np.memmap(tensor.file, dtype=np.uint8, mode=mode, offset=tensor.offset, shape=(tensor.nbytes,))
+    return raw.reshape(rows, -1)
+
+
+def tensor_values(tensor: TensorEntry) -> np.ndarray:
+    """A tensor's values as float32, of its shape; quantized ones are dequantized."""
+    kind = gguf.GGMLQuantizationType[tensor.type]
+    values: np.ndarray = gguf.quants.dequantize(tensor_bytes(tensor), kind)
+    return values.reshape(tensor.shape).astype(np.float32, copy=False)

@@ -1,0 +1,228 @@
+"""Tuning dead zones: the most bytes not fetched within a perplexity budget. See docs/sparse.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb_edge.bench.perplexity import divergences, predictions, token_losses
+from sb_edge.convert.gguf_values import tensor_bytes
+from sb_edge.errors import SparseError
+from sb_edge.gguf_reader import read_header
+from sb_edge.progress import Advance, progress_bar
+from sb_edge.quant.dead_zones import SHARES, Floats, ZoneCurve, choose, zones
+from sb_edge.quant.sparse_inputs import Key
+from sb_edge.quant.sparse_plan import SPARSE_PROJECTIONS, zones_name
+from sb_edge.quant.tuning_text import Text
+from sb_edge.runtime.session import Model
+from sb_edge.runtime.sparse import SparseCounts, count_products
+
+DEFAULT_BUDGET = 0.02
+
+DEFAULT_MAX_DENSITY = 0.7
+"""Columns are fetched one by one and added up: about so many of them take as long as all rows."""
+
+PROBE_TOKENS = 256
+"""Of the text, for each kind's loss: divergences vary far less than perplexity does."""
+
+PROBE_SHARE = 0.5
+"""Of channels silent while a kind's loss is measured."""
+
+LEAST_LOSS = 1e-9
+"""Smaller ones are float32's rounding."""
+
+HALVINGS = 8
+"""Of the bracket of the trade-off."""
+
+BRACKET = 2.0**8
+"""The trade-off is searched up to this factor around the one that would spend the budget on one half of all
+bytes."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A projection that could have a sparse layout.
+
+    Attributes:
+        key: layer and name.
+        norms: float32 [n], of the columns of its weight.
+        curve: its choices.
+        nbytes: of its weight by rows in the quantized file.
+    """
+
+    key: Key
+    norms: NDArray[np.float32]
+    curve: ZoneCurve
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trade-off, measured.
+
+    Attributes:
+        trade: nats that may be paid for all the bytes of the candidates.
+        choice: of the candidates, places in their curves; 0: dense.
+        ratio: perplexity over that of the dense product, both token by token.
+        saved: predicted share of the candidates' bytes that is not fetched.
+        counts: of the engine.
+    """
+
+    trade: float
+    choice: tuple[int, ...]
+    ratio: float
+    saved: float
+    counts: SparseCounts
+
+
+@dataclass(frozen=True)
+class ZoneTuning:
+    """What was measured and chosen.
+
+    Attributes:
+        dense: perplexity of the dense product, token by token.
+        losses: of each kind of projection, nats a token that an error of 1 in all its layers would cost, from
+            the divergence at `PROBE_SHARE`.
+        trials: by trade-off.
+        chosen: the one that saves most within the budget.
+    """
+
+    dense: float
+    losses: dict[str, float]
+    trials: tuple[Trial, ...]
+    chosen: Trial
+
+
+def tune_zones(
+    path: Path,
+    candidates: Sequence[Candidate],
+    text: Text,
+    budget: float,
+    max_density: float,
+    *,
+    n_threads: int | None = None,
+) -> ZoneTuning:
+    """Choose a dead zone for every candidate.
+
+    Every projection takes the threshold with the largest saving - loss / trade-off, and one trade-off for all
+    is halved down to where perplexity is within the budget. Losses are local errors times what the kind of
+    projection costs, which one measurement a kind tells.
+
+    Args:
+        path: a GGUF in which every candidate has columns and zones; its zones are overwritten.
+        candidates: at least one.
+        text: that decides, decoded token by token.
+        budget: perplexity may rise by this share; > 0.
+        max_density: as the file has it.
+        n_threads: None: as `default_threads`.
+
+    Raises:
+        SparseError: no dead zones keep the budget.
+    """
+    bench = _Bench(path, candidates, text, max_density, n_threads)
+    kinds = [name for name in SPARSE_PROJECTIONS if any(each.key[1] == name for each in candidates)]
+    with progress_bar("tuning dead zones", len(kinds) + HALVINGS) as advance:
+        losses = {}
+        for kind in kinds:
+            losses[kind] = bench.loss_of(kind)
+            advance(1)
+        trials = _search(bench, losses, budget, advance)
+    within = [trial for trial in trials if trial.ratio <= 1 + budget and any(trial.choice)]
+    if not within:
+        least = min(trials, key=lambda trial: trial.ratio)
+        raise SparseError(
+            f"no dead zones keep a budget of {budget:g}",
+            path=text.name,
+            found=f"perplexity {least.ratio:.5f} times that of the dense product",
+            expected=f"at most {1 + budget:g} times, with some projection sparse",
+            hint="allow more, or a larger --max-density",
+        )
+    chosen = max(within, key=lambda trial: trial.saved)
+    bench.set(chosen.choice)
+    return ZoneTuning(math.exp(bench.dense.mean()), losses, tuple(trials), chosen)
+
+
+def _search(bench: _Bench, losses: Mapping[str, float], budget: float, advance: Advance) -> list[Trial]:
+    weights = np.array([losses[each.key[1]] for each in bench.candidates])
+    middle = 2 * math.log1p(budget)
+    low, high = math.log(middle / BRACKET), math.log(middle * BRACKET)
+    trials: dict[tuple[int, ...], Trial] = {}
+    for _ in range(HALVINGS):
+        trade = math.exp((low + high) / 2)
+        choice = bench.choose(weights, trade)
+        if choice not in trials:
+            trials[choice] = bench.measure(choice, trade)
+        if trials[choice].ratio <= 1 + budget:
+            low = math.log(trade)
+        else:
+            high = math.log(trade)
+        advance(1)
+    return sorted(trials.values(), key=lambda trial: trial.trade)
+
+
+class _Bench:
+    """A GGUF whose zones take any choice, and the text to try them on."""
+
+    def __init__(
+        self,
+        path: Path,
+        candidates: Sequence[Candidate],
+        text: Text,
+        max_density: float,
+        n_threads: int | None,
+    ) -> None:
+        self.candidates = candidates
+        self._path = path
+        self._text = text
+        self._max_density = max_density
+        self._n_threads = n_threads
+        self._bytes = np.array([each.nbytes for each in candidates], np.float64)
+        self._zones = {tensor.name: tensor for tensor in read_header(path).tensors}
+        with Model(path, sparse=False) as model:
+            self.dense = token_losses(model, text.tokens, n_batch=1, n_threads=n_threads)
+            self._reference = self._predict(model)
+
+    def choose(self, weights: Floats, trade: float) -> tuple[int, ...]:
+        """The candidates' choices at a trade-off."""
+        curves = [each.curve for each in self.candidates]
+        gains = self._bytes / self._bytes.sum()
+        return tuple(choose(curves, gains, weights, trade, self._max_density).tolist())
+
+    def set(self, choice: Sequence[int]) -> None:
+        """Write zones."""
+        for candidate, place in zip(self.candidates, choice, strict=True):
+            values = zones(candidate.curve.taus[place], candidate.norms)
+            stored = tensor_bytes(self._zones[zones_name(*candidate.key)], writable=True)
+            stored[:] = values.view(np.uint8)
+            stored.flush()
+
+    def measure(self, choice: tuple[int, ...], trade: float) -> Trial:
+        """Perplexity with a choice."""
+        self.set(choice)
+        with Model(self._path) as model, count_products() as counts:
+            losses = token_losses(model, self._text.tokens, n_batch=1, n_threads=self._n_threads)
+            counted = counts()
+        silent = [each.curve.silent[place] for each, place in zip(self.candidates, choice, strict=True)]
+        saved = float((self._bytes * silent).sum() / self._bytes.sum())
+        return Trial(trade, choice, math.exp(losses.mean() - self.dense.mean()), saved, counted)
+
+    def loss_of(self, kind: str) -> float:
+        """Nats a token for each unit of local error, in every layer's projection of this kind together."""
+        share = min(max(PROBE_SHARE, 1.2 * (1 - self._max_density)), SHARES[-1])
+        place = int(np.searchsorted(SHARES, share - 1e-9))
+        choice = [place if each.key[1] == kind else 0 for each in self.candidates]
+        self.set(choice)
+        with Model(self._path) as model:
+            found = divergences(self._reference, self._predict(model)).mean()
+        errors = [each.curve.errors[at] for each, at in zip(self.candidates, choice, strict=True)]
+        return max(float(found), LEAST_LOSS) / max(sum(errors), LEAST_LOSS)
+
+    def _predict(self, model: Model) -> NDArray[np.floating]:
+        tokens = self._text.tokens[:PROBE_TOKENS]
+        found = predictions(model, tokens, n_batch=1, n_threads=self._n_threads)
+        return np.concatenate([rows for rows, _ in found])
