@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sb_edge.bench.in_turns import Sample, require_memory_for_both, time_in_turns
 from sb_edge.bench.measure import TOKEN_SEED
 from sb_edge.bench.spikes import engine_k
 from sb_edge.bench.stats import Timing, summarize
-from sb_edge.gguf_reader import GgufHeader, read_header
-from sb_edge.memory import EngineSettings, MemoryForecast, forecast
-from sb_edge.memory_check import Alternative, Room, refuse_shortage
-from sb_edge.progress import progress_bar
+from sb_edge.gguf_reader import read_header
+from sb_edge.memory import EngineSettings
 from sb_edge.runtime.session import Model, Session
 
 
@@ -93,65 +90,21 @@ def measure_spike_speed(
     rng = np.random.default_rng(TOKEN_SEED)
     header = read_header(path)
     k = engine_k(header, k)
-    _require_memory(header, k, n_prompt, n_gen)
+    what = "the model, with spikes and without,"
+    require_memory_for_both(header, EngineSettings(spikes=0), EngineSettings(spikes=k), n_prompt, n_gen, what)
     with Model(path, header=header, spikes=0) as plain, Model(path, header=header, spikes=k) as spiking:
         tokens = rng.integers(plain.n_vocab, size=n_prompt + n_gen).tolist()
-        samples: dict[str, list[tuple[int, int]]] = {"without": [], "spiking": []}
         with (
             Session(plain, n_ctx=len(tokens), n_threads=n_threads, n_outputs=1) as without,
             Session(spiking, n_ctx=len(tokens), n_threads=n_threads, n_outputs=1) as coded,
         ):
-            sides = [("without", without), ("spiking", coded)]
-            for _, session in sides:  # pages in weights and fills caches of kernels
-                _time(session, tokens, n_prompt)
-            with progress_bar("with and without spikes", repetitions) as advance:
-                for _ in range(repetitions):
-                    for name, session in sides:
-                        samples[name].append(_time(session, tokens, n_prompt))
-                    sides.reverse()
-                    advance(1)
+            samples = time_in_turns(without, coded, tokens, n_prompt, repetitions, "with and without spikes")
     return (
         _compare(f"pp{n_prompt}", n_prompt, samples, 0),
         _compare(f"tg{n_gen} @ d{n_prompt}", n_gen, samples, 1),
     )
 
 
-def _require_memory(header: GgufHeader, k: float | None, n_prompt: int, n_gen: int) -> None:
-    """Both sides are loaded at once; they share the pages of the file."""
-
-    def need(prompt: int) -> MemoryForecast:
-        plain, spiking = (
-            forecast(header, prompt + n_gen, EngineSettings(spikes=spikes)) for spikes in (0, k)
-        )
-        beside = spiking.beyond_weights().required + spiking.repacked + spiking.engine
-        return replace(plain, extra=beside)
-
-    def shorter() -> Iterator[Alternative]:
-        prompt = n_prompt // 2
-        while prompt:
-            yield f"--n-prompt {prompt}", need(prompt)
-            prompt //= 2
-
-    refuse_shortage(
-        need(n_prompt),
-        Room.now(),
-        "the model, with spikes and without,",
-        path=header.files[0],
-        alternatives=(shorter(),),
-    )
-
-
-def _time(session: Session, tokens: list[int], n_prompt: int) -> tuple[int, int]:
-    """Nanoseconds of the prompt, and of the tokens after it one by one."""
-    session.clear()
-    start = time.perf_counter_ns()
-    session.evaluate(tokens[:n_prompt])
-    middle = time.perf_counter_ns()
-    for token in tokens[n_prompt:]:
-        session.evaluate([token])
-    return middle - start, time.perf_counter_ns() - middle
-
-
-def _compare(label: str, n_tokens: int, samples: dict[str, list[tuple[int, int]]], part: int) -> SpikeSpeed:
-    timings = {name: summarize([pair[part] for pair in pairs], n_tokens) for name, pairs in samples.items()}
-    return SpikeSpeed(label, timings["without"], timings["spiking"])
+def _compare(label: str, n_tokens: int, samples: tuple[list[Sample], list[Sample]], part: int) -> SpikeSpeed:
+    without, spiking = (summarize([pair[part] for pair in pairs], n_tokens) for pairs in samples)
+    return SpikeSpeed(label, without, spiking)

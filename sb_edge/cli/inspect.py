@@ -64,6 +64,7 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
     from pathlib import Path
 
     from sb_edge.memory import EngineSettings, forecast, recurrent_layers, vocabulary_size
+    from sb_edge.quant.sparse_plan import sparse_values
 
     metadata = header.metadata
     document: dict[str, Any] = {
@@ -72,7 +73,7 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
         "architecture": header.arch,
         "name": _text(metadata, "general.name"),
         "file_type": file_type_name(metadata.get("general.file_type")),
-        "n_params": header.n_params,
+        "n_params": header.n_params - sparse_values(header),
         "vocabulary": {
             "model": _text(metadata, "tokenizer.ggml.model"),
             "pre": _text(metadata, "tokenizer.ggml.pre"),
@@ -82,6 +83,7 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
         "hyperparameters": _hyperparameters(header),
         "layers": None,
         "spiking": _spiking(header),
+        "sparse": _sparse(header),
         "memory": None,
         "tensor_types": _by_type(header),
     }
@@ -131,6 +133,28 @@ def _spiking(header: GgufHeader) -> dict[str, Any] | None:
     }
 
 
+def _sparse(header: GgufHeader) -> dict[str, Any] | None:
+    """The sparse layout: its projections by layer, with the mean of the dead zones of their inputs."""
+    from sb_edge.quant.sparse_plan import check_sparse
+
+    plan = check_sparse(header)
+    if plan is None:
+        return None
+    return {
+        "max_density": plan.max_density,
+        "nbytes": sum(each.columns.nbytes + each.zones.nbytes for each in plan.projections),
+        "projections": [
+            {
+                "layer": each.layer,
+                "projection": each.name,
+                "type": each.columns.type,
+                "mean_zone": float(each.read_zones().mean(dtype="float64")),
+            }
+            for each in plan.projections
+        ],
+    }
+
+
 def _text(metadata: dict[str, Any], key: str) -> str | None:
     value = metadata.get(key)
     return value if isinstance(value, str) else None
@@ -142,7 +166,9 @@ def _hyperparameters(header: GgufHeader) -> dict[str, Any]:
     return {
         key.removeprefix(prefix): _plain(value)
         for key, value in header.metadata.items()
-        if key.startswith(prefix) and ".spike." not in key and isinstance(value, int | float | str)
+        if key.startswith(prefix)
+        and not key.startswith((f"{prefix}spike.", f"{prefix}sparse."))
+        and isinstance(value, int | float | str)
     }
 
 
@@ -212,6 +238,7 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if document["architecture"] == ARCH:
         facts += _spike_facts(document["spiking"])
+        facts += _sparse_facts(document["sparse"])
     facts += [(key, str(value)) for key, value in document["hyperparameters"].items()]
     if document["memory"] is not None:
         need = document["memory"]
@@ -234,6 +261,23 @@ def _spike_facts(spiking: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("  queries (S layers)", queries),
         ("  K and V (S layers)", "rounded to INT8" if spiking["kv_rounding"] else "not rounded"),
     ]
+
+
+def _sparse_facts(sparse: dict[str, Any] | None) -> list[tuple[str, str]]:
+    from statistics import fmean
+
+    from sb_edge.output import format_bytes
+
+    if sparse is None:
+        return [("sparse layout", "none")]
+    zones: dict[str, list[float]] = {}
+    for each in sparse["projections"]:
+        zones.setdefault(each["projection"], []).append(each["mean_zone"])
+    size = format_bytes(sparse["nbytes"])
+    facts = [("sparse layout", f"{size}; dense above {sparse['max_density']:.0%} active channels")]
+    for name, means in zones.items():
+        facts.append((f"  {name}", f"{len(means)} layers, mean dead zone {fmean(means):.3g}"))
+    return facts
 
 
 def _print_tensors(document: dict[str, Any], console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,41 @@ def _check_type(value: str | None, known: Iterable[str], parameter: str) -> None
     metavar="FOLDER",
     help="auto: write what was measured to FOLDER, JSON, PNG and SVG.",
 )
+@click.option(
+    "--sparse-layout",
+    is_flag=True,
+    help="Add columns and dead zones, by which decoding skips the weights of silent channels.",
+)
+@click.option(
+    "--sparse-text",
+    type=click.Path(path_type=Path),
+    help="Sparse layout: the UTF-8 text that decides on dead zones; needed.",
+)
+@click.option(
+    "--sparse-budget",
+    type=Budget(),
+    help="Sparse layout: perplexity may rise by this share over the dense product's.  [default: 0.02]",
+)
+@click.option(
+    "--sparse-tokens",
+    type=click.IntRange(64),
+    help="Sparse layout: at most so many tokens of a text.  [default: 2048]",
+)
+@click.option(
+    "--max-density",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Sparse layout: a token with a larger share of active channels takes the dense product.  "
+    "[default: 0.7]",
+)
+@click.option(
+    "--keep-order", is_flag=True, help="Sparse layout: leave the neurons where they are, for adapters."
+)
+@click.option(
+    "--json",
+    "json_target",
+    metavar="FILE",
+    help="Sparse layout: write what was measured to FILE; - as usual.",
+)
 def command(
     source: str,
     target: Path,
@@ -99,6 +135,13 @@ def command(
     tokens: int | None,
     eval_text: Path | None,
     curve: Path | None,
+    sparse_layout: bool,
+    sparse_text: Path | None,
+    sparse_budget: float | None,
+    sparse_tokens: int | None,
+    max_density: float | None,
+    keep_order: bool,
+    json_target: str | None,
 ) -> None:
     """Quantize a GGUF with llama-quantize's types.
 
@@ -123,12 +166,19 @@ def command(
         raise click.UsageError(
             "--budget, --text, --tokens, --eval-text and --curve belong to --spike-k auto."
         )
+    sparse_options = (sparse_text, sparse_budget, sparse_tokens, max_density, json_target)
+    if not sparse_layout and (keep_order or any(option is not None for option in sparse_options)):
+        raise click.UsageError(
+            "--sparse-text, --sparse-budget, --sparse-tokens, --max-density, --keep-order and --json belong "
+            "to --sparse-layout."
+        )
+    if sparse_layout and spike_k is not None:
+        raise click.UsageError("--sparse-layout is for inputs that are not coded: leave out --spike-k.")
     path = resolve_gguf(source)
     write = partial(
         quantize,
-        path,
-        target,
-        qtype,
+        target=target,
+        qtype=qtype,
         imatrix=imatrix,
         n_threads=threads,
         leave_output_tensor=leave_output_tensor,
@@ -139,10 +189,25 @@ def command(
         spike_projections=spike_projections,
         engine=engine,
     )
-    if isinstance(spike_k, str):
-        _write_tuned(write, path, text, eval_text, budget, tokens, curve, threads)
+    if sparse_layout:
+        if sparse_text is None:
+            raise click.UsageError("--sparse-layout needs a --sparse-text that decides on dead zones.")
+        settings = _SparseSettings(
+            sparse_text,
+            sparse_budget,
+            sparse_tokens,
+            max_density,
+            reorder=not keep_order and imatrix is None,
+            allow_requantize=allow_requantize,
+            threads=threads,
+        )
+        _write_sparse(write, path, target, settings, json_target)
+    elif isinstance(spike_k, str):
+        _write_tuned(partial(write, path), path, text, eval_text, budget, tokens, curve, threads)
     else:
-        write(spike_k=spike_k)
+        write(path, spike_k=spike_k)
+    if json_target == "-":
+        return
     click.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -182,3 +247,48 @@ def _write_tuned(
     if curve is not None:
         save_tuning(found[0], curve)
     Console().print(tuning_table(found[0]))
+
+
+@dataclass(frozen=True)
+class _SparseSettings:
+    """The options of `--sparse-layout`."""
+
+    text: Path
+    budget: float | None
+    max_tokens: int | None
+    max_density: float | None
+    reorder: bool
+    allow_requantize: bool
+    threads: int | None
+
+
+def _write_sparse(
+    write: Callable[..., None],
+    source: Path,
+    target: Path,
+    settings: _SparseSettings,
+    json_target: str | None,
+) -> None:
+    """Write the file through `write`, with a sparse layout, and show what was chosen."""
+    from sb_edge.bench.perplexity import read_text
+    from sb_edge.bench.sparse_tables import layout_table
+    from sb_edge.output import emit
+    from sb_edge.quant.sparse_layout import quantize_sparse
+    from sb_edge.quant.sparse_tuning import DEFAULT_BUDGET, DEFAULT_MAX_DENSITY
+    from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+
+    max_tokens = settings.max_tokens or DEFAULT_TOKENS
+    text, held_out = (cut_text(source, *read_text(file), max_tokens) for file in (settings.text, None))
+    layout = quantize_sparse(
+        source,
+        target,
+        lambda floats, finish: write(floats, finish=finish),
+        text=text,
+        held_out=held_out,
+        budget=settings.budget or DEFAULT_BUDGET,
+        max_density=settings.max_density or DEFAULT_MAX_DENSITY,
+        reorder=settings.reorder,
+        allow_requantize=settings.allow_requantize,
+        n_threads=settings.threads,
+    )
+    emit(layout.document(), json_target, lambda console: console.print(layout_table(layout)))
