@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sb_edge.bench.ratios import Ratio
+from sb_edge.bench.sparse_curve import SparseCurve
+from sb_edge.bench.sparse_speed import SparseSpeed
 from sb_edge.output import format_bytes
 from sb_edge.quant.sparse_layout import SparseLayout
 from sb_edge.quant.sparse_plan import SPARSE_PROJECTIONS
@@ -55,3 +59,39 @@ def layout_table(layout: SparseLayout) -> RenderableType:
         ),
         Text(f"\n{NOTE}", style="dim"),
     )
+
+
+def speed_table(result: SparseSpeed) -> RenderableType:
+    """Decode speed, perplexity and what was skipped, with the layout and without."""
+    table = Table(title=f"{result.model}, {result.label}, {len(result.dense.samples_ts)} pairs")
+    for heading in ("", "tokens per second", "perplexity"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("dense", f"{result.dense.median_ts:.2f}", f"{result.perplexity:.3f}")
+    sparse = result.perplexity * result.perplexity_ratio
+    table.add_row("sparse", f"{result.sparse.median_ts:.2f}", f"{sparse:.3f}")
+    change = f"{result.perplexity_ratio - 1:+.2%}"
+    table.add_row("sparse / dense", _ratio(result.ratio), change)
+    return Group(
+        table,
+        Text(
+            f"{result.text}, {result.tokens} predicted tokens: {result.counts.silent_share:.1%} of the "
+            f"sparse projections' channels silent, {result.counts.dense_share:.1%} of their products dense"
+        ),
+    )
+
+
+def curve_table(curves: Sequence[SparseCurve]) -> RenderableType:
+    """Speed of the sparse product over the dense one, by the share of silent channels."""
+    table = Table(title=f"Sparse product over dense, one token, {curves[0].n_threads} thread(s)")
+    table.add_column("silent", justify="right")
+    for curve in curves:
+        table.add_column(curve.label, justify="right")
+    for points in zip(*(curve.points for curve in curves), strict=True):
+        table.add_row(f"{points[0].silent:.0%}", *(_ratio(point.ratio) for point in points))
+    return table
+
+
+def _ratio(ratio: Ratio) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.value:.2f}"
+    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"

@@ -63,8 +63,7 @@ def weight_bytes(
     Raises:
         GgufError, SpikeError: the file's spike keys are wrong.
     """
-    features = cpu_features() if features is None else features
-    rows = {kind: step for name, kinds in _RULES.items() if name in features for kind, step in kinds.items()}
+    rows = _row_steps(cpu_features() if features is None else features)
     plan = effective_plan(header, spikes)
     tensors = header.tensors if sparse else dense_tensors(header)
     tied = all(tensor.name != "output.weight" for tensor in header.tensors)
@@ -91,6 +90,17 @@ def weight_bytes(
             first = min(tensor.offset for tensor in here)
             mapped += max(tensor.offset + tensor.nbytes for tensor in here) - first
     return WeightBytes(mapped, repacked, max(mapped - sum(tensor.nbytes for tensor in in_place), 0))
+
+
+def is_repacked_type(kind: str, n_rows: int) -> bool:
+    """Whether the engine repacks a matrix of this type with so many rows, on this processor."""
+    step = _row_steps(cpu_features()).get(kind)
+    return step is not None and n_rows % step == 0
+
+
+def _row_steps(features: frozenset[str]) -> dict[str, int]:
+    """The types that are repacked, and what their rows must be a multiple of."""
+    return {kind: step for name, kinds in _RULES.items() if name in features for kind, step in kinds.items()}
 
 
 def _is_coded(name: str, plan: SpikePlan | None) -> bool:

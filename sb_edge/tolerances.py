@@ -77,6 +77,11 @@ UPCYCLE_SCALED_GATE = Tolerance(
     1e-3,
     "SiLU is not homogeneous; seen 4e-5",
 )
+SPARSE_PRODUCT = Tolerance(
+    "sparse product against dense, no channel's zone between them",
+    1e-5,
+    "the dense product rounds the input to 8 bits with a half-precision scale",
+)
 
 TABLE = (
     CHUNK_F64,
@@ -94,6 +99,7 @@ TABLE = (
     UPCYCLE_EXACT,
     UPCYCLE_ROUTED,
     UPCYCLE_SCALED_GATE,
+    SPARSE_PRODUCT,
 )
 
 ENGINE_BY_KV_TYPE = {"f32": ENGINE_F32, "f16": ENGINE_F16, "q8_0": ENGINE_Q8_0}

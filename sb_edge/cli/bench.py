@@ -330,3 +330,104 @@ def spikes(
         console.print(table)
 
     emit([result.to_json() for result in results], json_target, render)
+
+
+@command.command()
+@click.argument("model", required=False)
+@click.option(
+    "--synthetic", is_flag=True, help="The products alone, by share of silent channels, instead of MODEL."
+)
+@click.option(
+    "--text", type=click.Path(path_type=Path), help="A UTF-8 text file.  [default: a built-in English text]"
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(2),
+    default=1024,
+    show_default=True,
+    help="At most so many tokens of the text, for perplexity.",
+)
+@click.option(
+    "-p", "--n-prompt", type=click.IntRange(1), default=64, show_default=True, help="Tokens before the timed."
+)
+@click.option(
+    "-n",
+    "--n-gen",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Tokens to decode after them.",
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Pairs of measurements.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the curve of --synthetic, PNG and SVG, to FOLDER.",
+)
+@threads_option
+@json_option
+def sparse(
+    model: str | None,
+    synthetic: bool,
+    text: Path | None,
+    tokens: int,
+    n_prompt: int,
+    n_gen: int,
+    repetitions: int,
+    plot: Path | None,
+    threads: int | None,
+    json_target: str | None,
+) -> None:
+    """Decoding with a sparse layout against without.
+
+    MODEL is a GGUF that `sb-edge quantize --sparse-layout` made. The same weights are measured in turns, and
+    perplexity is of decoding the text token by token.
+    """
+    from sb_edge.bench.sparse_tables import curve_table, speed_table
+    from sb_edge.output import emit
+
+    if (model is None) != synthetic:
+        raise click.UsageError("Name either a MODEL or --synthetic.")
+    if model is None:
+        from sb_edge.bench.plot import require_plot_folder
+        from sb_edge.bench.sparse_curve import measure_curves
+        from sb_edge.bench.sparse_plots import save_curves
+
+        if text is not None:
+            raise click.UsageError("--text needs a MODEL, not --synthetic.")
+        require_plot_folder(plot)
+        curves = measure_curves(repetitions=repetitions, n_threads=threads)
+        if plot is not None:
+            save_curves(curves, plot)
+        emit(
+            [curve.document() for curve in curves],
+            json_target,
+            lambda console: console.print(curve_table(curves)),
+        )
+        return
+    from sb_edge.bench.perplexity import read_text
+    from sb_edge.bench.sparse_speed import measure_sparse_speed
+    from sb_edge.models import resolve_gguf
+
+    if plot is not None:
+        raise click.UsageError("--plot needs --synthetic.")
+    content, name = read_text(text)
+    result = measure_sparse_speed(
+        resolve_gguf(model),
+        content,
+        name=name,
+        n_prompt=n_prompt,
+        n_gen=n_gen,
+        repetitions=repetitions,
+        max_tokens=tokens,
+        n_threads=threads,
+    )
+    emit(result.document(), json_target, lambda console: console.print(speed_table(result)))

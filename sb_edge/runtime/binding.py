@@ -43,7 +43,7 @@ def library() -> Any:
 @cache
 def ggml_base() -> ctypes.CDLL:
     """libggml-base, for reading tensors of a graph."""
-    base = _engine_library("ggml-base")
+    base = engine_library("ggml-base")
     base.ggml_get_name.restype = ctypes.c_char_p
     for function in ("ggml_nelements", "ggml_nrows"):
         getattr(base, function).restype = ctypes.c_int64
@@ -67,17 +67,29 @@ def cpu_function(name: str) -> int:
     Raises:
         InferenceError: the engine has no such function.
     """
-    library()
-    ggml = _engine_library("ggml")
-    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
-    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
     find = ggml_base().ggml_backend_reg_get_proc_address
     find.restype = ctypes.c_void_p
     find.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    address = find(ggml.ggml_backend_reg_by_name(b"CPU"), name.encode())
+    address = find(_cpu_backend(), name.encode())
     if not address:
         raise InferenceError("is no function of the engine's CPU backend", item=name)
     return int(address)
+
+
+def cpu_device() -> int:
+    """ggml's device of the CPU."""
+    get = ggml_base().ggml_backend_reg_dev_get
+    get.restype = ctypes.c_void_p
+    get.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return int(get(_cpu_backend(), 0))
+
+
+def _cpu_backend() -> int:
+    library()
+    ggml = engine_library("ggml")
+    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
+    return int(ggml.ggml_backend_reg_by_name(b"CPU"))
 
 
 def recent_log() -> list[str]:
@@ -114,7 +126,8 @@ def kv_type(name: str) -> int:
         ) from None
 
 
-def _engine_library(name: str) -> ctypes.CDLL:
+def engine_library(name: str) -> ctypes.CDLL:
+    """One of the engine's libraries: "ggml", "ggml-base"."""
     suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
     return ctypes.CDLL(str(activate().library_dir / f"lib{name}.{suffix}"))
 
