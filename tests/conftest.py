@@ -6,11 +6,16 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 # Fixed before HOME changes: engine and built-in models are expensive and read-only here.
 from sb_edge.engine import cache_root
+
+if TYPE_CHECKING:
+    from sb_edge.quant.tuning_text import Text
+    from sb_edge.runtime.session import Model
 
 DATA = Path(__file__).parent / "data"
 
@@ -43,3 +48,64 @@ def golden_gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("golden") / "gla_swa-f32.gguf"
     convert_checkpoint(DATA / "gla_swa", path, outtype="f32")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny preset with a vocabulary; weights larger than usual, so that its predictions differ."""
+    from safetensors.numpy import load_file, save_file
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from sb_edge.bench.perplexity import held_out_text
+    from sb_edge.config import PRESETS
+    from sb_edge.convert.convert import convert_checkpoint
+    from sb_edge.convert.initialise import write_random_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoint = folder / "checkpoint"
+    config = PRESETS["tiny"].model_copy(update={"vocab_size": 320})
+    write_random_checkpoint(config, checkpoint, attention_bias=True, dtype="f32")
+    weights = checkpoint / "model.safetensors"
+    save_file(
+        {
+            name: values if values.ndim == 1 else values * (12 if name == "lm_head.weight" else 4)
+            for name, values in load_file(weights).items()
+        },
+        weights,
+    )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([held_out_text()], trainer)
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    convert_checkpoint(checkpoint, folder / "tiny.gguf", outtype="f32")
+    return folder / "tiny.gguf"
+
+
+@pytest.fixture(scope="session")
+def texts(tiny: Path) -> tuple[Text, Text]:
+    """Two texts drawn from the model's own predictions, which any coding can only make less likely."""
+    from sb_edge.quant.tuning_text import Text
+    from sb_edge.runtime.session import Model
+
+    with Model(tiny) as model:
+        first, second = (Text(f"{seed}.txt", tuple(draw(model, 192, seed))) for seed in (1, 2))
+    return first, second
+
+
+def draw(model: Model, count: int, seed: int) -> Iterator[int]:
+    """Tokens by a model's own predictions, after token 0."""
+    import numpy as np
+
+    from sb_edge.runtime.session import Session
+
+    generator = np.random.default_rng(seed)
+    token = 0
+    with Session(model, n_ctx=count, n_threads=1) as session:
+        for _ in range(count):
+            logits = session.evaluate([token]).astype(np.float64)
+            odds = np.exp(logits - logits.max())
+            token = int(generator.choice(len(odds), p=odds / odds.sum()))
+            yield token

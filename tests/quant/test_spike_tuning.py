@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 from support import exit_code
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from sb_edge.bench.perplexity import held_out_text
-from sb_edge.config import PRESETS
-from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.convert.initialise import write_random_checkpoint
 from sb_edge.convert.rewrite import with_spike_plan
 from sb_edge.errors import InferenceError, SpikeError
 from sb_edge.gguf_reader import read_header
@@ -66,51 +59,6 @@ def test_a_plan_keeps_what_is_not_tuned():
 def test_a_budget_must_be_a_positive_number(budget):
     with pytest.raises(SpikeError, match="budget: must be a positive number"):
         require_budget(budget)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny preset with a vocabulary; weights larger than usual, so that its predictions differ."""
-    folder = tmp_path_factory.mktemp("tiny")
-    checkpoint = folder / "checkpoint"
-    config = PRESETS["tiny"].model_copy(update={"vocab_size": 320})
-    write_random_checkpoint(config, checkpoint, attention_bias=True, dtype="f32")
-    weights = checkpoint / "model.safetensors"
-    save_file(
-        {
-            name: values if values.ndim == 1 else values * (12 if name == "lm_head.weight" else 4)
-            for name, values in load_file(weights).items()
-        },
-        weights,
-    )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([held_out_text()], trainer)
-    tokenizer.save(str(checkpoint / "tokenizer.json"))
-    convert_checkpoint(checkpoint, folder / "tiny.gguf", outtype="f32")
-    return folder / "tiny.gguf"
-
-
-@pytest.fixture(scope="module")
-def texts(tiny: Path) -> tuple[Text, Text]:
-    """Two texts drawn from the model's own predictions, which any coding can only make less likely."""
-    with Model(tiny) as model:
-        first, second = (Text(f"{seed}.txt", tuple(draw(model, 192, seed))) for seed in (1, 2))
-    return first, second
-
-
-def draw(model: Model, count: int, seed: int) -> Iterator[int]:
-    generator = np.random.default_rng(seed)
-    token = 0
-    with Session(model, n_ctx=count, n_threads=1) as session:
-        for _ in range(count):
-            logits = session.evaluate([token]).astype(np.float64)
-            odds = np.exp(logits - logits.max())
-            token = int(generator.choice(len(odds), p=odds / odds.sum()))
-            yield token
 
 
 def perplexity(path: Path, text: Text, spikes: float | None = None) -> float:
