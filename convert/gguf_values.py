@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import gguf
 import numpy as np
 
 from sb_edge.gguf_reader import TensorEntry
 
 
-def tensor_bytes(tensor: TensorEntry, *, writable: bool = False) -> np.memmap:
-    """A tensor's bytes in its file, uint8 [rows, bytes of a row]; written ones go to the file."""
+def tensor_bytes(tensor: TensorEntry, *, writable: bool = False) -> np.ndarray:
+    """A tensor's bytes in its file, uint8 [rows, bytes of a row], mapped: written ones go to it."""
     rows = int(np.prod(tensor.shape[:-1]))
-    mode = "r+" if writable else "r"
+    mode: Literal["r+", "r"] = "r+" if writable else "r"
     raw = np.memmap(tensor.file, dtype=np.uint8, mode=mode, offset=tensor.offset, shape=(tensor.nbytes,))
     return raw.reshape(rows, -1)
 

@@ -106,6 +106,20 @@ def _single(source: Path) -> FileLayout:
     return read_layout(source)
 
 
+def set_number(path: Path, key: str, value: float) -> None:
+    """Overwrite a key of type f32 where it stands, without copying the file.
+
+    Raises:
+        GgufError: not a GGUF, corrupt, or the key is no f32 in it.
+    """
+    span = read_layout(path).keys.get(key)
+    if span is None or not isinstance(read_header(path).metadata[key], float):
+        raise GgufError("is no number", path=path, item=key)
+    with path.open("r+b") as file:
+        file.seek(span[1] - 4)
+        file.write(struct.pack("<f", value))
+
+
 def with_spike_plan(source: Path, target: Path, plan: SpikePlan | None) -> None:
     """Copy a GGUF with this spike plan instead of what it has; None: without one.
 

@@ -88,7 +88,6 @@ def write_reordered(header: GgufHeader, folder: Path, orders: Mapping[int, NDArr
 def _move_rows(tensor: TensorEntry, order: NDArray[np.intp]) -> None:
     rows = tensor_bytes(tensor, writable=True)
     rows[:] = rows[order]
-    rows.flush()
 
 
 def _move_columns(tensor: TensorEntry, order: NDArray[np.intp]) -> None:
@@ -96,4 +95,3 @@ def _move_columns(tensor: TensorEntry, order: NDArray[np.intp]) -> None:
     values = rows.view(f"V{_MOVABLE[tensor.type]}")
     for start in range(0, len(values), _ROWS):
         values[start : start + _ROWS] = values[start : start + _ROWS, order]
-    rows.flush()

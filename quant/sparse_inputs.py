@@ -41,7 +41,7 @@ class InputRecorder:
 
     def __init__(self, norms: Mapping[Key, NDArray[np.float32]], firing: Collection[int] = ()) -> None:
         self.importances = {key: Importances(each) for key, each in norms.items()}
-        self._firing: dict[int, list[NDArray[np.bool_]]] = {layer: [] for layer in firing}
+        self._firing: dict[int, list[NDArray]] = {layer: [] for layer in firing}
 
     def on_tensor(self, name: str, values: NDArray[np.float32]) -> None:
         """Count a node's rows, [T, n]."""

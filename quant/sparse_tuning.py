@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from sb_edge.bench.perplexity import divergences, predictions, token_losses
 from sb_edge.convert.gguf_values import tensor_bytes
+from sb_edge.convert.rewrite import set_number
 from sb_edge.errors import SparseError
 from sb_edge.gguf_reader import read_header
 from sb_edge.progress import Advance, progress_bar
-from sb_edge.quant.dead_zones import SHARES, Floats, ZoneCurve, choose, zones
+from sb_edge.quant.dead_zones import Floats, ZoneCurve, choose, zones
 from sb_edge.quant.sparse_inputs import Key
-from sb_edge.quant.sparse_plan import SPARSE_PROJECTIONS, zones_name
+from sb_edge.quant.sparse_plan import MAX_DENSITY_KEY, SPARSE_PROJECTIONS, zones_name
 from sb_edge.quant.tuning_text import Text
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.sparse import SparseCounts, count_products
@@ -30,18 +31,22 @@ DEFAULT_MAX_DENSITY = 0.7
 PROBE_TOKENS = 256
 """Of the text, for each kind's loss: divergences vary far less than perplexity does."""
 
-PROBE_SHARE = 0.5
-"""Of channels silent while a kind's loss is measured."""
+PROBE_PLACE = 10
+"""In a curve: half of the channels are silent where a kind's loss is measured."""
 
 LEAST_LOSS = 1e-9
 """Smaller ones are float32's rounding."""
 
-HALVINGS = 8
-"""Of the bracket of the trade-off."""
+STEP = 2.0
+"""The trade-off goes down by this factor until the budget is kept."""
 
-BRACKET = 2.0**8
-"""The trade-off is searched up to this factor around the one that would spend the budget on one half of all
-bytes."""
+LARGEST_TRADE = 64.0
+"""Where it begins, in units of the loss that the budget is."""
+
+MOST_STEPS = 16
+
+HALVINGS = 3
+"""Of the last step."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ class ZoneTuning:
 
     Attributes:
         dense: perplexity of the dense product, token by token.
-        losses: of each kind of projection, nats a token that an error of 1 in all its layers would cost, from
-            the divergence at `PROBE_SHARE`.
+        losses: of each kind of projection, nats a token that an error of 1 in all its layers would cost: the
+            divergence at `PROBE_PLACE` from the same columns without dead zones.
         trials: by trade-off.
         chosen: the one that saves most within the budget.
     """
@@ -110,15 +115,16 @@ def tune_zones(
     """Choose a dead zone for every candidate.
 
     Every projection takes the threshold with the largest saving - loss / trade-off, and one trade-off for all
-    is halved down to where perplexity is within the budget. Losses are local errors times what the kind of
-    projection costs, which one measurement a kind tells.
+    goes down to where perplexity is within the budget: from above, since columns are not quantized as rows
+    are, which alone moves the perplexity of a few sparse projections either way. Losses are local errors
+    times what the kind of projection costs, which one measurement a kind tells.
 
     Args:
-        path: a GGUF in which every candidate has columns and zones; its zones are overwritten.
+        path: a GGUF in which every candidate has columns and zones; its zones and its share are overwritten.
         candidates: at least one.
         text: that decides, decoded token by token.
         budget: perplexity may rise by this share; > 0.
-        max_density: as the file has it.
+        max_density: as it will be stored.
         n_threads: None: as `default_threads`.
 
     Raises:
@@ -126,11 +132,12 @@ def tune_zones(
     """
     bench = _Bench(path, candidates, text, max_density, n_threads)
     kinds = [name for name in SPARSE_PROJECTIONS if any(each.key[1] == name for each in candidates)]
-    with progress_bar("tuning dead zones", len(kinds) + HALVINGS) as advance:
+    with progress_bar("tuning dead zones", None) as advance:
         losses = {}
         for kind in kinds:
             losses[kind] = bench.loss_of(kind)
             advance(1)
+        set_number(path, MAX_DENSITY_KEY, max_density)
         trials = _search(bench, losses, budget, advance)
     within = [trial for trial in trials if trial.ratio <= 1 + budget and any(trial.choice)]
     if not within:
@@ -149,19 +156,24 @@ def tune_zones(
 
 def _search(bench: _Bench, losses: Mapping[str, float], budget: float, advance: Advance) -> list[Trial]:
     weights = np.array([losses[each.key[1]] for each in bench.candidates])
-    middle = 2 * math.log1p(budget)
-    low, high = math.log(middle / BRACKET), math.log(middle * BRACKET)
     trials: dict[tuple[int, ...], Trial] = {}
-    for _ in range(HALVINGS):
-        trade = math.exp((low + high) / 2)
+
+    def is_within(trade: float) -> bool:
         choice = bench.choose(weights, trade)
         if choice not in trials:
             trials[choice] = bench.measure(choice, trade)
-        if trials[choice].ratio <= 1 + budget:
-            low = math.log(trade)
-        else:
-            high = math.log(trade)
-        advance(1)
+            advance(1)
+        return trials[choice].ratio <= 1 + budget
+
+    low = LARGEST_TRADE * math.log1p(budget)
+    steps = 0
+    while not is_within(low) and steps < MOST_STEPS:
+        low /= STEP
+        steps += 1
+    high = low * STEP
+    for _ in range(HALVINGS if steps else 0):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if is_within(middle) else (low, middle)
     return sorted(trials.values(), key=lambda trial: trial.trade)
 
 
@@ -185,6 +197,9 @@ class _Bench:
         self._zones = {tensor.name: tensor for tensor in read_header(path).tensors}
         with Model(path, sparse=False) as model:
             self.dense = token_losses(model, text.tokens, n_batch=1, n_threads=n_threads)
+        set_number(path, MAX_DENSITY_KEY, 1)  # columns everywhere
+        self.set([0] * len(candidates))
+        with Model(path) as model:
             self._reference = self._predict(model)
 
     def choose(self, weights: Floats, trade: float) -> tuple[int, ...]:
@@ -199,7 +214,6 @@ class _Bench:
             values = zones(candidate.curve.taus[place], candidate.norms)
             stored = tensor_bytes(self._zones[zones_name(*candidate.key)], writable=True)
             stored[:] = values.view(np.uint8)
-            stored.flush()
 
     def measure(self, choice: tuple[int, ...], trade: float) -> Trial:
         """Perplexity with a choice."""
@@ -213,9 +227,7 @@ class _Bench:
 
     def loss_of(self, kind: str) -> float:
         """Nats a token for each unit of local error, in every layer's projection of this kind together."""
-        share = min(max(PROBE_SHARE, 1.2 * (1 - self._max_density)), SHARES[-1])
-        place = int(np.searchsorted(SHARES, share - 1e-9))
-        choice = [place if each.key[1] == kind else 0 for each in self.candidates]
+        choice = [PROBE_PLACE if each.key[1] == kind else 0 for each in self.candidates]
         self.set(choice)
         with Model(self._path) as model:
             found = divergences(self._reference, self._predict(model)).mean()

@@ -13,7 +13,14 @@ import pytest
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/gguf.md", "docs/benchmarks.md", "docs/spikes.md", "docs/distill.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/gguf.md",
+    "docs/benchmarks.md",
+    "docs/spikes.md",
+    "docs/sparse.md",
+    "docs/distill.md",
+)
 
 
 def commands(document: str) -> list[str]:
