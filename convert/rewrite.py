@@ -112,9 +112,10 @@ def set_number(path: Path, key: str, value: float) -> None:
     Raises:
         GgufError: not a GGUF, corrupt, or the key is no f32 in it.
     """
-    span = read_layout(path).keys.get(key)
-    if span is None or not isinstance(read_header(path).metadata[key], float):
-        raise GgufError("is no number", path=path, item=key)
+    span = read_layout(path).keys.get(key, (0, 0))
+    with path.open("rb") as file:
+        if not _section(file, span).startswith(_text(key) + struct.pack("<I", Kind.FLOAT32)):
+            raise GgufError("is no f32", path=path, item=key)
     with path.open("r+b") as file:
         file.seek(span[1] - 4)
         file.write(struct.pack("<f", value))

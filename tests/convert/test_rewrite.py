@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.convert.rewrite import with_metadata, with_spike_plan
+from sb_edge.convert.gguf_writer import PlannedTensor
+from sb_edge.convert.rewrite import set_number, with_metadata, with_spike_plan, with_tensors
 from sb_edge.errors import GgufError, OutputError
 from sb_edge.gguf_reader import read_header, read_layout
 from sb_edge.quant.spike_plan import SpikePlan
@@ -150,3 +151,38 @@ def test_a_failure_keeps_the_earlier_file(golden_gguf, tmp_path):
     with pytest.raises(GgufError, match="is truncated"):
         with_metadata(source, target, values={"x": 1.0})
     assert target.read_bytes() == b"earlier"
+
+
+def test_tensors_are_added_after_odd_ends(many_types: Path, tmp_path: Path) -> None:
+    with many_types.open("ab") as file:
+        file.write(b"what nobody reads")
+    planned = [
+        PlannedTensor("d", "", (2, 3), gguf.GGMLQuantizationType.F32),
+        PlannedTensor("e", "", (5,), gguf.GGMLQuantizationType.F16),
+    ]
+    target = tmp_path / "out.gguf"
+    values = {"spikingbrain.spike.k": 2.0}
+    with_tensors(
+        many_types, target, planned, lambda tensor: [np.full(tensor.nbytes, 1, np.uint8)], values=values
+    )
+    before, after = (gguf.GGUFReader(path).tensors for path in (many_types, target))
+    assert [tensor.name for tensor in after] == ["a", "b", "c", "d", "e"]
+    for old, new in zip(before, after, strict=False):
+        assert old.data.tobytes() == new.data.tobytes()
+    assert after[3].data.shape == (2, 3) and set(after[4].data.tobytes()) == {1}
+    assert read_header(target).metadata["spikingbrain.spike.k"] == 2.0
+    wrong = [PlannedTensor("d", "", (3,), gguf.GGMLQuantizationType.F32)]
+    with pytest.raises(OutputError, match="another size than planned"):
+        with_tensors(many_types, tmp_path / "no.gguf", wrong, lambda _: [np.zeros(1, np.uint8)], values={})
+    assert not (tmp_path / "no.gguf").exists()
+
+
+def test_a_number_is_changed_in_place(many_types: Path) -> None:
+    before = many_types.read_bytes()
+    set_number(many_types, "n.FLOAT32", 0.75)
+    after = many_types.read_bytes()
+    assert read_header(many_types).metadata["n.FLOAT32"] == 0.75
+    assert sum(old != new for old, new in zip(before, after, strict=True)) <= 4
+    for key in ("absent", "texts", "n.INT32", "n.FLOAT64"):
+        with pytest.raises(GgufError, match=f"{key}: is no f32"):
+            set_number(many_types, key, 1)
