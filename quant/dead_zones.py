@@ -40,12 +40,15 @@ class Importances:
 
     def add(self, x: NDArray[np.float32]) -> None:
         """Count inputs, [T, n]."""
-        values = (np.abs(x) * self.norms).ravel()
+        values = np.abs(x) * self.norms
+        # Each token counts alike: the huge entries of a few would hide what all others lose.
+        energies = np.square(values, dtype=np.float64)
+        energies /= np.maximum(energies.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
         with np.errstate(divide="ignore"):
-            places = np.log2(values)
+            places = np.log2(values.ravel())
         bins = np.clip((places - _LOWEST) * _STEPS, 0, _BINS - 1).astype(np.int64)
         self._counts += np.bincount(bins, minlength=_BINS)
-        self._energies += np.bincount(bins, weights=np.square(values, dtype=np.float64), minlength=_BINS)
+        self._energies += np.bincount(bins, weights=energies.ravel(), minlength=_BINS)
 
     def curve(self) -> ZoneCurve:
         """What thresholds at about `SHARES` give."""
@@ -65,8 +68,8 @@ class ZoneCurve:
     Attributes:
         taus: [n], ascending from 0.
         silent: [n], share of the inputs' entries that are silent.
-        errors: [n], share of the sum of (x_c w_c)^2 that those have: the relative square error of the
-            product, for columns that are independent.
+        errors: [n], share of a token's sum of (x_c w_c)^2 that those have, the mean over the tokens: the
+            relative square error of the product, for columns that are independent.
     """
 
     taus: Floats
