@@ -137,7 +137,7 @@ def test_a_smaller_cache_needs_less(golden_gguf):
 def test_layers_of_other_architectures(tmp_path):
     from sb_edge.convert.lfm2_shape import Lfm2Shape, write_lfm2_gguf
 
-    shape = Lfm2Shape(3, (1,), hidden=64, n_head=2, n_head_kv=1, ffn=96, vocab=64)
+    shape = Lfm2Shape(n_layer=3, attention_layers=(1,), hidden=64, n_head=2, n_head_kv=1, ffn=96, vocab=64)
     write_lfm2_gguf(tmp_path / "lfm2.gguf", shape=shape)
     text = run(tmp_path / "lfm2.gguf")
     assert "CAC" in text and "short convolution (2)" in text

@@ -1,6 +1,7 @@
 #include "sb-compiler.h"
 #include "sb-sparse-cpu.h"
 
+#include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
 #include "simd-mappings.h"
@@ -292,7 +293,14 @@ size_t sb_sparse_work_size(const ggml_tensor * op, int n_threads) {
     return sb_sparse_work(op->src[SB_SPARSE_X]->ne[0], op->ne[0], op->ne[1]).all(n_threads) + 64;
 }
 
+// Only the rows may lie in a layout of their own.
 bool sb_sparse_supports(const ggml_tensor * op) {
+    for (int i = SB_SPARSE_COLUMNS; i <= SB_SPARSE_X; ++i) {
+        const ggml_backend_buffer_t buffer = op->src[i]->buffer;
+        if (buffer != nullptr && !ggml_backend_buft_is_host(ggml_backend_buffer_get_type(buffer))) {
+            return false;
+        }
+    }
     const ggml_tensor * columns = op->src[SB_SPARSE_COLUMNS];
     return ggml_is_contiguous(columns) && ggml_is_contiguous(op->src[SB_SPARSE_X]) &&
         (columns->type == GGML_TYPE_F32 || ggml_get_type_traits(columns->type)->to_float != nullptr);
