@@ -642,11 +642,12 @@ void sb_attn_run(const sb_attn_args & a, const sb_attn_plan & plan, const sb_att
 
     std::fill(sums, sums + sb_attn_item_sums(plan), 0.0f);
     for (int64_t h = 0; h < plan.heads; ++h) {
+        const sb_attn_scratch first = sb_attn_lay_out(plan, own, sums, h, 0);
+        std::fill(first.k, first.k + plan.k, 0.0f); // the first block may end early,
+        std::fill(first.v, first.v + plan.v, 0.0f); // and rows of values are padded
         for (int64_t i = 0; i < plan.tiles; ++i) {
             const sb_attn_scratch s = sb_attn_lay_out(plan, own, sums, h, i);
             std::fill(s.max, s.max + plan.rows, SB_NOTHING_YET);
-            std::fill(s.k, s.k + plan.k, 0.0f); // the first block may end early,
-            std::fill(s.v, s.v + plan.v, 0.0f); // and rows of values are padded
             sb_attn_load_queries(a, plan, sb_attn_get_tile(a, plan, item, i), item.head + h, item.seq, s.q);
         }
     }

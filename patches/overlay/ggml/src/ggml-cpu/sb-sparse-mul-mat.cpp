@@ -53,24 +53,25 @@ bool sb_is_silent(float x, float zone) {
     return std::fabs(x) < zone;
 }
 
-int64_t sb_count_active(const sb_sparse_args & a) {
-    int64_t n_active = 0;
-    for (int64_t t = 0; t < a.n_tokens; ++t) {
-        for (int64_t c = 0; c < a.n; ++c) {
-            n_active += !sb_is_silent(a.x[t*a.n + c], a.zones[c]);
-        }
-    }
-    return n_active;
+// A token's active channels, ascending, after their number.
+int32_t * sb_list_of(const sb_sparse_args & a, int32_t * lists, int64_t token) {
+    return lists + token*(a.n + 1);
 }
 
-// The active channels of a token, ascending; returns how many there are.
-int64_t sb_list_active(const sb_sparse_args & a, int64_t token, int32_t * list) {
-    int64_t n_active = 0;
-    for (int64_t c = 0; c < a.n; ++c) {
-        list[n_active] = (int32_t) c;
-        n_active += !sb_is_silent(a.x[token*a.n + c], a.zones[c]);
+// Lists the active channels of all tokens; returns how many there are.
+int64_t sb_list_active(const sb_sparse_args & a, int32_t * lists) {
+    int64_t n_all = 0;
+    for (int64_t t = 0; t < a.n_tokens; ++t) {
+        int32_t * list     = sb_list_of(a, lists, t);
+        int32_t   n_active = 0;
+        for (int64_t c = 0; c < a.n; ++c) {
+            list[1 + n_active] = (int32_t) c;
+            n_active += !sb_is_silent(a.x[t*a.n + c], a.zones[c]);
+        }
+        list[0] = n_active;
+        n_all  += n_active;
     }
-    return n_active;
+    return n_all;
 }
 
 // ---- a column times a number, added to sums ----
@@ -219,20 +220,21 @@ void sb_sparse_reference(const sb_sparse_args & a) {
     }
 }
 
-// ---- the work space: for each thread its list, its sums and a converted column; then x for the dense product ----
+// ---- the work space: for each thread its lists, its sums and a converted column; then x for the dense product ----
 
 size_t sb_pad(size_t n) {
     return (n + 63)/64*64;
 }
 
 struct sb_sparse_work {
-    size_t list;   // bytes
+    size_t lists;  // bytes
     size_t sums;
     size_t thread; // all of a thread's
     size_t x;
 
     sb_sparse_work(int64_t n, int64_t m, int64_t n_tokens) :
-        list(sb_pad(n*sizeof(int32_t))), sums(sb_pad(m*sizeof(float))), thread(list + 2*sums), x(sb_pad(n*n_tokens*sizeof(float))) {}
+        lists(sb_pad(n_tokens*(n + 1)*sizeof(int32_t))), sums(sb_pad(m*sizeof(float))), thread(lists + 2*sums),
+        x(sb_pad(n*n_tokens*sizeof(float))) {}
 
     size_t all(int n_threads) const { return n_threads*thread + x; }
 };
@@ -256,11 +258,11 @@ void sb_sparse_token(const ggml_compute_params * params, const sb_sparse_args & 
     const int nth = params->nth;
 
     char * own  = sb_work_of(params) + ith*work.thread;
-    auto * list = (int32_t *) own;
-    auto * sums = (float *) (own + work.list);
-    auto * copy = (float *) (own + work.list + work.sums);
+    auto * list = sb_list_of(a, (int32_t *) own, token);
+    auto * sums = (float *) (own + work.lists);
+    auto * copy = (float *) (own + work.lists + work.sums);
 
-    const int64_t n_active = sb_list_active(a, token, list);
+    const int64_t n_active = *list++;
     const int64_t n_groups = (n_active + sb_together - 1)/sb_together;
     const int64_t first    = std::min(n_groups*ith/nth*sb_together, n_active);
     const int64_t last     = std::min(n_groups*(ith + 1)/nth*sb_together, n_active);
@@ -271,7 +273,7 @@ void sb_sparse_token(const ggml_compute_params * params, const sb_sparse_args & 
     for (int64_t j = a.m*ith/nth; j < a.m*(ith + 1)/nth; ++j) {
         float sum = 0.0f;
         for (int i = 0; i < nth; ++i) {
-            sum += ((const float *) (sb_work_of(params) + i*work.thread + work.list))[j];
+            sum += ((const float *) (sb_work_of(params) + i*work.thread + work.lists))[j];
         }
         a.out[token*a.m + j] = sum;
     }
@@ -315,7 +317,7 @@ bool ggml_compute_forward_sparse_mul_mat(const ggml_compute_params * params, ggm
         return true;
     }
     const sb_sparse_work work(a.n, a.m, a.n_tokens);
-    const int64_t n_active = sb_count_active(a);
+    const int64_t n_active = sb_list_active(a, (int32_t *) (sb_work_of(params) + params->ith*work.thread));
     const bool    is_dense = n_active > a.max_density*(float) (a.n*a.n_tokens);
     if (params->ith == 0) {
         sb_count(a, n_active, is_dense);
