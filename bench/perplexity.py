@@ -46,6 +46,22 @@ def read_text(file: Path | None) -> tuple[str, str]:
         raise InferenceError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
 
 
+def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: str | None = None) -> None:
+    """Refuse a text of fewer tokens.
+
+    Raises:
+        InferenceError: what was found in `where`, a file or the name of a text.
+    """
+    if len(tokens) < least:
+        raise InferenceError(
+            "the text is too short",
+            path=where,
+            found=f"{len(tokens)} tokens",
+            expected=f"at least {least}",
+            hint=hint,
+        )
+
+
 def perplexity(
     model: Model, text: str, *, n_threads: int | None = None, max_tokens: int = 2048
 ) -> Perplexity:
@@ -55,10 +71,7 @@ def perplexity(
         InferenceError: the model has no vocabulary, or the text has fewer than two tokens.
     """
     tokens = model.tokenize(text)[:max_tokens]
-    if len(tokens) < 2:
-        raise InferenceError(
-            "the text is too short", path=model.path, found=f"{len(tokens)} tokens", expected="at least 2"
-        )
+    require_tokens(tokens, 2, model.path)
     found = predictions(model, tokens, n_batch=512, n_threads=n_threads, dtype=np.float64)
     nll = np.concatenate([nll for _, nll in found])
     return Perplexity(math.exp(nll.mean()), len(nll))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.bench.perplexity import predictions
+from sb_edge.bench.perplexity import divergences, predictions, require_tokens
 from sb_edge.errors import InferenceError
 from sb_edge.progress import progress_bar
 from sb_edge.runtime.session import Model
@@ -84,10 +84,7 @@ def compare_quality(
     with Model(model_path, spikes=spikes) as model, Model(base_path) as base:
         tokens = model.tokenize(text)[:max_tokens]
         _require_same_vocabulary(model, base, text, tokens)
-        if len(tokens) < 2:
-            raise InferenceError(
-                "the text is too short", path=name, found=f"{len(tokens)} tokens", expected="at least 2"
-            )
+        require_tokens(tokens, 2, name)
         pieces = [tokens[start : start + context] for start in range(0, len(tokens), context)]
         columns: list[Floats] = []
         with progress_bar("reading the text twice, tokens", len(tokens)) as advance:
@@ -123,7 +120,7 @@ def _compare(model: Model, base: Model, tokens: Sequence[int], n_threads: int | 
     )
     for (expected, base_nll), (found, nll) in both:
         rows = len(nll)  # the last piece's last prediction has no token to be held against
-        kl = (np.exp(expected) * (expected - found)).sum(axis=1, dtype=np.float64)[:rows]
+        kl = divergences(expected, found)[:rows]
         same = (expected.argmax(axis=1) == found.argmax(axis=1))[:rows]
         parts.append(np.stack([nll, base_nll, kl, same.astype(np.float64)]))
     return np.concatenate(parts, axis=1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sb_edge.bench.ratios import Ratio, speed_ratio
 from sb_edge.cpu import default_threads, fast_cpus, kept_on
 from sb_edge.errors import ParityError
-from sb_edge.gguf_reader import GGML_TYPES
+from sb_edge.gguf_reader import BLOCK_SIZES
 from sb_edge.metrics import nmse
 from sb_edge.progress import progress_bar
 from sb_edge.runtime.products import ACTIVE, SILENT, Products
@@ -101,7 +101,7 @@ def measure_curves(
     ):
         curves = []
         for kind, (n_outputs, n_inputs) in cases:
-            block, size = {name: sizes for name, *sizes in GGML_TYPES.values()}[kind]
+            block, size = BLOCK_SIZES[kind]
             copies = max(working_bytes // (n_outputs * n_inputs // block * size), 1)
             with Products(kind, n_outputs, n_inputs, copies, threads) as products:
                 points = []

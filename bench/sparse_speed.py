@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sb_edge.bench.in_turns import require_memory_for_both, time_in_turns
-from sb_edge.bench.perplexity import token_losses
+from sb_edge.bench.perplexity import require_tokens, token_losses
 from sb_edge.bench.ratios import Ratio, speed_ratio
 from sb_edge.bench.stats import Timing, summarize
-from sb_edge.errors import InferenceError, SparseError
+from sb_edge.errors import SparseError
 from sb_edge.gguf_reader import read_header
 from sb_edge.memory import EngineSettings
 from sb_edge.quant.sparse_plan import check_sparse
@@ -100,14 +100,7 @@ def measure_sparse_speed(
     require_memory_for_both(header, EngineSettings(sparse=False), EngineSettings(), n_prompt, n_gen, what)
     with Model(path, header=header, sparse=False) as dense, Model(path, header=header) as sparse:
         tokens = dense.tokenize(text)[: max(max_tokens, n_prompt + n_gen)]
-        if len(tokens) < n_prompt + n_gen:
-            raise InferenceError(
-                "the text is too short",
-                path=name,
-                found=f"{len(tokens)} tokens",
-                expected=f"at least {n_prompt + n_gen}",
-                hint="give a longer --text or a smaller --n-prompt",
-            )
+        require_tokens(tokens, n_prompt + n_gen, name, "give a longer --text or a smaller --n-prompt")
         timed = tokens[: n_prompt + n_gen]
         with (
             Session(dense, n_ctx=len(timed), n_threads=n_threads, n_outputs=1) as without,

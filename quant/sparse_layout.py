@@ -23,7 +23,7 @@ from sb_edge.convert.gguf_writer import PlannedTensor
 from sb_edge.convert.rewrite import with_tensors
 from sb_edge.errors import OutputError, SparseError
 from sb_edge.files import require_free_space
-from sb_edge.gguf_reader import GGML_TYPES, GgufHeader, TensorEntry, read_header
+from sb_edge.gguf_reader import BLOCK_SIZES, GgufHeader, TensorEntry, read_header
 from sb_edge.progress import progress_bar
 from sb_edge.quant.dead_zones import zones
 from sb_edge.quant.neuron_order import firing_order, movable_layers, write_reordered
@@ -256,7 +256,7 @@ class _Layout:
 
     def type_of(self, key: Key) -> GGMLQuantizationType:
         """Of a projection's columns."""
-        block, size = {name: sizes for name, *sizes in GGML_TYPES.values()}[self._rows[row_name(*key)].type]
+        block, size = BLOCK_SIZES[self._rows[row_name(*key)].type]
         narrow = 8 * size / block <= NARROW_BITS
         return GGMLQuantizationType.Q4_0 if narrow else GGMLQuantizationType.Q8_0
 

@@ -58,6 +58,9 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
 }
 """ggml's tensor types: number to (name, values in a block, bytes of a block)."""
 
+BLOCK_SIZES = {name: (block, size) for name, block, size in GGML_TYPES.values()}
+"""Values in a block and bytes of a block, by the type's name."""
+
 _SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),

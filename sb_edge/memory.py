@@ -9,12 +9,12 @@ import numpy as np
 from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError
 from sb_edge.flash_attention import FlashChoice, uses_flash_attention
-from sb_edge.gguf_reader import GGML_TYPES, GgufHeader
+from sb_edge.gguf_reader import BLOCK_SIZES, GgufHeader
 from sb_edge.repacking import weight_bytes
 
 _CELL_STEP = 256  # the engine rounds contexts and window caches up to this
 _MAX_LAYERS = 512  # the engine's own limit (LLAMA_MAX_LAYERS)
-_BLOCKS = {name.lower(): (block, size) for name, block, size in GGML_TYPES.values()}
+_BLOCKS = {name.lower(): sizes for name, sizes in BLOCK_SIZES.items()}
 _Q8_0 = "q8_0"
 
 # Measured: what the engine takes beside the buffers that it reports.

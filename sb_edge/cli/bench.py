@@ -18,11 +18,12 @@ from sb_edge.cli.bench_options import (
     measuring_options,
     models_of,
     n_gen_option,
+    pair_options,
     running_options,
     show_row,
 )
 from sb_edge.cli.bench_results import compare, report
-from sb_edge.cli.options import json_option, threads_option
+from sb_edge.cli.options import json_option, text_option, threads_option
 from sb_edge.cli.spike_options import SpikeK, run_spikes_options
 
 if TYPE_CHECKING:
@@ -270,20 +271,7 @@ def convert(
 @command.command()
 @click.argument("model", default="default")
 @click.option("--spike-k", type=SpikeK(), help="With this k.  [default: as the file says, else 3]")
-@click.option(
-    "-p", "--n-prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the prompt."
-)
-@click.option(
-    "-n", "--n-gen", type=click.IntRange(1), default=64, show_default=True, help="Tokens to decode after it."
-)
-@click.option(
-    "-r",
-    "--repetitions",
-    type=click.IntRange(1),
-    default=10,
-    show_default=True,
-    help="Pairs of measurements.",
-)
+@pair_options(512, 64)
 @threads_option
 @json_option
 def spikes(
@@ -337,9 +325,7 @@ def spikes(
 @click.option(
     "--synthetic", is_flag=True, help="The products alone, by share of silent channels, instead of MODEL."
 )
-@click.option(
-    "--text", type=click.Path(path_type=Path), help="A UTF-8 text file.  [default: a built-in English text]"
-)
+@text_option
 @click.option(
     "--tokens",
     type=click.IntRange(2),
@@ -347,25 +333,7 @@ def spikes(
     show_default=True,
     help="At most so many tokens of the text, for perplexity.",
 )
-@click.option(
-    "-p", "--n-prompt", type=click.IntRange(1), default=64, show_default=True, help="Tokens before the timed."
-)
-@click.option(
-    "-n",
-    "--n-gen",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Tokens to decode after them.",
-)
-@click.option(
-    "-r",
-    "--repetitions",
-    type=click.IntRange(1),
-    default=10,
-    show_default=True,
-    help="Pairs of measurements.",
-)
+@pair_options(64, 64)
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),

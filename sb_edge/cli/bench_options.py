@@ -74,6 +74,36 @@ def n_gen_option(command: Command) -> Command:
     )(command)
 
 
+def pair_options(n_prompt: int, n_gen: int) -> Callable[[Command], Command]:
+    """`--n-prompt`, `--n-gen` and `--repetitions` of what is timed in pairs."""
+    return _all(
+        click.option(
+            "-p",
+            "--n-prompt",
+            type=click.IntRange(1),
+            default=n_prompt,
+            show_default=True,
+            help="Tokens of the prompt.",
+        ),
+        click.option(
+            "-n",
+            "--n-gen",
+            type=click.IntRange(1),
+            default=n_gen,
+            show_default=True,
+            help="Tokens to decode after it.",
+        ),
+        click.option(
+            "-r",
+            "--repetitions",
+            type=click.IntRange(1),
+            default=10,
+            show_default=True,
+            help="Pairs of measurements.",
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Measuring:
     """How to measure: the values of `measuring_options`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +17,10 @@ json_option = click.option(
     "json_target",
     metavar="FILE",
     help="Write JSON to FILE; - for standard output, and nothing else there.",
+)
+
+text_option = click.option(
+    "--text", type=click.Path(path_type=Path), help="A UTF-8 text file.  [default: a built-in English text]"
 )
 
 threads_option = click.option(

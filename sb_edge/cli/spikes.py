@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import json_option, threads_option
+from sb_edge.cli.options import json_option, text_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ class Ks(CommaSeparated):
         return float(SpikeK().convert(text, param, ctx))
 
 
-text_option = click.option(
-    "--text", type=click.Path(path_type=Path), help="A UTF-8 text file.  [default: a built-in English text]"
-)
 spike_k_option = click.option(
     "--spike-k",
     type=SpikeK(),

@@ -6,6 +6,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from dense_shapes import dense_shapes
 from safetensors.numpy import load_file, save_file
 
 from sb_edge.convert.base_model import open_base
@@ -18,32 +19,15 @@ HIDDEN, HEADS, KV_HEADS, FFN, VOCAB, LAYERS = 64, 4, 2, 96, 50, 3
 
 def weights(bias: bool = False, tied: bool = True) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    kv = HIDDEN // HEADS * KV_HEADS
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCAB, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-    }
-    if not tied:
-        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
-    for n in range(LAYERS):
-        prefix = f"model.layers.{n}."
-        shapes |= {
-            prefix + "input_layernorm.weight": (HIDDEN,),
-            prefix + "post_attention_layernorm.weight": (HIDDEN,),
-            prefix + "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
-            prefix + "self_attn.k_proj.weight": (kv, HIDDEN),
-            prefix + "self_attn.v_proj.weight": (kv, HIDDEN),
-            prefix + "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-            prefix + "mlp.gate_proj.weight": (FFN, HIDDEN),
-            prefix + "mlp.up_proj.weight": (FFN, HIDDEN),
-            prefix + "mlp.down_proj.weight": (HIDDEN, FFN),
-        }
-        if bias:
-            shapes |= {
-                prefix + "self_attn.q_proj.bias": (HIDDEN,),
-                prefix + "self_attn.k_proj.bias": (kv,),
-                prefix + "self_attn.v_proj.bias": (kv,),
-            }
+    shapes = dense_shapes(
+        vocab=VOCAB,
+        hidden=HIDDEN,
+        n_layer=LAYERS,
+        kv=HIDDEN // HEADS * KV_HEADS,
+        ffn=FFN,
+        bias=bias,
+        tied=tied,
+    )
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

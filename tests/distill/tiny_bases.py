@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from dense_shapes import dense_shapes
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -17,33 +18,15 @@ END = "<|endoftext|>"
 
 def base_weights(*, bias: bool = False) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
-    kv = HIDDEN // HEADS * KV_HEADS
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
-    for layer in range(LAYERS):
-        stem = f"model.layers.{layer}."
-        shapes |= {
-            stem + "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
-            stem + "self_attn.k_proj.weight": (kv, HIDDEN),
-            stem + "self_attn.v_proj.weight": (kv, HIDDEN),
-            stem + "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-            stem + "mlp.gate_proj.weight": (FFN, HIDDEN),
-            stem + "mlp.up_proj.weight": (FFN, HIDDEN),
-            stem + "mlp.down_proj.weight": (HIDDEN, FFN),
-        }
-        if bias:
-            shapes |= {
-                stem + "self_attn.q_proj.bias": (HIDDEN,),
-                stem + "self_attn.k_proj.bias": (kv,),
-                stem + "self_attn.v_proj.bias": (kv,),
-            }
-    weights = {
-        name: (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
+    shapes = dense_shapes(
+        vocab=VOCAB, hidden=HIDDEN, n_layer=LAYERS, kv=HIDDEN // HEADS * KV_HEADS, ffn=FFN, bias=bias
+    )
+    return {
+        name: np.ones(shape, np.float32)
+        if name.endswith("norm.weight")
+        else (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
         for name, shape in shapes.items()
     }
-    norms = [
-        f"model.layers.{n}.{kind}_layernorm" for n in range(LAYERS) for kind in ("input", "post_attention")
-    ]
-    return weights | {f"{name}.weight": np.ones(HIDDEN, np.float32) for name in [*norms, "model.norm"]}
 
 
 def write_base(folder: Path, *, bias: bool = False, **changes: object) -> Path:
