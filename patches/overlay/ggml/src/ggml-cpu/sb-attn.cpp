@@ -413,15 +413,16 @@ void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const float * p, c
 
 // ---- few rows: keys and values where they are ----
 
-constexpr int sb_direct_keys   = sb_lanes/sb_row_tile; // with the rows of a tile as many sums as lanes
-constexpr int sb_direct_values = 8;  // that a head's sums, read and written again, meet
-constexpr int sb_cells_ahead   = 16; // on their way to the caches meanwhile
+constexpr int sb_direct_keys = sb_lanes/sb_row_tile; // with the rows of a tile as many sums as lanes
 
-// One head's part of the rows [j, j + n) on its way to the caches.
-void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t seq, int64_t j, int64_t n) {
+// Some heads' rows [j, j + n) on their way to the second-level cache.
+void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t n_heads, int64_t seq, int64_t j, int64_t n) {
+    const int64_t size = ggml_row_size(t->type, t->ne[0]);
     for (int64_t end = std::min(j + n, t->ne[1]); j < end; ++j) {
-        for (size_t i = 0; i < t->nb[2]; i += 64) {
-            SB_PREFETCH(sb_row(t, j, head, seq) + i);
+        for (int64_t h = head; h < head + n_heads; ++h) {
+            for (int64_t i = 0; i < size; i += 64) {
+                SB_PREFETCH_L2(sb_row(t, j, h, seq) + i);
+            }
         }
     }
 }
@@ -573,30 +574,27 @@ void sb_attn_weigh(const sb_attn_args & a, const sb_attn_plan & plan, const sb_a
     }
 }
 
-// All heads of a few cells, then of the next: the cache is read in the order in which it lies in memory.
+// While all heads meet a block's keys, a few cells after the other, its values are on their way, and while those are added
+// up, the keys of the next block: the cache is read in the order in which it lies in memory.
 template <typename T>
 void sb_attn_add_direct(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item,
                         const sb_attn_block & block, float * own, float * sums) {
     const sb_attn_scratch first  = sb_attn_lay_out(plan, own, sums, 0, 0);
     const int64_t         n_rows = sb_attn_n_rows(a, sb_attn_get_tile(a, plan, item, 0));
     for (int64_t j = block.j0; j < block.j1; j += sb_direct_keys) {
+        sb_attn_prefetch(a.v, item.head, plan.heads, item.seq, j, sb_direct_keys);
         for (int64_t h = 0; h < plan.heads; ++h) {
-            sb_attn_prefetch(a.k, item.head + h, item.seq, j + sb_cells_ahead, sb_direct_keys);
             sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j, block.j1, first.q + h*plan.q,
                                      first.scores + h*plan.scores + (j - block.j0)*plan.rows);
         }
     }
+    const int64_t ahead = (sb_keys + plan.heads - 1)/plan.heads;
     for (int64_t h = 0; h < plan.heads; ++h) {
-        sb_attn_weigh(a, plan, item, 0, block, sb_attn_lay_out(plan, own, sums, h, 0));
-    }
-    for (int64_t j = block.j0; j < block.j1; j += sb_direct_values) {
-        const int64_t n = std::min<int64_t>(sb_direct_values, block.j1 - j);
-        for (int64_t h = 0; h < plan.heads; ++h) {
-            const sb_attn_values<T> values = { sb_row(a.v, j, item.head + h, item.seq), a.v->nb[1], n };
-            sb_attn_prefetch(a.v, item.head + h, item.seq, j + sb_cells_ahead, sb_direct_values);
-            sb_attn_results(plan.rows, n_rows, plan.d_v, first.scores + h*plan.scores + (j - block.j0)*plan.rows, values,
-                            first.out + h*plan.sums);
-        }
+        const sb_attn_scratch   s      = sb_attn_lay_out(plan, own, sums, h, 0);
+        const sb_attn_values<T> values = { sb_row(a.v, block.j0, item.head + h, item.seq), a.v->nb[1], block.j1 - block.j0 };
+        sb_attn_prefetch(a.k, item.head, plan.heads, item.seq, block.j0 + sb_keys + h*ahead, ahead);
+        sb_attn_weigh(a, plan, item, 0, block, s);
+        sb_attn_results(plan.rows, n_rows, plan.d_v, s.scores, values, s.out);
     }
 }
 

@@ -13,8 +13,10 @@
 
 #if defined(__GNUC__)
 #define SB_PREFETCH(address) __builtin_prefetch(address)
+#define SB_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #define SB_PREFETCH_WRITE(address) __builtin_prefetch(address, 1)
 #else
 #define SB_PREFETCH(address)
+#define SB_PREFETCH_L2(address)
 #define SB_PREFETCH_WRITE(address)
 #endif
