@@ -115,13 +115,15 @@ class Contexts:
     Args:
         machine: contexts of another machine or engine are left alone.
         folder: None: a temporary one.
+        keep_all: keep the context of every depth, and drop none.
     """
 
     SUFFIX = ".context"
 
-    def __init__(self, machine: Machine, folder: Path | None = None) -> None:
+    def __init__(self, machine: Machine, folder: Path | None = None, *, keep_all: bool = False) -> None:
         self._identity = f"{machine.id}/{machine.engine_key}"
         self._temporary = tempfile.TemporaryDirectory(prefix="sb-edge-bench-") if folder is None else None
+        self._keep_all = keep_all
         self._folder = Path(self._temporary.name) if self._temporary else Path(folder or "")
 
     def __enter__(self) -> Contexts:
@@ -147,14 +149,18 @@ class Contexts:
         return deepest.depth, deepest.elapsed_ns
 
     def keep(self, session: Session, case: Case, elapsed_ns: int) -> None:
-        """Keep the session's context if a deeper case follows in its series, and drop those before it."""
+        """Keep the session's context if a deeper case follows in its series, and drop those before it.
+
+        Or keep it in any case and drop nothing, with `keep_all`.
+        """
         earlier = [kept for kept in self._of(case) if kept.depth <= case.n_depth]
-        if case.is_continued:
+        if case.is_continued or self._keep_all:
             if not any(kept.depth == case.n_depth for kept in earlier):
                 self._write(session.seq_state(MAIN), case, elapsed_ns)
             earlier = [kept for kept in earlier if kept.depth < case.n_depth]
-        for kept in earlier:
-            kept.file.unlink()
+        if not self._keep_all:
+            for kept in earlier:
+                kept.file.unlink()
 
     def _write(self, state: bytes, case: Case, elapsed_ns: int) -> None:
         try:

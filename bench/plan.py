@@ -17,6 +17,7 @@ from sb_edge.config import ARCH
 from sb_edge.errors import SbEdgeError
 from sb_edge.flash_attention import FLASH_ATTN, FlashChoice
 from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.memory import DEFAULT_UBATCH
 from sb_edge.memory_check import FLOAT_TYPES
 
 AUTO_REAL_DEPTH = 4096
@@ -98,7 +99,7 @@ class Settings:
     cache_types: tuple[tuple[str, str], ...] = (("f16", "f16"),)
     flash_attn: FlashChoice = "auto"
     fill: FillChoice = "auto"
-    n_ubatch: int = 512
+    n_ubatch: int = DEFAULT_UBATCH
     n_warmup: int = 1
 
     def __post_init__(self) -> None:

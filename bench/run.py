@@ -56,6 +56,7 @@ def run(
     on_row: OnRow | None = None,
     budget: Budget | None = None,
     together: bool = True,
+    keep_contexts: bool = False,
 ) -> list[Row]:
     """Measure every model at every depth; rows already in `output` are taken from there instead.
 
@@ -68,6 +69,8 @@ def run(
         on_row: told of each row as it is measured.
         budget: the time it may take; what is left out is named there, and missing from the rows.
         together: load the models of a depth at once and measure them in turns, where memory allows it.
+        keep_contexts: the contexts stay, one for each depth, so that a later call with this `output` and
+            other settings need not prefill again.
 
     Returns:
         The rows of all models, by depth, in the order of `models`.
@@ -82,12 +85,12 @@ def run(
     with ExitStack() as stack:
         results = None if output is None else stack.enter_context(ResultsFile(output))
         folder = None if output is None else output.with_name(f"{output.name}.contexts")
-        contexts = stack.enter_context(Contexts(machine, folder))
+        contexts = stack.enter_context(Contexts(machine, folder, keep_all=keep_contexts))
         progress = _Progress(plan, machine, results, on_row, budget or Budget())
         require_memory(progress.pending)
         for rows in _measurements(progress, settings.n_threads, contexts, together):
             progress.add(rows)
-        if not progress.close():
+        if not progress.close() and not keep_contexts:
             contexts.discard()
     return progress.all_rows()
 

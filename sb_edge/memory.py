@@ -12,6 +12,9 @@ from sb_edge.flash_attention import FlashChoice, uses_flash_attention
 from sb_edge.gguf_reader import BLOCK_SIZES, GgufHeader
 from sb_edge.repacking import weight_bytes
 
+DEFAULT_UBATCH = 256
+"""Tokens computed at once. Windowed layers keep as many beyond the window; twice as many were no faster."""
+
 _CELL_STEP = 256  # the engine rounds contexts and window caches up to this
 _MAX_LAYERS = 512  # the engine's own limit (LLAMA_MAX_LAYERS)
 _BLOCKS = {name.lower(): sizes for name, sizes in BLOCK_SIZES.items()}
@@ -106,7 +109,7 @@ class EngineSettings:
     type_k: str = "f16"
     type_v: str = "f16"
     n_seq_max: int = 1
-    n_ubatch: int = 512
+    n_ubatch: int = DEFAULT_UBATCH
     n_outputs: int = 1
     flash_attn: FlashChoice = "auto"
     swa_full: bool = False

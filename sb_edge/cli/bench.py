@@ -80,13 +80,6 @@ def decode(
     help="Tokens of the prompt to time at each depth.",
 )
 @click.option(
-    "--ubatch",
-    type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    help="Tokens that the engine computes at once.",
-)
-@click.option(
     "--fit-beyond",
     type=Depths(),
     default="256k",
@@ -99,7 +92,6 @@ def prefill(
     models: tuple[str, ...],
     depths: tuple[int, ...],
     n_prompt: int,
-    ubatch: int,
     fit_beyond: tuple[int, ...],
     measuring: Measuring,
     running: Running,
@@ -117,7 +109,6 @@ def prefill(
     settings = PrefillSettings(
         depths=depths,
         n_prompt=n_prompt,
-        n_ubatch=ubatch,
         fill=running.fill,
         fit_beyond=fit_beyond[0],
         **measuring.settings(),

@@ -113,11 +113,13 @@ class Measuring:
     type_v: tuple[str, ...]
     flash_attn: FlashChoice
     warm_up: int
+    ubatch: int | None
     threads: int | None
 
     def settings(self) -> dict[str, Any]:
         """The fields of `Settings` that these options decide."""
         from sb_edge.cpu import default_threads
+        from sb_edge.memory import DEFAULT_UBATCH
 
         return {
             "n_threads": self.threads or default_threads(),
@@ -125,6 +127,7 @@ class Measuring:
             "cache_types": cache_types(self.type_k, self.type_v),
             "flash_attn": self.flash_attn,
             "n_warmup": self.warm_up,
+            "n_ubatch": self.ubatch or DEFAULT_UBATCH,
         }
 
 
@@ -137,6 +140,7 @@ class Running:
     one_at_a_time: bool
     time_budget: float | None
     output: Path | None
+    keep_contexts: bool
     json_target: str | None
     csv: Path | None
     markdown: Path | None
@@ -183,6 +187,11 @@ def measuring_options(repetitions: int) -> Callable[[Command], Command]:
             show_default=True,
             help="Tokens to decode, uncounted, before measuring.",
         ),
+        click.option(
+            "--ubatch",
+            type=click.IntRange(1),
+            help="Tokens of a prompt that the engine computes at once.  [default: 256]",
+        ),
         threads_option,
     )
 
@@ -222,6 +231,11 @@ def running_options(command: Command) -> Command:
             "--output",
             type=click.Path(dir_okay=False, path_type=Path),
             help="JSON Lines file: rows are added at once; finished ones in it are not measured again.",
+        ),
+        click.option(
+            "--keep-contexts",
+            is_flag=True,
+            help="Keep what was prefilled for real, in the folder OUTPUT.contexts, for a command to come.",
         ),
         json_option,
         click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write CSV."),
@@ -270,6 +284,8 @@ def measure_and_show(names: Sequence[str], settings: Settings, running: Running)
     from sb_edge.bench.tables import rich_table
     from sb_edge.output import emit
 
+    if running.keep_contexts and running.output is None:
+        raise click.UsageError("--keep-contexts needs --output, beside which it keeps them")
     plot, json_target = running.plot, running.json_target
     json_file = None if json_target in (None, "-") else Path(json_target)
     _require_folders(running.csv, running.markdown, plot, json_file)
@@ -284,6 +300,7 @@ def measure_and_show(names: Sequence[str], settings: Settings, running: Running)
         on_row=show_row,
         budget=budget,
         together=not running.one_at_a_time,
+        keep_contexts=running.keep_contexts,
     )
     if running.csv is not None:
         write_csv(rows, running.csv)

@@ -13,7 +13,7 @@ import numpy as np
 from sb_edge.cpu import default_threads, fast_cpus, kept_on
 from sb_edge.errors import InferenceError, StateError
 from sb_edge.flash_attention import FLASH_ATTN, FlashChoice, uses_flash_attention
-from sb_edge.memory import EngineSettings
+from sb_edge.memory import DEFAULT_UBATCH, EngineSettings
 from sb_edge.memory_check import require_memory
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
@@ -57,7 +57,7 @@ class Session:
         *,
         n_ctx: int,
         n_batch: int = 512,
-        n_ubatch: int = 512,
+        n_ubatch: int = DEFAULT_UBATCH,
         n_threads: int | None = None,
         n_seq_max: int = 1,
         n_outputs: int | None = None,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from sb_edge.bench.contexts import Contexts
-from sb_edge.bench.plan import BenchModel, PrefillSettings, examine, make_plan
+from sb_edge.bench.plan import BenchModel, DecodeSettings, PrefillSettings, examine, make_plan
 from sb_edge.bench.results import read_rows
 from sb_edge.bench.row import Row
 from sb_edge.bench.run import Budget, run
-from sb_edge.errors import SbEdgeError
+from sb_edge.errors import SbEdgeError, StateError
 
 pytestmark = pytest.mark.engine
 
@@ -88,6 +88,28 @@ def test_a_spent_budget_leaves_out_the_rest_and_a_later_run_continues(
     assert rows == read_rows(output)
     times = [row.ttft_ns or 0 for row in rows]
     assert times == sorted(times)  # what was prefilled before the stop counts
+    assert not folder.exists()
+
+
+def test_kept_contexts_spare_decoding_the_prefill(tiny_gguf: Path, tmp_path: Path) -> None:
+    output, model = tmp_path / "rows.jsonl", BenchModel("tiny", tiny_gguf)
+    folder = tmp_path / "rows.jsonl.contexts"
+    prompts = run([model], replace(FAST, depths=(24, 48)), output=output, keep_contexts=True)
+    kept = sorted(folder.iterdir())
+    assert [file.name.split("-")[1] for file in kept] == ["24", "48"]
+
+    decode = DecodeSettings((48,), FAST.n_threads, n_gen=2, repetitions=1)
+    deepest = kept[1].read_bytes()
+    kept[1].write_bytes(deepest[:100])
+    with pytest.raises(StateError):  # it is this file that decoding starts from
+        run([model], decode, output=output, keep_contexts=True)
+    kept[1].write_bytes(deepest)
+    (row,) = run([model], decode, output=output, keep_contexts=True)
+    assert (row.n_depth, row.fill) == (48, "real")
+    assert sorted(folder.iterdir()) == kept
+    assert read_rows(output) == [*prompts, row]
+
+    run([model], replace(decode, repetitions=2), output=output)
     assert not folder.exists()
 
 

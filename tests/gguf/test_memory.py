@@ -7,7 +7,14 @@ from shapes import LFM2_1_2B, LLAMA_1B, RWKV7_1_5B, SB_1B, SHAPES, header
 from sb_edge.errors import GgufError, InferenceError
 from sb_edge.flash_attention import uses_flash_attention
 from sb_edge.gguf_reader import read_header
-from sb_edge.memory import EngineSettings, compute_buffer, forecast, recurrent_layers, vocabulary_size
+from sb_edge.memory import (
+    DEFAULT_UBATCH,
+    EngineSettings,
+    compute_buffer,
+    forecast,
+    recurrent_layers,
+    vocabulary_size,
+)
 
 
 def test_llama_cache_grows_with_the_context():
@@ -20,7 +27,7 @@ def test_llama_cache_grows_with_the_context():
 
 def test_spikingbrain_does_not():
     small, large = (forecast(header("spikingbrain", SB_1B), n_ctx) for n_ctx in (8192, 1 << 20))
-    assert small.kv == large.kv == (4096 + 512) * 8 * 2 * 512 * 2
+    assert small.kv == large.kv == (4096 + DEFAULT_UBATCH) * 8 * 2 * 512 * 2
     assert small.state == large.state == 8 * 8 * 64 * 64 * 4 == 1 << 20
     assert large.total - small.total < 64 * 2**20  # the engine's books on a million positions
     assert forecast(header("spikingbrain", SB_1B), 1000).kv == 1024 * 8 * 2 * 512 * 2
@@ -95,7 +102,7 @@ def test_buffers_match_what_the_engine_allocates(arch, n_ctx, n_ubatch, n_output
 def test_logits_of_a_whole_batch_are_kept_twice():
     """In the compute buffer and in the output that is read from."""
     model = header("llama", LLAMA_1B)
-    one, all_of_them = (forecast(model, 512, EngineSettings(n_outputs=count)) for count in (1, 512))
+    one, all_of_them = (forecast(model, 512, EngineSettings(n_ubatch=512, n_outputs=n)) for n in (1, 512))
     assert all_of_them.buffers - one.buffers == pytest.approx(2 * 4 * 512 * 128256, rel=0.15)
 
 
