@@ -7,6 +7,8 @@ import importlib.resources
 import re
 from collections.abc import Iterator
 
+from sb_edge.bench.questions import read_questions
+
 LEAST_CHARACTERS = 40
 """Of a paragraph that counts: a short one may stand anywhere."""
 
@@ -20,9 +22,10 @@ def paragraph_hashes(text: str) -> Iterator[str]:
 
 
 def held_out_hashes() -> frozenset[str]:
-    """Those of every text in `bench/data`."""
+    """Those of every text in `bench/data`, and of the questions there."""
     folder = importlib.resources.files("sb_edge.bench") / "data"
     texts = [file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".txt")]
+    texts += [question.question for question in read_questions(None)[0]]
     return frozenset(digest for text in texts for digest in paragraph_hashes(text))
 
 

@@ -20,6 +20,7 @@ DOCUMENTS = (
     "docs/spikes.md",
     "docs/sparse.md",
     "docs/distill.md",
+    "docs/evaluation.md",
 )
 
 

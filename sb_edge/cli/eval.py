@@ -6,8 +6,22 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.bench_options import Depths
+from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import json_option, threads_option
-from sb_edge.cli.spike_options import run_spikes_options
+from sb_edge.cli.spike_options import SpikeK
+
+BUILT_IN = "built-in"
+
+
+class SpikeSettings(CommaSeparated):
+    """Settings of the spikes: `file,0,3`."""
+
+    name = "settings"
+
+    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """None as the file says, 0 for none, or a k."""
+        return None if text == "file" else float(SpikeK(zero=True).convert(text, param, ctx))
 
 
 @click.command()
@@ -30,50 +44,88 @@ from sb_edge.cli.spike_options import run_spikes_options
     show_default=True,
     help="Tokens read in one piece; the next begins afresh.",
 )
+@click.option(
+    "--questions",
+    metavar="FILE",
+    help="Also multiple choice, from a JSON Lines file; `built-in`: the 220 questions of this project.",
+)
+@click.option(
+    "--passkey",
+    "distances",
+    type=Depths(),
+    help="Also passkeys, told so many tokens before they are asked for: 256,1k,8k.",
+)
+@click.option(
+    "--trials", type=click.IntRange(1), default=10, show_default=True, help="Passkeys for each distance."
+)
+@click.option(
+    "--spike-k",
+    "spikes",
+    type=SpikeSettings(),
+    help="One run for each: spikes as the file says, with this k, none (0): file,0,3.  [default: file]",
+)
+@click.option("--no-spikes", "spikes", flag_value="0", type=SpikeSettings(), help="As --spike-k 0.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table.")
 @threads_option
 @json_option
-@run_spikes_options
 def command(
     model: str,
     base: str,
     text_file: Path | None,
     tokens: int,
     context: int,
+    questions: str | None,
+    distances: tuple[int, ...] | None,
+    trials: int,
+    spikes: tuple[float | None, ...] | None,
+    markdown: Path | None,
     threads: int | None,
     json_target: str | None,
-    spikes: float | None,
 ) -> None:
     """Measure how well a model predicts a text, beside its base.
 
     MODEL is a GGUF or `default`. The ratio of the perplexities says what was lost; KL is the divergence from
-    the base's predictions in nats a token.
+    the base's predictions in nats a token. A question counts as answered if the right choice is the likeliest
+    to follow it; a passkey as found if greedy decoding gives every digit.
     """
     from rich.console import Console
 
+    from sb_edge.bench.evaluation import Tasks, evaluate_model
+    from sb_edge.bench.evaluation_table import markdown_evaluation, rich_evaluation
     from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.quality import compare_quality
+    from sb_edge.bench.questions import read_questions
+    from sb_edge.files import atomic_output
     from sb_edge.models import resolve_gguf
     from sb_edge.output import emit
 
     text, name = read_text(text_file)
-    found = compare_quality(
+    asked = [] if questions is None else read_questions(None if questions == BUILT_IN else Path(questions))[0]
+    found = evaluate_model(
         resolve_gguf(model),
         resolve_gguf(base),
         text,
         name,
         max_tokens=tokens,
         context=context,
-        spikes=spikes,
+        spikes=spikes or (None,),
+        tasks=Tasks(tuple(asked), distances or (), trials),
         n_threads=threads,
     )
+    if markdown is not None:
+        with atomic_output(markdown) as partial:
+            partial.write_text(markdown_evaluation(found), encoding="utf-8")
 
     def show(console: Console) -> None:
-        console.print(
-            f"{found.model}: perplexity {found.perplexity:.3f}, base {found.base_perplexity:.3f}, "
-            f"ratio {found.ratio:.4f} ± {found.ratio_error:.4f}, KL {found.kl:.4f}, "
-            f"same first choice {found.top1:.1%}  ({found.text}, {found.tokens} tokens)",
-            highlight=False,
-            soft_wrap=True,
-        )
+        for quality, _ in found.runs:
+            console.print(
+                f"{quality.model}: perplexity {quality.perplexity:.3f}, base {quality.base_perplexity:.3f}, "
+                f"ratio {quality.ratio:.4f} ± {quality.ratio_error:.4f}, KL {quality.kl:.4f}, "
+                f"same first choice {quality.top1:.1%}  ({quality.text}, {quality.tokens} tokens)",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if len(found.runs) > 1 or found.base.questions or found.base.passkeys:
+            console.print()
+            console.print(rich_evaluation(found))
 
     emit(found.to_json(), json_target, show)

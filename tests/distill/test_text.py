@@ -13,6 +13,7 @@ import torch
 from tiny_bases import END_TOKEN, VOCAB
 
 from sb_edge.bench.perplexity import held_out_text
+from sb_edge.bench.questions import read_questions
 from sb_edge.distill.base import load_base
 from sb_edge.distill.corpus import open_corpus, write_corpus
 from sb_edge.distill.finder import free_licence, licence_of
@@ -75,6 +76,8 @@ def test_what_is_measured_on_is_never_trained_on(tokenizer: Tokenizer, tmp_path:
     (tmp_path / "leak.txt").write_text(rewrapped)
     with pytest.raises(TrainingError, match=r"leak\.txt: holds text that models are measured on"):
         write_corpus(given_documents([tmp_path / "leak.txt"]), tokenizer, tmp_path / "text", REQUEST)
+    longest = max((question.question for question in read_questions(None)[0]), key=len)
+    assert holds(f"Before.\n\n{longest.upper()}\n\nAfter.", held_out_hashes())
     assert not holds(
         "An own paragraph that stands in no text which anything is measured on.", held_out_hashes()
     )
