@@ -411,10 +411,9 @@ def _describe_tensor(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], str, 
     if number not in GGML_TYPES:
         raise cursor.error("has an unknown type", name, number)
     type_name, block, block_bytes = GGML_TYPES[number]
-    if (shape[0] if shape else 1) % block:
-        raise cursor.error(
-            f"has rows that are no multiple of {type_name}'s block", name, shape[0], f"{block}s"
-        )
+    row = shape[0] if shape else 1
+    if row % block:
+        raise cursor.error(f"has rows that are no multiple of {type_name}'s block", name, row, f"{block}s")
     return shape[::-1], type_name, prod(shape) // block * block_bytes
 
 

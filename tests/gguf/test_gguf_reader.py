@@ -179,6 +179,7 @@ HUGE = 2**63
         (gguf_bytes([ARCH], [tensor("a", kind=4)], bytes(64)), "a: has an unknown type (found 4)"),
         (gguf_bytes([ARCH], [tensor("a", kind=2**32 - 1)], bytes(64)), "a: has an unknown type"),
         (gguf_bytes([ARCH], [tensor("a", (33,), 8)], bytes(64)), "no multiple of Q8_0's block"),
+        (gguf_bytes([ARCH], [tensor("a", (), 8)], bytes(64)), "no multiple of Q8_0's block (found 1"),
         (gguf_bytes([ARCH], [tensor("a", offset=32)], bytes(64)), "a: its data is not where it has to be"),
         (
             gguf_bytes([ARCH], [tensor("a"), tensor("b", offset=0)], bytes(64)),
