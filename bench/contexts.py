@@ -136,8 +136,9 @@ class Contexts:
             self._temporary.cleanup()
 
     def discard(self) -> None:
-        """Remove what was kept: everything is measured."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove what was kept, unless it is to stay: everything is measured."""
+        if not self._keep_all:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def restore(self, session: Session, case: Case) -> tuple[int, int]:
         """Load the deepest context of the case's series; return its depth and the time that it took, ns."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,10 +44,6 @@ class PasskeyScore:
     distance: int
     trials: int
     found: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a plain dictionary."""
-        return asdict(self)
 
 
 def retrieve_passkeys(

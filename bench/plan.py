@@ -16,7 +16,7 @@ from sb_edge.bench.row import Fill, RowKey
 from sb_edge.config import ARCH
 from sb_edge.errors import SbEdgeError
 from sb_edge.flash_attention import FLASH_ATTN, FlashChoice
-from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.gguf_reader import GgufHeader, padded, read_header
 from sb_edge.memory import DEFAULT_UBATCH
 from sb_edge.memory_check import FLOAT_TYPES
 
@@ -197,7 +197,7 @@ class Case:
         """The context that it needs; a synthetic fill may overshoot the depth by a chunk before it is cut."""
         needed = max(self.settings.n_timed, self.settings.n_warmup) + 1
         room = max(needed, CHUNK if self.fill == "synthetic" else 0)
-        return -(-(self.n_depth + room) // CONTEXT_PADDING) * CONTEXT_PADDING
+        return padded(self.n_depth + room, CONTEXT_PADDING)
 
     def key(self, machine: Machine) -> RowKey:
         """The identity of its row on `machine`."""

@@ -5,19 +5,17 @@ from __future__ import annotations
 import importlib.resources
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sb_edge.errors import InferenceError
+from sb_edge.metrics import log_softmax
 from sb_edge.progress import Advance
 from sb_edge.runtime.session import Model, Session
-
-BUILT_IN = "built-in"
-"""The name of the questions written for this project."""
 
 CONTEXT = 512
 """Tokens that a question with an answer may have."""
@@ -67,13 +65,9 @@ class QuestionScore:
     acc_error: float
     chance: float
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a plain dictionary."""
-        return asdict(self)
 
-
-def read_questions(file: Path | None) -> tuple[list[Question], str]:
-    """The questions of a JSON Lines file and its name; without a file, those of this project.
+def read_questions(file: Path | None) -> list[Question]:
+    """The questions of a JSON Lines file; without a file, those of this project.
 
     Raises:
         InferenceError: a line is no question, or there is none.
@@ -99,7 +93,7 @@ def read_questions(file: Path | None) -> tuple[list[Question], str]:
             ) from None
     if not found:
         raise InferenceError("has no questions", path=file)
-    return found, BUILT_IN if file is None else file.name
+    return found
 
 
 def answer_questions(
@@ -122,7 +116,8 @@ def answer_questions(
     hits: dict[str, list[tuple[bool, bool, float]]] = {"all": []}
     with Session(model, n_ctx=CONTEXT, n_threads=n_threads) as session:
         for question in questions:
-            sums = np.array([_log_probability(session, question, choice) for choice in question.choices])
+            prompt = model.tokenize(question.prompt)
+            sums = np.array([_log_probability(session, prompt, question, each) for each in question.choices])
             lengths = np.array([len(choice.encode()) for choice in question.choices])
             hit = (
                 int(sums.argmax()) == question.answer,
@@ -135,20 +130,15 @@ def answer_questions(
     return [_score(kind, found) for kind, found in hits.items()]
 
 
-def _log_probability(session: Session, question: Question, choice: str) -> float:
-    """log p of a choice after the question, nats."""
-    model = session.model
-    tokens = model.tokenize(f"{question.prompt} {choice}")
-    prompt = model.tokenize(question.prompt)
+def _log_probability(session: Session, prompt: list[int], question: Question, choice: str) -> float:
+    """log p of a choice after the question, nats; `prompt` is the question's in tokens."""
+    tokens = session.model.tokenize(f"{question.prompt} {choice}")
     given = len(prompt)
     if tokens[:given] != prompt or len(tokens) == given:
         raise InferenceError("cannot be told apart from its question", item="choice", found=repr(choice))
     session.clear()
-    logits = session.evaluate(tokens[:-1], all_logits=True)[given - 1 :].astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    answer = tokens[given:]
-    return float(logits[np.arange(len(answer)), answer].sum())
+    rows = session.evaluate(tokens[:-1], all_logits=True)[given - 1 :].astype(np.float64)
+    return sum(float(log_softmax(row)[token]) for row, token in zip(rows, tokens[given:], strict=True))
 
 
 def _score(kind: str, hits: Sequence[tuple[bool, bool, float]]) -> QuestionScore:

@@ -90,7 +90,7 @@ def run(
         require_memory(progress.pending)
         for rows in _measurements(progress, settings.n_threads, contexts, together):
             progress.add(rows)
-        if not progress.close() and not keep_contexts:
+        if not progress.close():
             contexts.discard()
     return progress.all_rows()
 

@@ -14,7 +14,7 @@ from gguf import GGUFValueType as Kind
 from sb_edge.convert.gguf_writer import PlannedTensor, append_tensors
 from sb_edge.errors import GgufError
 from sb_edge.files import atomic_output, require_free_space
-from sb_edge.gguf_reader import FileLayout, read_header, read_layout
+from sb_edge.gguf_reader import FileLayout, padded, read_header, read_layout
 from sb_edge.quant.spike_plan import SPIKE_KEYS, SpikePlan
 
 Scalar = bool | float | str
@@ -76,7 +76,7 @@ def with_tensors(
     """
     layout = _single(source)
     ends = [tensor.offset + tensor.nbytes for tensor in read_header(source).tensors]
-    end = _pad(max(ends, default=layout.data), layout.alignment)
+    end = padded(max(ends, default=layout.data), layout.alignment)
     with atomic_output(target) as partial:
         size = source.stat().st_size + sum(tensor.nbytes for tensor in tensors)
         require_free_space(partial.parent, size, str(target))
@@ -84,7 +84,7 @@ def with_tensors(
             entries, offset = b"", end - layout.data
             for tensor in tensors:
                 entries += _entry(tensor, offset)
-                offset += _pad(tensor.nbytes, layout.alignment)
+                offset += padded(tensor.nbytes, layout.alignment)
             _write_header(old, new, layout, values, (), entries, len(tensors))
             start = new.tell()
             old.seek(layout.data)
@@ -162,10 +162,6 @@ def _entry(tensor: PlannedTensor, offset: int) -> bytes:
     """A line of the tensor table; `offset` counts from where the data begins."""
     numbers = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
     return _text(tensor.name) + numbers + struct.pack("<IQ", tensor.qtype, offset)
-
-
-def _pad(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
 
 
 def _section(file: BinaryIO, span: tuple[int, int]) -> bytes:

@@ -25,7 +25,7 @@ def held_out_hashes() -> frozenset[str]:
     """Those of every text in `bench/data`, and of the questions there."""
     folder = importlib.resources.files("sb_edge.bench") / "data"
     texts = [file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".txt")]
-    texts += [question.question for question in read_questions(None)[0]]
+    texts += [question.question for question in read_questions(None)]
     return frozenset(digest for text in texts for digest in paragraph_hashes(text))
 
 

@@ -338,7 +338,7 @@ def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list
     begin, alignment = cursor.position, _alignment(cursor, metadata)
     tensors = _tensors(cursor, path, size, n_tensors, alignment)
     table = begin, cursor.position
-    layout = FileLayout(version, n_tensors, spans, table, _pad(cursor.position, alignment), alignment)
+    layout = FileLayout(version, n_tensors, spans, table, padded(cursor.position, alignment), alignment)
     return metadata, tensors, layout
 
 
@@ -389,14 +389,14 @@ def _tensors(cursor: _Cursor, path: Path, size: int, count: int, alignment: int)
         if offset != end:
             raise cursor.error("its data is not where it has to be", name, f"offset {offset}", end)
         described[name] = shape, type_name, nbytes
-        end += _pad(nbytes, alignment)
-    start = _pad(cursor.position, alignment)
+        end += padded(nbytes, alignment)
+    start = padded(cursor.position, alignment)
     entries = []
     for name, (shape, type_name, nbytes) in described.items():
         if start + nbytes > size:
             raise cursor.error("is truncated", name, f"{size} bytes", f"{start + nbytes} for this tensor")
         entries.append(TensorEntry(name, shape, type_name, nbytes, start, path))
-        start += _pad(nbytes, alignment)
+        start += padded(nbytes, alignment)
     return entries
 
 
@@ -417,5 +417,6 @@ def _describe_tensor(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], str, 
     return shape[::-1], type_name, prod(shape) // block * block_bytes
 
 
-def _pad(size: int, alignment: int) -> int:
+def padded(size: int, alignment: int) -> int:
+    """`size` rounded up to a multiple of `alignment`."""
     return (size + alignment - 1) // alignment * alignment

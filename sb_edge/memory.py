@@ -9,7 +9,7 @@ import numpy as np
 from sb_edge.config import ARCH
 from sb_edge.errors import GgufError, InferenceError
 from sb_edge.flash_attention import FlashChoice, uses_flash_attention
-from sb_edge.gguf_reader import BLOCK_SIZES, GgufHeader
+from sb_edge.gguf_reader import BLOCK_SIZES, GgufHeader, padded
 from sb_edge.repacking import weight_bytes
 
 DEFAULT_UBATCH = 256
@@ -218,7 +218,7 @@ def _cells(shape: _Shape, n_ctx: int, settings: EngineSettings) -> int:
 
 
 def _pad(cells: int) -> int:
-    return -(-cells // _CELL_STEP) * _CELL_STEP
+    return padded(cells, _CELL_STEP)
 
 
 def _row(kind: str, values: int) -> int:

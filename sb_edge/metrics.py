@@ -50,7 +50,8 @@ def nmse(reference: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     return _ratio(error, power)
 
 
-def _log_softmax(row: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_softmax(row: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits [vocab] as log-probabilities."""
     shifted = row - row.max()
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return result
@@ -77,7 +78,7 @@ def compare_logits(reference: NDArray[np.floating], other: NDArray[np.floating])
         row_nmse = _ratio(row_error, row_power, f"position {position}")
         if row_nmse > worst_nmse:
             worst_position, worst_nmse = position, row_nmse
-        expected_log, found_log = _log_softmax(exact), _log_softmax(found)
+        expected_log, found_log = log_softmax(exact), log_softmax(found)
         kl += float((np.exp(expected_log) * (expected_log - found_log)).sum())
         same += int(exact.argmax() == found.argmax())
     rows = len(reference)

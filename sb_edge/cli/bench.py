@@ -23,7 +23,7 @@ from sb_edge.cli.bench_options import (
     show_row,
 )
 from sb_edge.cli.bench_results import compare, report
-from sb_edge.cli.options import json_option, text_option, threads_option
+from sb_edge.cli.options import integer_option, json_option, text_option, threads_option
 from sb_edge.cli.spike_options import SpikeK, run_spikes_options
 
 if TYPE_CHECKING:
@@ -71,14 +71,7 @@ def decode(
 @command.command()
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @depths_option("0,1024,4096")
-@click.option(
-    "-p",
-    "--n-prompt",
-    type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    help="Tokens of the prompt to time at each depth.",
-)
+@integer_option("-p", "--n-prompt", default=512, help="Tokens of the prompt to time at each depth.")
 @click.option(
     "--fit-beyond",
     type=Depths(),
@@ -149,14 +142,7 @@ def fill(
 @command.command()
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @depths_option("4096,32768")
-@click.option(
-    "-p",
-    "--n-prompt",
-    type=click.IntRange(1),
-    default=600,
-    show_default=True,
-    help="Tokens to evaluate, or as many as the context takes.",
-)
+@integer_option("-p", "--n-prompt", default=600, help="Tokens to evaluate, or as many as the context takes.")
 @cache_options
 @run_spikes_options
 @threads_option
@@ -217,14 +203,7 @@ def memory(
     show_default=True,
     help="GiB of the checkpoint.",
 )
-@click.option(
-    "-r",
-    "--repetitions",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Times to convert and copy.",
-)
+@integer_option("-r", "--repetitions", default=3, help="Times to convert and copy.")
 @click.option(
     "--outtype",
     type=click.Choice(["f32", "f16", "bf16", "q8_0", "auto"]),
@@ -317,13 +296,7 @@ def spikes(
     "--synthetic", is_flag=True, help="The products alone, by share of silent channels, instead of MODEL."
 )
 @text_option
-@click.option(
-    "--tokens",
-    type=click.IntRange(2),
-    default=1024,
-    show_default=True,
-    help="At most so many tokens of the text, for perplexity.",
-)
+@integer_option("--tokens", default=1024, help="At most so many tokens of the text, for perplexity.", least=2)
 @pair_options(64, 64)
 @click.option(
     "--plot",

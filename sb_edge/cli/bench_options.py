@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import KV_TYPE_NAMES, json_option, threads_option
+from sb_edge.cli.options import KV_TYPE_NAMES, integer_option, json_option, threads_option
 
 if TYPE_CHECKING:
     from sb_edge.bench.plan import BenchModel, FillChoice, Settings
@@ -64,43 +64,15 @@ def depths_option(default: str) -> Callable[[Command], Command]:
 
 def n_gen_option(command: Command) -> Command:
     """`--n-gen`."""
-    return click.option(
-        "-n",
-        "--n-gen",
-        type=click.IntRange(1),
-        default=32,
-        show_default=True,
-        help="Tokens to decode each time.",
-    )(command)
+    return integer_option("-n", "--n-gen", default=32, help="Tokens to decode each time.")(command)
 
 
 def pair_options(n_prompt: int, n_gen: int) -> Callable[[Command], Command]:
     """`--n-prompt`, `--n-gen` and `--repetitions` of what is timed in pairs."""
     return _all(
-        click.option(
-            "-p",
-            "--n-prompt",
-            type=click.IntRange(1),
-            default=n_prompt,
-            show_default=True,
-            help="Tokens of the prompt.",
-        ),
-        click.option(
-            "-n",
-            "--n-gen",
-            type=click.IntRange(1),
-            default=n_gen,
-            show_default=True,
-            help="Tokens to decode after it.",
-        ),
-        click.option(
-            "-r",
-            "--repetitions",
-            type=click.IntRange(1),
-            default=10,
-            show_default=True,
-            help="Pairs of measurements.",
-        ),
+        integer_option("-p", "--n-prompt", default=n_prompt, help="Tokens of the prompt."),
+        integer_option("-n", "--n-gen", default=n_gen, help="Tokens to decode after it."),
+        integer_option("-r", "--repetitions", default=10, help="Pairs of measurements."),
     )
 
 
@@ -171,22 +143,11 @@ def measuring_options(repetitions: int) -> Callable[[Command], Command]:
     return _gathered(
         "measuring",
         Measuring,
-        click.option(
-            "-r",
-            "--repetitions",
-            type=click.IntRange(1),
-            default=repetitions,
-            show_default=True,
-            help="Times to measure, each from the same depth.",
+        integer_option(
+            "-r", "--repetitions", default=repetitions, help="Times to measure, each from the same depth."
         ),
         cache_options,
-        click.option(
-            "--warm-up",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Tokens to decode, uncounted, before measuring.",
-        ),
+        integer_option("--warm-up", default=1, help="Tokens to decode, uncounted, before measuring."),
         click.option(
             "--ubatch",
             type=click.IntRange(1),

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from sb_edge.cli.options import integer_option
 from sb_edge.cli.transplant import parse_layers
 
 STAGES = ("layers", "whole", "long")
@@ -69,9 +70,7 @@ class StageValue(click.ParamType):
 )
 @click.option("--text-only", is_flag=True, help="Stop when the text is ready.")
 @click.option("--gla-layers", help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]")
-@click.option(
-    "--window", type=click.IntRange(min=1), default=4096, show_default=True, help="Window of the others."
-)
+@integer_option("--window", default=4096, help="Window of the others.")
 @click.option(
     "--stages", default="layers,whole,long", show_default=True, help="Stages to run, in this order."
 )
@@ -99,12 +98,8 @@ class StageValue(click.ParamType):
     type=StageValue(int),
     help="Tokens an optimizer step.  [default: layers=2048, whole=4096, long=8192]",
 )
-@click.option(
-    "--micro-batch",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Tokens at once in each process; the rest of a step is accumulated.",
+@integer_option(
+    "--micro-batch", default=4096, help="Tokens at once in each process; the rest of a step is accumulated."
 )
 @click.option(
     "--lr",
@@ -112,9 +107,7 @@ class StageValue(click.ParamType):
     type=StageValue(float),
     help="Highest learning rate.  [default: layers=5e-3, whole=1e-3, long=3e-4]",
 )
-@click.option(
-    "--adapter-rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of the adapters."
-)
+@integer_option("--adapter-rank", default=16, help="Of the adapters.")
 @click.option("--bf16", is_flag=True, help="Matrix products in bfloat16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, metax, metax:N.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)

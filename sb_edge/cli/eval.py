@@ -8,7 +8,7 @@ import click
 
 from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import json_option, threads_option
+from sb_edge.cli.options import integer_option, json_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
 
 BUILT_IN = "built-in"
@@ -33,16 +33,9 @@ class SpikeSettings(CommaSeparated):
     type=click.Path(path_type=Path),
     help="A UTF-8 text that it was not trained on.  [default: a held-out one]",
 )
-@click.option(
-    "--tokens", type=click.IntRange(min=2), default=8192, show_default=True, help="Of the text, at most."
-)
-@click.option(
-    "-c",
-    "--context",
-    type=click.IntRange(min=16),
-    default=2048,
-    show_default=True,
-    help="Tokens read in one piece; the next begins afresh.",
+@integer_option("--tokens", default=8192, help="Of the text, at most.", least=2)
+@integer_option(
+    "-c", "--context", default=2048, help="Tokens read in one piece; the next begins afresh.", least=16
 )
 @click.option(
     "--questions",
@@ -55,9 +48,7 @@ class SpikeSettings(CommaSeparated):
     type=Depths(),
     help="Also passkeys, told so many tokens before they are asked for: 256,1k,8k.",
 )
-@click.option(
-    "--trials", type=click.IntRange(1), default=10, show_default=True, help="Passkeys for each distance."
-)
+@integer_option("--trials", default=10, help="Passkeys for each distance.")
 @click.option(
     "--spike-k",
     "spikes",
@@ -99,7 +90,7 @@ def command(
     from sb_edge.output import emit
 
     text, name = read_text(text_file)
-    asked = [] if questions is None else read_questions(None if questions == BUILT_IN else Path(questions))[0]
+    asked = [] if questions is None else read_questions(None if questions == BUILT_IN else Path(questions))
     found = evaluate_model(
         resolve_gguf(model),
         resolve_gguf(base),

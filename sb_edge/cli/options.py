@@ -23,6 +23,12 @@ text_option = click.option(
     "--text", type=click.Path(path_type=Path), help="A UTF-8 text file.  [default: a built-in English text]"
 )
 
+
+def integer_option(*names: str, default: int, help: str, least: int = 1) -> Callable[[Command], Command]:
+    """An option that takes an integer, at least `least`."""
+    return click.option(*names, type=click.IntRange(least), default=default, show_default=True, help=help)
+
+
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="Threads.  [default: the fast physical cores]"
 )
@@ -39,14 +45,7 @@ def session_options(command: Command) -> Command:
             help="Type of the KV cache.",
         ),
         threads_option,
-        click.option(
-            "-c",
-            "--context",
-            type=click.IntRange(min=16),
-            default=8192,
-            show_default=True,
-            help="Context in tokens.",
-        ),
+        integer_option("-c", "--context", default=8192, help="Context in tokens.", least=16),
     ):
         command = option(command)
     return command
@@ -58,13 +57,7 @@ def sampling_options(command: Command) -> Command:
         click.option(
             "--seed", type=click.IntRange(min=0, max=2**32 - 1), help="Makes the answer repeatable."
         ),
-        click.option(
-            "--repeat-last-n",
-            type=click.IntRange(min=0),
-            default=64,
-            show_default=True,
-            help="Tokens that --repeat-penalty looks at.",
-        ),
+        integer_option("--repeat-last-n", default=64, help="Tokens that --repeat-penalty looks at.", least=0),
         click.option(
             "--repeat-penalty",
             type=click.FloatRange(min=0, min_open=True),
@@ -86,13 +79,7 @@ def sampling_options(command: Command) -> Command:
             show_default=True,
             help="Keep the likeliest tokens up to this probability.",
         ),
-        click.option(
-            "--top-k",
-            type=click.IntRange(min=0),
-            default=40,
-            show_default=True,
-            help="Keep the k likeliest tokens; 0: all.",
-        ),
+        integer_option("--top-k", default=40, help="Keep the k likeliest tokens; 0: all.", least=0),
         click.option(
             "--temp",
             type=click.FloatRange(min=0),
@@ -100,14 +87,7 @@ def sampling_options(command: Command) -> Command:
             show_default=True,
             help="Temperature; 0: greedy.",
         ),
-        click.option(
-            "-n",
-            "--n-predict",
-            type=click.IntRange(min=1),
-            default=256,
-            show_default=True,
-            help="At most so many new tokens.",
-        ),
+        integer_option("-n", "--n-predict", default=256, help="At most so many new tokens."),
     ):
         command = option(command)
     return command

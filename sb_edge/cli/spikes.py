@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import json_option, text_option, threads_option
+from sb_edge.cli.options import integer_option, json_option, text_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
 
 if TYPE_CHECKING:
@@ -49,12 +49,8 @@ def command() -> None:
     help="Random inputs instead of MODEL: the engine's counters against the closed form.",
 )
 @spike_k_option
-@click.option(
-    "--tokens",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    help="At most so many tokens of the text, in one context; rows of --synthetic.",
+@integer_option(
+    "--tokens", default=1024, help="At most so many tokens of the text, in one context; rows of --synthetic."
 )
 @click.option("--layers", is_flag=True, help="Show every layer.")
 @click.option(
@@ -106,13 +102,7 @@ def stats(
 @click.argument("model")
 @click.option("--k", "ks", type=Ks(), default="2,2.5,3,3.5,4", show_default=True, help="Values of k.")
 @text_option
-@click.option(
-    "--tokens",
-    type=click.IntRange(2),
-    default=1024,
-    show_default=True,
-    help="At most so many tokens of the text, in one context.",
-)
+@integer_option("--tokens", default=1024, help="At most so many tokens of the text, in one context.", least=2)
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a plot, PNG and SVG, to FOLDER."
 )
@@ -159,7 +149,7 @@ def sweep(
 @command.command()
 @click.argument("model")
 @click.option("-p", "--prompt", required=True, help="The text whose tokens are drawn.")
-@click.option("--layer", type=click.IntRange(0), default=0, show_default=True, help="Layer, from 0.")
+@integer_option("--layer", default=0, help="Layer, from 0.", least=0)
 @click.option(
     "--projection", default="attn_q", show_default=True, help="Whose input: attn_q, ffn_gate, ffn_down ..."
 )
@@ -167,12 +157,8 @@ def sweep(
     "--coding", type=click.Choice([*CODINGS, "all"]), default="all", show_default=True, help="Spike coding."
 )
 @click.option("--magnitudes", is_flag=True, help="Draw |s| where the coding has no signs, as `all` does.")
-@click.option(
-    "--channels", type=click.IntRange(1), default=64, show_default=True, help="The most active so many."
-)
-@click.option(
-    "--tokens", type=click.IntRange(1), default=12, show_default=True, help="The first so many of the prompt."
-)
+@integer_option("--channels", default=64, help="The most active so many.")
+@integer_option("--tokens", default=12, help="The first so many of the prompt.")
 @spike_k_option
 @click.option(
     "-o",

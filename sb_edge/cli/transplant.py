@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.options import integer_option
+
 
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
@@ -14,13 +16,9 @@ import click
     "--gla-layers",
     help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]",
 )
-@click.option(
-    "--window", type=click.IntRange(min=1), default=4096, show_default=True, help="Window of the others."
-)
+@integer_option("--window", default=4096, help="Window of the others.")
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the new parameters."
-)
+@integer_option("--seed", default=0, help="Of the new parameters.", least=0)
 @click.option(
     "--norm-scale",
     type=click.FloatRange(min=0),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.options import integer_option
 from sb_edge.cli.transplant import parse_layers
 
 
@@ -15,19 +16,15 @@ from sb_edge.cli.transplant import parse_layers
 @click.option(
     "--experts", type=click.IntRange(1, 4096), default=16, show_default=True, help="Routed, in each layer."
 )
-@click.option(
-    "--active", type=click.IntRange(min=1), default=1, show_default=True, help="Of them, for each token."
-)
-@click.option(
-    "--shared", type=click.IntRange(min=1), default=1, show_default=True, help="Experts for every token."
-)
+@integer_option("--active", default=1, help="Of them, for each token.")
+@integer_option("--shared", default=1, help="Experts for every token.")
 @click.option(
     "--dense-layers", help="Layers that keep their FFN, as 0-2,4; the 76B: 0-2,4,6,8,10.  [default: none]"
 )
 @click.option(
     "--scale-gate", is_flag=True, help="Scale all three matrices alike, as reported: only roughly the same."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the routers.")
+@integer_option("--seed", default=0, help="Of the routers.", least=0)
 def command(
     checkpoint: Path,
     output: Path,

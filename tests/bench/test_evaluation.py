@@ -26,7 +26,7 @@ def ignore(_units: float) -> None:
 
 
 def test_the_questions_of_this_project() -> None:
-    questions, _ = read_questions(None)
+    questions = read_questions(None)
     assert len(questions) >= 200
     assert len({question.question for question in questions}) == len(questions)
     assert set(Counter(question.kind for question in questions)) == {"facts", "arithmetic", "commonsense"}

@@ -76,7 +76,7 @@ def test_what_is_measured_on_is_never_trained_on(tokenizer: Tokenizer, tmp_path:
     (tmp_path / "leak.txt").write_text(rewrapped)
     with pytest.raises(TrainingError, match=r"leak\.txt: holds text that models are measured on"):
         write_corpus(given_documents([tmp_path / "leak.txt"]), tokenizer, tmp_path / "text", REQUEST)
-    longest = max((question.question for question in read_questions(None)[0]), key=len)
+    longest = max((question.question for question in read_questions(None)), key=len)
     assert holds(f"Before.\n\n{longest.upper()}\n\nAfter.", held_out_hashes())
     assert not holds(
         "An own paragraph that stands in no text which anything is measured on.", held_out_hashes()
