@@ -55,10 +55,10 @@ def groups_that_fit(
     waiting = list(cases)
     while waiting:
         free = (room or Room.now()).physical
-        size = needed(waiting[0]).required
+        size = needed(waiting[0]).total
         count = 1
         while together and count < len(waiting):
-            size += needed(waiting[count]).required
+            size += needed(waiting[count]).total
             if size > free:
                 break
             count += 1

@@ -67,7 +67,7 @@ def require_memory_for_both(
 
     def need(prompt: int) -> MemoryForecast:
         one, other = (forecast(header, prompt + n_gen, settings) for settings in (first, second))
-        beside = other.beyond_weights().required + other.repacked + other.engine
+        beside = other.beyond_weights().total + other.repacked + other.engine
         return replace(one, extra=beside + max(other.weights - one.weights, 0))
 
     def shorter() -> Iterator[Alternative]:

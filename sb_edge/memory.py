@@ -31,13 +31,13 @@ class MemoryForecast:
     """Bytes by which loading a model and using the whole context enlarges a process.
 
     Attributes:
-        weights: mapped from the file.
-        repacked: second copies of weights, in the layout that the engine's kernels want.
+        weights: used as they are mapped from the file.
+        repacked: copies of the others, in the layout that the engine's kernels want.
         kv: key/value cache: the window for sliding-window layers, the context for full attention.
         state: recurrent state of linear-attention and convolution layers.
         buffers: the engine's work space and its output: an estimate.
         engine: the engine itself and its vocabulary: an estimate.
-        droppable: of `weights`, originals of repacked ones, which the system may drop if memory is short.
+        originals: of the repacked weights, mapped while the model is loaded, and no part of the total.
         extra: what a command takes beside the engine: copies of the context, a reference's weights.
     """
 
@@ -47,23 +47,23 @@ class MemoryForecast:
     state: int
     buffers: int
     engine: int
-    droppable: int = 0
+    originals: int = 0
     extra: int = 0
 
     @property
     def total(self) -> int:
         """Everything together: what a process's resident memory grows by."""
-        return self.required + self.droppable
+        loaded = self.weights + self.repacked + self.engine
+        return loaded + self.kv + self.state + self.buffers + self.extra
 
     @property
-    def required(self) -> int:
-        """Without what the system may drop."""
-        weights = self.weights + self.repacked - self.droppable
-        return weights + self.kv + self.state + self.buffers + self.engine + self.extra
+    def address_space(self) -> int:
+        """What is mapped at most: all of it, or while loading the whole file and the repacked copies."""
+        return max(self.total, self.weights + self.repacked + self.engine + self.originals)
 
     def beyond_weights(self) -> MemoryForecast:
         """What is still needed when the model is loaded."""
-        return replace(self, weights=0, repacked=0, droppable=0, engine=0)
+        return replace(self, weights=0, repacked=0, originals=0, engine=0)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def forecast_weights(header: GgufHeader, spikes: float | None = None, sparse: bo
     return MemoryForecast(
         weights=weights.mapped,
         repacked=weights.repacked,
-        droppable=weights.droppable,
+        originals=weights.originals,
         kv=0,
         state=0,
         buffers=0,

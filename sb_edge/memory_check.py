@@ -54,10 +54,10 @@ class Room:
 
     def shortage(self, need: MemoryForecast) -> tuple[int, int] | None:
         """Bytes needed and available where the latter are too few, else None."""
-        if need.required > self.physical:
-            return need.required, self.physical
-        if self.address_space is not None and need.total > self.address_space:
-            return need.total, self.address_space
+        if need.total > self.physical:
+            return need.total, self.physical
+        if self.address_space is not None and need.address_space > self.address_space:
+            return need.address_space, self.address_space
         return None
 
 
@@ -155,7 +155,7 @@ def refuse_shortage(
     for kind in alternatives:
         fitting = next((each for each in kind if room.shortage(each[1]) is None), None)
         if fitting is not None:
-            offers.append(f"{fitting[0]} ({format_bytes(fitting[1].required)})")
+            offers.append(f"{fitting[0]} ({format_bytes(fitting[1].total)})")
     needed, available = shortage
     raise OutOfMemoryForecast(
         f"{what} will not fit in memory: it needs {format_bytes(needed)}{_parts(need, needed)}".strip(),
@@ -168,7 +168,7 @@ def refuse_shortage(
 
 def _parts(need: MemoryForecast, needed: int) -> str:
     named = (
-        ("weights", need.weights + need.repacked - need.droppable + needed - need.required),
+        ("weights", need.weights + need.repacked + needed - need.total),
         ("KV cache and states", need.kv + need.state),
         ("buffers", need.buffers + need.engine),
         ("beside the engine", need.extra),

@@ -1,7 +1,7 @@
-"""Which weights the engine keeps a second time, in the layout that its kernels want.
+"""Which weights the engine copies as it loads them, to the layout that its kernels want.
 
 ggml repacks quantized matrices as it loads them, if it has kernels for the processor (ggml-cpu/repack.cpp).
-The file stays mapped, so that both copies count as resident, but the system may drop the mapped one.
+Their originals are unmapped when the model is loaded.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ class WeightBytes:
     """Where weights are in memory.
 
     Attributes:
-        mapped: pages of the file; the engine unmaps what lies before the first and after the last tensor that
-            it uses in place.
-        repacked: second copies.
-        droppable: mapped originals of those, which are not read any more.
+        mapped: used in place, as pages of the file.
+        repacked: copies.
+        originals: of those, if nothing uses them in place: mapped until the model is loaded.
     """
 
     mapped: int
     repacked: int
-    droppable: int
+    originals: int
 
 
 def weight_bytes(
@@ -78,18 +77,9 @@ def weight_bytes(
         return not _is_coded(tensor.name, plan)
 
     copied = [tensor for tensor in tensors if is_repacked(tensor)]
-    repacked = sum(tensor.nbytes for tensor in copied)
-    if not repacked:
-        return WeightBytes(sum(tensor.nbytes for tensor in tensors), 0, 0)
-    gone = {tensor.name for tensor in copied if not tensor.name.startswith("token_embd.")}
-    in_place = [tensor for tensor in tensors if tensor.name not in gone]
-    mapped = 0
-    for file in header.files:
-        here = [tensor for tensor in in_place if tensor.file == file]
-        if here:
-            first = min(tensor.offset for tensor in here)
-            mapped += max(tensor.offset + tensor.nbytes for tensor in here) - first
-    return WeightBytes(mapped, repacked, max(mapped - sum(tensor.nbytes for tensor in in_place), 0))
+    originals = sum(tensor.nbytes for tensor in copied if not tensor.name.startswith("token_embd."))
+    mapped = sum(tensor.nbytes for tensor in tensors) - originals
+    return WeightBytes(mapped, sum(tensor.nbytes for tensor in copied), originals)
 
 
 def is_repacked_type(kind: str, n_rows: int) -> bool:

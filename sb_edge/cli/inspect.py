@@ -95,7 +95,7 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
         document["memory"] = {
             "context": context,
             "kv_type": kv_type,
-            **{name: getattr(need, name) for name in (*MEMORY_PARTS, "total", "required")},
+            **{name: getattr(need, name) for name in (*MEMORY_PARTS, "total")},
         }
     if tensors:
         document["tensors"] = [
@@ -244,8 +244,6 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         need = document["memory"]
         parts = ", ".join(f"{key} {format_bytes(need[key])}" for key in MEMORY_PARTS)
         facts.append((f"memory at {need['context']:,} tokens", f"{format_bytes(need['total'])}: {parts}"))
-        if need["repacked"]:
-            facts.append(("  at least", f"{format_bytes(need['required'])}: repacked weights held once"))
     return facts
 
 

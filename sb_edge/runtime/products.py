@@ -62,7 +62,7 @@ class Products:
         self._graphs = {
             is_sparse: self._graph(is_sparse, rows, columns, zones) for is_sparse in (False, True)
         }
-        weights = _weights(kind, n_outputs, n_inputs)
+        weights = integer_weights(kind, n_outputs, n_inputs)
         for tensors, values in ((rows, weights), (columns, weights.T)):
             data = quantize(np.ascontiguousarray(values), number)
             for tensor in tensors:
@@ -140,7 +140,7 @@ class Products:
         self._buffers.append(buffer)
 
 
-def _weights(kind: str, n_outputs: int, n_inputs: int) -> NDArray[np.float32]:
+def integer_weights(kind: str, n_outputs: int, n_inputs: int) -> NDArray[np.float32]:
     """Whole numbers that Q4_0 and Q8_0 hold exactly, by rows and by columns, [n_outputs, n_inputs]."""
     peak = _PEAKS[kind]
     rng = np.random.default_rng(n_outputs + n_inputs)

@@ -96,7 +96,7 @@ def test_the_alternative_fits(llama: Subject) -> None:
 def test_a_quantized_cache_is_offered_where_it_fits(llama: Subject) -> None:
     (case,) = make_plan([llama], DecodeSettings((2**20,), 1, fill="real"))
     quantized = dataclasses.replace(case, type_k="q8_0", type_v="q8_0")
-    room = Room(needed(quantized).required)
+    room = Room(needed(quantized).total)
     with pytest.raises(OutOfMemoryForecast, match="try --type-k q8_0 --type-v q8_0 "):
         require_memory([case], room)
     require_memory([quantized], room)
@@ -110,7 +110,7 @@ def test_nothing_is_offered_where_nothing_fits(llama: Subject) -> None:
 def test_what_fits_together_is_measured_together(spiking: Subject, llama: Subject) -> None:
     settings = DecodeSettings((64,), 1, cache_types=(("f16", "f16"), ("q8_0", "q8_0")))
     cases = make_plan([spiking, llama], settings)
-    sizes = [needed(case).required for case in cases]
+    sizes = [needed(case).total for case in cases]
 
     def grouped(available: int, *, together: bool = True) -> list[int]:
         groups = list(groups_that_fit(cases, together=together, room=Room(available)))

@@ -109,7 +109,7 @@ def test_logits_of_a_whole_batch_are_kept_twice():
 def test_total(golden_gguf):
     need = forecast(read_header(golden_gguf), 2048)
     assert need.total == need.weights + need.kv + need.state + need.buffers + need.engine
-    assert need.required == need.total and need.repacked == 0  # float32 is used in place
+    assert need.repacked == need.originals == 0  # float32 is used in place
     assert need.beyond_weights().total == need.kv + need.state + need.buffers
     assert need.weights == sum(tensor.nbytes for tensor in read_header(golden_gguf).tensors)
     assert need.state == 2 * 2 * 32 * 32 * 4

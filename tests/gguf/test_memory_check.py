@@ -23,7 +23,7 @@ def refusal(model: GgufHeader, n_ctx: int, room: Room, **arguments) -> str:
 def test_what_fits_is_let_through():
     llama = header("llama", LLAMA_1B)
     need = forecast(llama, 65536)
-    require_memory(llama, 65536, room=Room(need.required, need.total))
+    require_memory(llama, 65536, room=Room(need.total, need.address_space))
     require_memory(header("spikingbrain", SB_1B), 4096)
 
 
@@ -62,9 +62,9 @@ def test_a_smaller_window_would_not_help():
 def test_a_loaded_model_needs_its_context_only():
     model = header("llama", LLAMA_1B)
     need = forecast(model, 4096)
-    require_memory(model, 4096, is_loaded=True, room=Room(need.required - need.engine))
+    require_memory(model, 4096, is_loaded=True, room=Room(need.total - need.engine))
     with pytest.raises(OutOfMemoryForecast):
-        require_memory(model, 4096, room=Room(need.required - need.engine))
+        require_memory(model, 4096, room=Room(need.total - need.engine))
 
 
 def test_what_a_command_takes_beside_the_engine_counts():
