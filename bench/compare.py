@@ -84,6 +84,10 @@ class _Setting(NamedTuple):
     type_v: str
     flash_attn: int
 
+    @property
+    def cache_types(self) -> tuple[str, str]:
+        return self.type_k, self.type_v
+
 
 def select_model(rows: Sequence[Row], name: str) -> list[Row]:
     """The rows of one model.
@@ -103,8 +107,8 @@ def compare_rows(ours: Sequence[Row], theirs: Sequence[Row]) -> list[Comparison]
 
     Where each side has a single model, those are compared; otherwise models are matched by name. A row of B
     whose settings (cache types, flash attention, ubatch) A does not have is compared with A's only row for
-    the label, if there is only one: a model may be compared with several settings of another. Of several rows
-    of one side for the same thing the last counts.
+    the label and these cache types, or for the label, if there is only one: a model may be compared with
+    several settings of another. Of several rows of one side for the same thing the last counts.
 
     Raises:
         SbEdgeError: nothing matches.
@@ -117,8 +121,8 @@ def compare_rows(ours: Sequence[Row], theirs: Sequence[Row]) -> list[Comparison]
     found = []
     for (work, setting), row in counterparts.items():
         candidates = table.get(work, {})
-        only = next(iter(candidates.values())) if len(candidates) == 1 else None
-        match = candidates.get(setting, only)
+        same_types = [row for key, row in candidates.items() if key.cache_types == setting.cache_types]
+        match = candidates.get(setting) or _only(same_types) or _only([*candidates.values()])
         if match is not None:
             found.append(Comparison(match, row, row_ratio(match, row)))
     if not found:
@@ -127,6 +131,10 @@ def compare_rows(ours: Sequence[Row], theirs: Sequence[Row]) -> list[Comparison]
             hint="compare measurements of the same label and number of threads",
         )
     return sorted(found, key=lambda one: (one.ours.is_prefill, one.ours.n_depth))
+
+
+def _only(rows: Sequence[Row]) -> Row | None:
+    return rows[0] if len(rows) == 1 else None
 
 
 def first_against_others(rows: Sequence[Row]) -> list[Comparison]:

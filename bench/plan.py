@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,20 +37,22 @@ FillChoice = Literal["auto", "real", "synthetic"]
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A GGUF and the name that it gets in the results."""
+    """A GGUF, the name that it gets in the results, and its flash attention if not that of the settings."""
 
     name: str
     path: Path
+    flash_attn: FlashChoice | None = None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as it is measured: name, file, header, SHA-256 over its files in order."""
+    """A model as it is measured: as `BenchModel`, with its header and the SHA-256 over its files in order."""
 
     name: str
     path: Path
     header: GgufHeader
     sha256: str
+    flash_attn: FlashChoice | None = None
 
     @property
     def is_spikingbrain(self) -> bool:
@@ -71,7 +73,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure; all settings are the same for all models of a run.
+    """How to measure; settings are the same for all models of a run, but for a flash attention of their own.
 
     Args:
         depths: tokens in the context before the measurement starts.
@@ -230,7 +232,7 @@ def examine(model: BenchModel) -> Subject:
     for file in header.files:
         with Path(file).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return Subject(model.name, model.path, header, digest.hexdigest())
+    return Subject(model.name, model.path, header, digest.hexdigest(), model.flash_attn)
 
 
 def choose_fill(subject: Subject, n_depth: int, choice: FillChoice) -> Fill:
@@ -254,7 +256,7 @@ def make_plan(subjects: Sequence[Subject], settings: Settings) -> list[Case]:
             fill=settings.fill_of(subject, depth),
             is_continued=depth > 0
             and any(deeper > depth and settings.fill_of(subject, deeper) == "real" for deeper in depths),
-            settings=settings,
+            settings=replace(settings, flash_attn=subject.flash_attn or settings.flash_attn),
         )
         for depth in sorted({depth for _, depths in wanted for depth in depths})
         for subject, depths in wanted

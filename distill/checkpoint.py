@@ -125,18 +125,7 @@ def load(folder: Path, settings: Settings) -> Saved | None:
     path = folder / NAME
     if not path.exists():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {})[_KEY])
-            theirs = Settings.model_validate_json(json.dumps(document["settings"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, ValidationError) as error:
-        raise TrainingError(
-            "is not a checkpoint of distillation",
-            path=path,
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            hint="remove it, or choose another folder",
-        ) from None
+    theirs, saved = read(path)
     changed = differences(settings, theirs)
     if changed:
         raise TrainingError(
@@ -145,7 +134,28 @@ def load(folder: Path, settings: Settings) -> Saved | None:
             found="; ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""),
             hint="repeat the command that began it, or choose another folder",
         )
-    return _saved(document, tensors)
+    return saved
+
+
+def read(path: Path) -> tuple[Settings, Saved]:
+    """A checkpoint, on the CPU, and the settings of the run that it belongs to.
+
+    Raises:
+        TrainingError: damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            document = json.loads((file.metadata() or {})[_KEY])
+            theirs = Settings.model_validate_json(json.dumps(document["settings"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return theirs, _saved(document, tensors)
+    except (SafetensorError, KeyError, ValueError, ValidationError) as error:
+        raise TrainingError(
+            "is not a checkpoint of distillation",
+            path=path,
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            hint="remove it, or choose another folder",
+        ) from None
 
 
 def _saved(document: dict[str, Any], tensors: dict[str, Tensor]) -> Saved:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ class Run:
         folder: gets the checkpoints.
         world: the processes.
         save_every: seconds between checkpoints; 0: after every step.
+        start: values that parameters start with, by name; the others start as `make_student` makes them.
     """
 
     base: Base
@@ -59,6 +61,7 @@ class Run:
     folder: Path
     world: World
     save_every: float
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def train(run: Run) -> tuple[SpikingBrain, Progress]:
@@ -78,6 +81,7 @@ def train(run: Run) -> tuple[SpikingBrain, Progress]:
     if settings.bf16 and run.world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 in the operator: ten bits, more than bfloat16 has
     student = make_student(run.base, settings.gla_layers, window=settings.window, seed=settings.seed)
+    _set_parameters(student, run.start)
     use_training_operator(student)
     progress = saved.progress if saved else Progress()
     for number, which in enumerate(settings.stages):
@@ -87,15 +91,15 @@ def train(run: Run) -> tuple[SpikingBrain, Progress]:
             trainer.run(saved)
             saved = None
     if saved:
-        _restore_parameters(student, saved)
+        _set_parameters(student, saved.parameters)
     return student, progress
 
 
-def _restore_parameters(student: SpikingBrain, saved: Saved) -> None:
+def _set_parameters(student: SpikingBrain, values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in trained_parameters(student).items():
-            if name in saved.parameters:
-                parameter.copy_(saved.parameters[name])
+            if name in values:
+                parameter.copy_(values[name])
 
 
 class _Trainer:
@@ -122,7 +126,7 @@ class _Trainer:
         """Take the stage's remaining steps, then begin the next stage."""
         self._require_even_parts()
         if saved:
-            _restore_parameters(self._student, saved)
+            _set_parameters(self._student, saved.parameters)
             checkpoint.set_random_states(saved.random)
         progress = self._progress
         if not progress.steps:

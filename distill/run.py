@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from sb_edge.convert.transplant import student_config
+from sb_edge.distill import checkpoint
 from sb_edge.distill.base import Base, gla_layers_of, load_base
 from sb_edge.distill.corpus import Corpus, open_corpus, write_corpus
 from sb_edge.distill.gather import TextRequest, documents
@@ -21,6 +24,7 @@ from sb_edge.distill.student import write_student, write_trained
 from sb_edge.distill.tokenizer import Tokenizer
 from sb_edge.errors import OutputError, TrainingError
 from sb_edge.files import remove_partials
+from sb_edge.packages import sha256_of
 
 TEXT = "text"
 STUDENT = "student"
@@ -38,6 +42,7 @@ class Recipe:
         seed, adapter_rank, bf16, micro_batch: as `Settings`.
         outtype: of the student's checkpoint, "f32", "f16" or "bf16".
         ignore_rope_scaling: as `load_base`.
+        start: folder of another run of the same base; GLA layers that it trains start as they are there.
     """
 
     stages: tuple[StageSettings, ...]
@@ -49,6 +54,7 @@ class Recipe:
     micro_batch: int = 4096
     outtype: str = "f32"
     ignore_rope_scaling: bool = False
+    start: Path | None = None
 
 
 def distill(
@@ -94,7 +100,8 @@ def distill(
         if text_only:
             return folder / TEXT
         settings = _settings(source, corpus, recipe)
-        student, progress = train(Run(source, corpus.tokens, settings, folder, world, save_every))
+        start = {} if recipe.start is None else _start(source, recipe.start, settings.gla_layers)
+        student, progress = train(Run(source, corpus.tokens, settings, folder, world, save_every, start))
         if not world.rank:
             if not (folder / STUDENT).exists():
                 write_student(source, student, folder / STUDENT, recipe.outtype)
@@ -137,4 +144,32 @@ def _settings(base: Base, corpus: Corpus, recipe: Recipe) -> Settings:
         bf16=recipe.bf16,
         micro_batch=recipe.micro_batch,
         stages=recipe.stages,
+        start=None if recipe.start is None else _sha256_of_start(recipe.start),
     )
+
+
+def _sha256_of_start(folder: Path) -> str:
+    path = folder / checkpoint.NAME
+    if not path.is_file():
+        raise TrainingError("not found", path=path, item="--start", expected="the folder of a run")
+    return sha256_of(path)
+
+
+def _start(base: Base, folder: Path, gla_layers: Sequence[int]) -> dict[str, Tensor]:
+    """Parameters of the GLA layers that another run trains, by name."""
+    path = folder / checkpoint.NAME
+    theirs, saved = checkpoint.read(path)
+    if theirs.base != base.sha256:
+        raise TrainingError(
+            "was trained from another base", path=path, found=theirs.base[:12], expected=base.sha256[:12]
+        )
+    common = sorted(set(theirs.gla_layers) & set(gla_layers))
+    if not common:
+        raise TrainingError(
+            "trains none of these GLA layers",
+            path=path,
+            found=",".join(map(str, theirs.gla_layers)),
+            expected="some of " + ",".join(map(str, gla_layers)),
+        )
+    prefixes = tuple(f"model.layers.{layer}.attn." for layer in common)
+    return {name: x for name, x in saved.parameters.items() if name.startswith(prefixes)}

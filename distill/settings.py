@@ -55,6 +55,7 @@ class Settings(BaseModel):
         bf16: matrix products in bfloat16.
         micro_batch: tokens that go through the model at once, in each process.
         stages: those to run, in order.
+        start: SHA-256 of the checkpoint that GLA layers start from.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -68,6 +69,7 @@ class Settings(BaseModel):
     bf16: bool = False
     micro_batch: PositiveInt = 4096
     stages: tuple[StageSettings, ...]
+    start: str | None = None
 
 
 def differences(ours: Settings, theirs: Settings) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sb_edge.flash_attention import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+FLASH_ATTN_CHOICE = click.Choice(["auto", "on", "off"])
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 
@@ -108,6 +110,7 @@ class Running:
     """Which baselines, how long, how many models at once, where to: the values of `running_options`."""
 
     baselines: tuple[str, ...]
+    baseline_flash_attn: FlashChoice | None
     fill: FillChoice
     one_at_a_time: bool
     time_budget: float | None
@@ -130,7 +133,7 @@ def cache_options(command: Command) -> Command:
         ),
         click.option(
             "--flash-attn",
-            type=click.Choice(["auto", "on", "off"]),
+            type=FLASH_ATTN_CHOICE,
             default="auto",
             show_default=True,
             help="Flash attention.",
@@ -168,6 +171,11 @@ def running_options(command: Command) -> Command:
             type=click.Choice(["base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b", "none"]),
             multiple=True,
             help="Also measure this model.  [default: base beside `default`, llama-1b beside `1b`]",
+        ),
+        click.option(
+            "--baseline-flash-attn",
+            type=FLASH_ATTN_CHOICE,
+            help="Flash attention of these.  [default: as --flash-attn]",
         ),
         click.option(
             "--fill",
@@ -252,7 +260,7 @@ def measure_and_show(names: Sequence[str], settings: Settings, running: Running)
     _require_folders(running.csv, running.markdown, plot, json_file)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
-    models = models_of(names, running.baselines)
+    models = models_of(names, running.baselines, running.baseline_flash_attn)
     budget = Budget(running.time_budget)
     rows = run(
         models,
@@ -284,15 +292,26 @@ def measure_and_show(names: Sequence[str], settings: Settings, running: Running)
     emit([row.to_json() for row in rows], json_target, render)
 
 
-def models_of(names: Sequence[str], baselines: Sequence[str]) -> list[BenchModel]:
-    """The models to measure, baselines last; a name that comes twice is measured once."""
+def models_of(
+    names: Sequence[str], baselines: Sequence[str], flash_attn: FlashChoice | None = None
+) -> list[BenchModel]:
+    """The models to measure, then baselines, with a flash attention of their own if so told.
+
+    A name that comes twice is measured once.
+    """
     from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
 
     chosen = baselines or default_baselines(names)
     if "none" in chosen and len(chosen) > 1:
         raise click.UsageError("--baseline none goes with no other --baseline")
-    added = [BASELINES[name] for name in chosen if name != "none"]
-    return [resolve_model(name) for name in dict.fromkeys([*names, *added])]
+    models = dict.fromkeys(names)
+    added = dict.fromkeys(
+        BASELINES[name] for name in chosen if name != "none" and BASELINES[name] not in models
+    )
+    return [
+        *map(resolve_model, models),
+        *(replace(resolve_model(name), flash_attn=flash_attn) for name in added),
+    ]
 
 
 def cache_types(type_k: Sequence[str], type_v: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -69,10 +69,19 @@ class StageValue(click.ParamType):
     help="Train on so many tokens that the base writes itself.",
 )
 @click.option("--text-only", is_flag=True, help="Stop when the text is ready.")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Start GLA layers as another run of the same base left them.",
+)
 @click.option("--gla-layers", help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]")
 @integer_option("--window", default=4096, help="Window of the others.")
 @click.option(
-    "--stages", default="layers,whole,long", show_default=True, help="Stages to run, in this order."
+    "--stages",
+    default="layers,whole,long",
+    show_default=True,
+    help="Stages to run, in this order; none: only write the student.",
 )
 @click.option(
     "--tokens",
@@ -127,6 +136,7 @@ def command(
     find_text: bool,
     samples: int,
     text_only: bool,
+    start: Path | None,
     gla_layers: str | None,
     window: int,
     stages: str,
@@ -177,6 +187,7 @@ def command(
         micro_batch=micro_batch,
         outtype=outtype,
         ignore_rope_scaling=ignore_rope_scaling,
+        start=start,
     )
     written = distill(
         base if base.exists() else resolve_gguf(str(base)),
@@ -192,7 +203,9 @@ def command(
 
 
 def _stage_names(text: str) -> list[str]:
-    names = text.split(",")
+    names = [] if text == "none" else text.split(",")
     if not set(names) <= set(STAGES) or names != [name for name in STAGES if name in names]:
-        raise click.BadParameter(f"{text!r} is not some of {','.join(STAGES)}", param_hint="--stages")
+        raise click.BadParameter(
+            f"{text!r} is neither none nor some of {','.join(STAGES)}", param_hint="--stages"
+        )
     return names

@@ -82,6 +82,16 @@ def test_every_setting_of_a_baseline_is_compared(pair: tuple[Row, Row]) -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
+def test_another_flash_attention_is_compared_with_the_same_cache(pair: tuple[Row, Row]) -> None:
+    quantized = {"type_k": "q8_0", "type_v": "q8_0"}
+    ours = [pair[0], pair[0].model_copy(update=quantized)]
+    theirs = [
+        row.model_copy(update={"flash_attn": 0}) for row in (pair[1], pair[1].model_copy(update=quantized))
+    ]
+    found = compare_rows(ours, theirs)
+    assert [(one.ours.type_k, one.theirs.type_k) for one in found] == [("f16", "f16"), ("q8_0", "q8_0")]
+
+
 def test_what_was_fitted_is_marked(make_row: MakeRow) -> None:
     common = {"n_prompt": 512, "n_gen": 0, "label": "pp512 @ d4096"}
     ours = timed(make_row, (8.0, 8.0), model="1b", ttft_ns=10**9, ttft_source="measured", **common)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sb_edge.bench.compare import first_against_others
 from sb_edge.bench.contexts import Contexts
 from sb_edge.bench.plan import BenchModel, DecodeSettings, PrefillSettings, examine, make_plan
 from sb_edge.bench.results import read_rows
@@ -59,6 +60,14 @@ def test_models_at_a_depth_are_measured_in_turns(tiny_gguf: Path, tiny_llama: Pa
     assert all(row.rss_bytes and row.rss_bytes > row.model_size for row in rows)
     alone = run(models, replace(FAST, depths=(0,)), together=False)
     assert [row.turns for row in alone] == [None, None]
+
+
+def test_a_baseline_keeps_a_flash_attention_of_its_own(tiny_gguf: Path, tiny_llama: Path) -> None:
+    models = [BenchModel("tiny", tiny_gguf), BenchModel("llama", tiny_llama, flash_attn="off")]
+    rows = run(models, replace(FAST, depths=(8,)))
+    assert [row.flash_attn for row in rows] == [-1, 0]
+    (one,) = first_against_others(rows)
+    assert one.speed.paired
 
 
 def test_a_spent_budget_leaves_out_the_rest_and_a_later_run_continues(

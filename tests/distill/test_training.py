@@ -110,6 +110,33 @@ def test_other_settings_are_refused(finished: Path, tiny_base: Path, prose: Path
         make(other, finished, prose)
 
 
+def test_layers_start_as_another_run_left_them(
+    finished: Path, tiny_base: Path, prose: Path, tmp_path: Path
+) -> None:
+    """Of the layers that are GLA in both; without a stage they stay so."""
+    recipe = replace(RECIPE, stages=(), gla_layers=(0, 1), start=finished)
+    make(tiny_base, tmp_path / "second", prose, recipe)
+    theirs, ours = (load_file(run / "trained.safetensors") for run in (finished, tmp_path / "second"))
+    first = [name for name in ours if name.startswith("model.layers.0.")]
+    assert len(ours) == 2 * len(first) and first
+    assert all(torch.equal(ours[name], theirs[name]) for name in first)
+    assert not (tmp_path / "second" / "losses.png").exists()
+
+
+def test_a_start_that_does_not_fit_is_refused(
+    finished: Path, tiny_base: Path, prose: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        TrainingError, match=r"trains none of these GLA layers \(found 0,2, expected some of 1"
+    ):
+        make(tiny_base, tmp_path / "none", prose, replace(RECIPE, gla_layers=(1,), start=finished))
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: --start: not found"):
+        make(tiny_base, tmp_path / "missing", prose, replace(RECIPE, start=tmp_path / "nowhere"))
+    other = write_base(tmp_path / "other", rms_norm_eps=1e-6)
+    with pytest.raises(TrainingError, match="was trained from another base"):
+        make(other, tmp_path / "foreign", prose, replace(RECIPE, start=finished))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"not a checkpoint at all"])
 def test_a_damaged_checkpoint_is_refused(
     tiny_base: Path, prose: Path, tmp_path: Path, content: bytes
