@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ from sb_edge.convert.floats import to_float32
 from sb_edge.convert.gguf_values import tensor_values
 from sb_edge.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.gguf_reader import GgufHeader, read_header
+from sb_edge.packages import sha256_of
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
 
@@ -224,6 +226,16 @@ def open_base(path: Path) -> BaseModelReader:
     if not path.exists():
         raise CheckpointError("not found", path=path, hint="point at a checkpoint's folder or a GGUF")
     return GgufBase(path)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a GGUF, or of a folder's config.json and safetensors files with their names."""
+    if path.is_file():
+        return sha256_of(path)
+    digest = hashlib.sha256()
+    for file in sorted([path / "config.json", *path.glob("*.safetensors*")]):
+        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _to_half_split(values: np.ndarray, n_head: int) -> np.ndarray:

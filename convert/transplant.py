@@ -11,11 +11,12 @@ import ml_dtypes
 import numpy as np
 
 from sb_edge.config import SpikingBrainConfig
-from sb_edge.convert.base_model import BaseModelReader, open_base
+from sb_edge.convert.base_model import BaseModelReader, fingerprint, open_base
 from sb_edge.convert.checkpoint import CheckpointWriter
+from sb_edge.convert.delta import read_delta
 from sb_edge.convert.random_weights import normal
 from sb_edge.convert.tensors import expected_tensors
-from sb_edge.errors import CheckpointError, ConfigError
+from sb_edge.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.progress import progress_bar
 
 DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -38,12 +39,14 @@ class TransplantReport:
         config: its configuration.
         n_copied: tensors taken over from the base.
         n_new: tensors that the base does not have: gates and per-head norms, untrained.
+        n_trained: tensors that a delta holds or changes.
     """
 
     folder: Path
     config: SpikingBrainConfig
     n_copied: int
     n_new: int
+    n_trained: int
 
 
 def transplant(
@@ -56,6 +59,7 @@ def transplant(
     seed: int = 0,
     norm_scale: float = NORM_SCALE,
     ignore_rope_scaling: bool = False,
+    trained: Path | None = None,
 ) -> TransplantReport:
     """Make a SpikingBrain checkpoint that keeps everything of a base model but its attention.
 
@@ -73,28 +77,43 @@ def transplant(
         norm_scale: the per-head norm's weights, relative to the size that the layer's values would have for
             white inputs (channel by channel, over all heads).
         ignore_rope_scaling: drop the base's scaling of rotary frequencies instead of refusing it.
+        trained: the delta of a distillation of this base, whose window counts then; `gla_layers` are some of
+            its layers, None: all.
 
     Raises:
-        CheckpointError, ConfigError, GgufError: the base is missing, damaged or of another shape.
+        CheckpointError, ConfigError, GgufError: base or delta is missing, damaged, of another shape, or they
+            do not belong together.
         OutputError: the folder exists or cannot be written.
     """
     source = open_base(base)
     refuse_scaling(source, ignore_rope_scaling)
+    delta = None if trained is None else read_delta(trained)
+    if delta is not None:
+        delta = delta if gla_layers is None else delta.of_layers(gla_layers)
+        gla_layers, window = delta.gla_layers, delta.window
     config = student_config(source, gla_layers, window)
     bias = source.has("model.layers.0.attn.q_proj.bias")
     table = expected_tensors(config, attention_bias=bias, gate_rank=GATE_RANK)
     target = DTYPES[dtype]
     shapes = {name: (spec.shape, target) for name, spec in table.items()}
-    n_new = 0
+    if delta is not None:
+        delta.require(fingerprint(base), table)
+    n_new = n_trained = 0
     with (
         CheckpointWriter(folder, config, shapes) as writer,
         progress_bar("transplanting", sum(math.prod(shape) for shape, _ in shapes.values())) as advance,
     ):
         for name, spec in table.items():
             values = new_parameter(source, config, name, spec.shape, seed, norm_scale)
-            n_new += values is not None
+            is_new = values is not None
             if values is None:
                 values = source.read(name, spec.shape)
+            changed = None if delta is None else delta.changed(name, values)
+            if delta is not None and is_new and changed is None:
+                raise GgufError("a tensor is missing", path=delta.path, item=name)
+            n_trained += changed is not None
+            n_new += is_new and changed is None
+            values = values if changed is None else changed
             with np.errstate(over="ignore"):
                 stored = values.astype(target)
             if not np.isfinite(stored.astype(np.float32)).all():
@@ -104,7 +123,7 @@ def transplant(
             writer.write(name, stored)
             advance(values.size)
         source.write_tokenizer(writer.path)
-    return TransplantReport(folder, config, len(table) - n_new, n_new)
+    return TransplantReport(folder, config, len(table) - n_new - n_trained, n_new, n_trained)
 
 
 def refuse_scaling(source: BaseModelReader, ignore: bool) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sb_edge.config import SpikingBrainConfig
-from sb_edge.convert.base_model import BaseModelReader, open_base
+from sb_edge.convert.base_model import BaseModelReader, fingerprint, open_base
 from sb_edge.convert.tensors import TensorLayout, expected_tensors
 from sb_edge.convert.transplant import GATE_RANK, refuse_scaling, student_config
-from sb_edge.packages import sha256_of
 from sb_edge.reference import fused
 from sb_edge.reference.layers import SlidingWindowAttention
 from sb_edge.reference.model import SpikingBrain
@@ -33,16 +31,6 @@ class Base:
     sha256: str
     layout: TensorLayout
     model: SpikingBrain
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a GGUF, or of a folder's config.json and safetensors files with their names."""
-    if path.is_file():
-        return sha256_of(path)
-    digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors*")]):
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def load_base(path: Path, device: torch.device, *, ignore_rope_scaling: bool = False) -> Base:

@@ -24,7 +24,7 @@ POINTS = 200
 
 
 def write_record(folder: Path, settings: Settings, progress: Progress, command: str, text: Path) -> None:
-    """Write record.json and, of a run with stages, losses.png.
+    """Write record.json and losses.png.
 
     Args:
         folder: where.
@@ -61,8 +61,7 @@ def write_record(folder: Path, settings: Settings, progress: Progress, command: 
     }
     with atomic_output(folder / "record.json") as partial:
         partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if curves:
-        plot_losses(folder / "losses.png", curves)
+    plot_losses(folder / "losses.png", curves)
 
 
 def _points(values: Tensor) -> list[dict[str, Any]]:

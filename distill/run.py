@@ -28,7 +28,7 @@ from sb_edge.packages import sha256_of
 
 TEXT = "text"
 STUDENT = "student"
-TRAINED = "trained.safetensors"
+TRAINED = "trained.gguf"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def distill(
 
     Args:
         base: a Llama- or Qwen2-shaped checkpoint folder or GGUF.
-        folder: gets text/, checkpoint.safetensors, student/, trained.safetensors, record.json and losses.png.
+        folder: gets text/, checkpoint.safetensors, student/, trained.gguf, record.json and losses.png.
         text: what to train on; it is not read again once folder/text is there.
         recipe: of the student.
         device: a name for `pick_device`.
@@ -105,7 +105,7 @@ def distill(
         if not world.rank:
             if not (folder / STUDENT).exists():
                 write_student(source, student, folder / STUDENT, recipe.outtype)
-            write_trained(student, folder / TRAINED)
+            write_trained(source, student, folder / TRAINED)
             write_record(folder, settings, progress, command, folder / TEXT)
         world.wait()
     return folder / STUDENT

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sb_edge.config import SpikingBrainConfig
 from sb_edge.convert.checkpoint import DTYPES, CheckpointWriter
+from sb_edge.convert.delta import write_delta
 from sb_edge.convert.floats import encoder
 from sb_edge.convert.tensors import TensorSpec, expected_tensors
 from sb_edge.convert.transplant import NORM_SCALE, new_parameter, student_config
 from sb_edge.distill.adapters import AdaptedProjection
 from sb_edge.distill.base import Base, gla_layers_of, use_fused_attention
-from sb_edge.distill.checkpoint import write_tensors
 from sb_edge.errors import CheckpointError
 from sb_edge.reference.model import SpikingBrain
 
@@ -100,13 +100,20 @@ def write_student(base: Base, model: SpikingBrain, folder: Path, dtype: str) -> 
         base.reader.write_tokenizer(out.path)
 
 
-def write_trained(model: SpikingBrain, path: Path) -> None:
-    """Write the trained parameters alone: GLA layers whole, the rest as adapters [rank, in] and [out, rank].
+def write_trained(base: Base, model: SpikingBrain, path: Path) -> None:
+    """Write the trained parameters alone, as `convert.delta` stores them.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    write_tensors(path, dict(trained_parameters(model)), {"format": "pt"})
+    values = {
+        name: parameter.detach().float().cpu().numpy()
+        for name, parameter in trained_parameters(model).items()
+    }
+    config = model.config
+    write_delta(
+        path, values, base=base.sha256, gla_layers=gla_layers_of(config), window=config.sliding_window
+    )
 
 
 def _table(base: Base, config: SpikingBrainConfig) -> dict[str, TensorSpec]:

@@ -78,10 +78,7 @@ class StageValue(click.ParamType):
 @click.option("--gla-layers", help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]")
 @integer_option("--window", default=4096, help="Window of the others.")
 @click.option(
-    "--stages",
-    default="layers,whole,long",
-    show_default=True,
-    help="Stages to run, in this order; none: only write the student.",
+    "--stages", default="layers,whole,long", show_default=True, help="Stages to run, in this order."
 )
 @click.option(
     "--tokens",
@@ -203,9 +200,7 @@ def command(
 
 
 def _stage_names(text: str) -> list[str]:
-    names = [] if text == "none" else text.split(",")
+    names = text.split(",")
     if not set(names) <= set(STAGES) or names != [name for name in STAGES if name in names]:
-        raise click.BadParameter(
-            f"{text!r} is neither none nor some of {','.join(STAGES)}", param_hint="--stages"
-        )
+        raise click.BadParameter(f"{text!r} is not some of {','.join(STAGES)}", param_hint="--stages")
     return names

@@ -26,6 +26,13 @@ from sb_edge.cli.options import integer_option
     show_default=True,
     help="Size of the new norms, relative to the values.",
 )
+@click.option(
+    "--trained",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take the window and what training changed from the trained.gguf of `distill`; its GLA layers, or "
+    "some of them by --gla-layers.",
+)
 @click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")
 def command(
     base: Path,
@@ -35,6 +42,7 @@ def command(
     dtype: str,
     seed: int,
     norm_scale: float,
+    trained: Path | None,
     ignore_rope_scaling: bool,
 ) -> None:
     """Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.
@@ -55,9 +63,11 @@ def command(
         seed=seed,
         norm_scale=norm_scale,
         ignore_rope_scaling=ignore_rope_scaling,
+        trained=trained,
     )
+    new = f"{report.n_trained} trained" if trained else f"{report.n_new} new and untrained"
     click.echo(
-        f"{report.folder}: {report.n_copied} tensors from the base, {report.n_new} new and untrained; "
+        f"{report.folder}: {report.n_copied} tensors from the base, {new}; "
         f"GLA layers {', '.join(str(n) for n, gla in enumerate(report.config.recurrent_layers) if gla)}"
     )
 

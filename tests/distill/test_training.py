@@ -22,7 +22,9 @@ from sb_edge.distill.run import Recipe, distill
 from sb_edge.distill.settings import StageSettings
 from sb_edge.distill.student import make_student, merged_weights
 from sb_edge.errors import ConfigError, TrainingError
+from sb_edge.metrics import nmse
 from sb_edge.reference.model import SpikingBrain
+from sb_edge.tolerances import TRAINED
 
 CPU = torch.device("cpu")
 LAYERS = StageSettings(name="layers", tokens=6400, lengths=(64,), batch=128, learning_rate=1e-2)
@@ -73,7 +75,8 @@ def test_both_stages_learn(finished: Path) -> None:
 
 def test_the_student_keeps_everything_else(finished: Path, tiny_base: Path) -> None:
     base, student = (load_file(folder / "model.safetensors") for folder in (tiny_base, finished / "student"))
-    trained = load_file(finished / "trained.safetensors")
+    saved = load_file(finished / "checkpoint.safetensors")
+    trained = {name.removeprefix("parameters."): x for name, x in saved.items()}
     same = {
         "embeddings.weight": "embed_tokens.weight",
         "layers.1.mlp_norm.weight": "layers.1.post_attention_layernorm.weight",
@@ -113,14 +116,34 @@ def test_other_settings_are_refused(finished: Path, tiny_base: Path, prose: Path
 def test_layers_start_as_another_run_left_them(
     finished: Path, tiny_base: Path, prose: Path, tmp_path: Path
 ) -> None:
-    """Of the layers that are GLA in both; without a stage they stay so."""
-    recipe = replace(RECIPE, stages=(), gla_layers=(0, 1), start=finished)
-    make(tiny_base, tmp_path / "second", prose, recipe)
-    theirs, ours = (load_file(run / "trained.safetensors") for run in (finished, tmp_path / "second"))
-    first = [name for name in ours if name.startswith("model.layers.0.")]
-    assert len(ours) == 2 * len(first) and first
-    assert all(torch.equal(ours[name], theirs[name]) for name in first)
-    assert not (tmp_path / "second" / "losses.png").exists()
+    """Of the layers that are GLA in both; a step with next to no rate leaves them there."""
+    still = LAYERS.model_copy(update={"tokens": 128, "learning_rate": 1e-9})
+    make(tiny_base, tmp_path / "second", prose, Recipe((still,), gla_layers=(0, 1), start=finished))
+    theirs, ours, base = (
+        load_file(folder / "model.safetensors")
+        for folder in (finished / "student", tmp_path / "second" / "student", tiny_base)
+    )
+    shared = [name for name in ours if name.startswith("model.layers.0.attn.")]
+    assert len(shared) == 8
+    for name in shared:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-8)
+    untrained = ours["model.layers.1.attn.q_proj.weight"]
+    torch.testing.assert_close(untrained, base["model.layers.1.self_attn.q_proj.weight"], rtol=0, atol=1e-8)
+
+
+def test_the_student_comes_back_from_base_and_delta(finished: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Up to the rounding of Q8_0; what was not trained is the base's."""
+    delta = finished / "trained.gguf"
+    report = transplant(tiny_base, tmp_path / "again", dtype="f32", trained=delta)
+    assert report.config.sliding_window == RECIPE.window and report.n_new == 0
+    expected, found = (
+        load_file(folder / "model.safetensors") for folder in (finished / "student", tmp_path / "again")
+    )
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert nmse(wanted.numpy(), found[name].numpy()) < TRAINED.nmse, name
+    assert torch.equal(found["model.embeddings.weight"], expected["model.embeddings.weight"])
+    assert delta.stat().st_size < 0.35 * (finished / "checkpoint.safetensors").stat().st_size
 
 
 def test_a_start_that_does_not_fit_is_refused(
