@@ -7,6 +7,7 @@ from typing import Literal
 import gguf
 import numpy as np
 
+from sb_edge.errors import GgufError
 from sb_edge.gguf_reader import TensorEntry
 
 
@@ -19,7 +20,16 @@ def tensor_bytes(tensor: TensorEntry, *, writable: bool = False) -> np.ndarray:
 
 
 def tensor_values(tensor: TensorEntry) -> np.ndarray:
-    """A tensor's values as float32, of its shape; quantized ones are dequantized."""
+    """A tensor's values as float32, of its shape; quantized ones are dequantized.
+
+    Raises:
+        GgufError: a type that holds no weights, or that cannot be dequantized here.
+    """
     kind = gguf.GGMLQuantizationType[tensor.type]
-    values: np.ndarray = gguf.quants.dequantize(tensor_bytes(tensor), kind)
+    try:
+        values: np.ndarray = gguf.quants.dequantize(tensor_bytes(tensor), kind)
+    except NotImplementedError:
+        raise GgufError(
+            "a type that cannot be read as weights", path=tensor.file, item=tensor.name, found=tensor.type
+        ) from None
     return values.reshape(tensor.shape).astype(np.float32, copy=False)

@@ -10,9 +10,10 @@ from test_transplant import FFN, HIDDEN, make_base
 
 from sb_edge.convert.base_model import fingerprint
 from sb_edge.convert.checkpoint import Checkpoint
-from sb_edge.convert.delta import IN, OUT, read_delta, write_delta
+from sb_edge.convert.delta import IN, OUT, Delta, read_delta, write_delta
 from sb_edge.convert.transplant import transplant
 from sb_edge.errors import GgufError
+from sb_edge.gguf_reader import TensorEntry
 
 LAYERS, WINDOW = (0, 2), 7
 ADAPTED = "model.layers.1.mlp.up_proj"
@@ -102,6 +103,12 @@ def test_some_of_the_layers(base: Path, tensors: Tensors, tmp_path: Path) -> Non
     assert (student.read(NORM.replace(".0.", ".2.")) == 0.5).all()
     with pytest.raises(GgufError, match=r"gla_layers: this layer was not trained \(found 1, expected some"):
         transplant(base, tmp_path / "other", trained=delta, gla_layers=[1, 2])
+
+
+def test_a_tensor_of_integers_is_refused() -> None:
+    tensor = TensorEntry(WHOLE, (2, 3), "I8", 6, 0, Path(__file__))
+    with pytest.raises(GgufError, match=r"o_proj\.weight: a type that cannot be read as weights \(found I8"):
+        Delta(tensor.file, "", (0,), WINDOW, {WHOLE: tensor}).changed(WHOLE, np.zeros((2, 3), np.float32))
 
 
 def test_another_base_is_refused(base: Path, tensors: Tensors, tmp_path: Path) -> None:
