@@ -40,7 +40,7 @@ GOLDEN_BF16 = Tolerance(
     "reference bfloat16 against recorded logits", 1e-3, "seen 1e-4: 8 bits of mantissa between operations"
 )
 TRAINED = Tolerance(
-    "a trained tensor of base and delta", 1e-4, "8 bits with a scale for 32 values: seen 1.6e-5"
+    "a trained tensor of base and delta", 1e-4, "8 bits with a scale for 32 values: seen 3.6e-5"
 )
 ENGINE_F32 = Tolerance(
     "engine, f32 KV",
