@@ -25,7 +25,7 @@ from sb_edge.runtime.sparse import SparseCounts, count_products
 
 DEFAULT_BUDGET = 0.02
 
-DEFAULT_MAX_DENSITY = 0.3
+DEFAULT_MAX_DENSITY = 0.18
 """Columns are fetched one by one and added up: about so many of them take as long as all rows."""
 
 PROBE_TOKENS = 256

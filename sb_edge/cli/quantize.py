@@ -106,7 +106,7 @@ def _check_type(value: str | None, known: Iterable[str], parameter: str) -> None
     "--max-density",
     type=click.FloatRange(0, 1, min_open=True),
     help="Sparse layout: a token with a larger share of active channels takes the dense product.  "
-    "[default: 0.3]",
+    "[default: 0.18]",
 )
 @click.option(
     "--keep-order", is_flag=True, help="Sparse layout: leave the neurons where they are, for adapters."
