@@ -88,28 +88,12 @@ class Delta:
         kept = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(prefixes)}
         return replace(self, gla_layers=tuple(sorted(gla_layers)), tensors=kept)
 
-    def changed(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """A tensor of the student, float32; None if it is the base's.
-
-        Args:
-            name: of the tensor.
-            values: the base's, or what training began with.
+    def whole(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """A tensor as it is held, float32.
 
         Raises:
             GgufError: another shape.
         """
-        if name in self.tensors:
-            return self._read(name, values.shape)
-        projection = name.removesuffix(".weight")
-        if projection + IN not in self.tensors:
-            return None
-        rank = self.tensors[projection + IN].shape[0]
-        first = self._read(projection + IN, (rank, values.shape[1]))
-        last = self._read(projection + OUT, (values.shape[0], rank))
-        added: NDArray[np.float32] = values + last @ first
-        return added
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         tensor = self.tensors[name]
         if tensor.shape != shape:
             raise GgufError(
@@ -120,6 +104,21 @@ class Delta:
                 expected=list(shape),
             )
         return tensor_values(tensor)
+
+    def addition(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+        """What an adapter adds to a weight [out, in], float32; None if there is none.
+
+        Raises:
+            GgufError: another shape.
+        """
+        projection = name.removesuffix(".weight")
+        if projection + IN not in self.tensors:
+            return None
+        rank = self.tensors[projection + IN].shape[0]
+        first = self.whole(projection + IN, (rank, shape[1]))
+        last = self.whole(projection + OUT, (shape[0], rank))
+        added: NDArray[np.float32] = last @ first
+        return added
 
 
 def read_delta(path: Path) -> Delta:

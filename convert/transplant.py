@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -13,13 +15,15 @@ import numpy as np
 from sb_edge.config import SpikingBrainConfig
 from sb_edge.convert.base_model import BaseModelReader, fingerprint, open_base
 from sb_edge.convert.checkpoint import CheckpointWriter
-from sb_edge.convert.delta import read_delta
+from sb_edge.convert.delta import Delta, read_delta
 from sb_edge.convert.random_weights import normal
 from sb_edge.convert.tensors import expected_tensors
 from sb_edge.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.progress import progress_bar
 
 DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+Origin = Literal["base", "new", "trained"]
 
 GATE_RANK = 16
 GATE_BIAS = 0.0
@@ -98,22 +102,14 @@ def transplant(
     shapes = {name: (spec.shape, target) for name, spec in table.items()}
     if delta is not None:
         delta.require(fingerprint(base), table)
-    n_new = n_trained = 0
+    origins: Counter[Origin] = Counter()
     with (
         CheckpointWriter(folder, config, shapes) as writer,
         progress_bar("transplanting", sum(math.prod(shape) for shape, _ in shapes.values())) as advance,
     ):
         for name, spec in table.items():
-            values = new_parameter(source, config, name, spec.shape, seed, norm_scale)
-            is_new = values is not None
-            if values is None:
-                values = source.read(name, spec.shape)
-            changed = None if delta is None else delta.changed(name, values)
-            if delta is not None and is_new and changed is None:
-                raise GgufError("a tensor is missing", path=delta.path, item=name)
-            n_trained += changed is not None
-            n_new += is_new and changed is None
-            values = values if changed is None else changed
+            origin, values = _tensor(source, delta, config, name, spec.shape, seed, norm_scale)
+            origins[origin] += 1
             with np.errstate(over="ignore"):
                 stored = values.astype(target)
             if not np.isfinite(stored.astype(np.float32)).all():
@@ -123,7 +119,29 @@ def transplant(
             writer.write(name, stored)
             advance(values.size)
         source.write_tokenizer(writer.path)
-    return TransplantReport(folder, config, len(table) - n_new - n_trained, n_new, n_trained)
+    return TransplantReport(folder, config, origins["base"], origins["new"], origins["trained"])
+
+
+def _tensor(
+    source: BaseModelReader,
+    delta: Delta | None,
+    config: SpikingBrainConfig,
+    name: str,
+    shape: tuple[int, ...],
+    seed: int,
+    norm_scale: float,
+) -> tuple[Origin, np.ndarray]:
+    """A tensor of the student, float32, and where it comes from."""
+    if delta is not None and name in delta.tensors:
+        return "trained", delta.whole(name, shape)
+    fresh = new_parameter(source, config, name, shape, seed, norm_scale)
+    if fresh is None:
+        values = source.read(name, shape)
+        added = None if delta is None else delta.addition(name, shape)
+        return ("base", values) if added is None else ("trained", values + added)
+    if delta is not None:
+        raise GgufError("a tensor is missing", path=delta.path, item=name)
+    return "new", fresh
 
 
 def refuse_scaling(source: BaseModelReader, ignore: bool) -> None:

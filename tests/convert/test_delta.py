@@ -108,7 +108,7 @@ def test_some_of_the_layers(base: Path, tensors: Tensors, tmp_path: Path) -> Non
 def test_a_tensor_of_integers_is_refused() -> None:
     tensor = TensorEntry(WHOLE, (2, 3), "I8", 6, 0, Path(__file__))
     with pytest.raises(GgufError, match=r"o_proj\.weight: a type that cannot be read as weights \(found I8"):
-        Delta(tensor.file, "", (0,), WINDOW, {WHOLE: tensor}).changed(WHOLE, np.zeros((2, 3), np.float32))
+        Delta(tensor.file, "", (0,), WINDOW, {WHOLE: tensor}).whole(WHOLE, (2, 3))
 
 
 def test_another_base_is_refused(base: Path, tensors: Tensors, tmp_path: Path) -> None:
