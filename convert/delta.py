@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sb_edge.config import ARCH
 from sb_edge.convert.gguf_values import tensor_values
 from sb_edge.convert.gguf_writer import PlannedTensor, write_gguf
-from sb_edge.convert.tensors import TensorSpec
+from sb_edge.convert.tensors import TensorSpec, attention_prefixes
 from sb_edge.errors import GgufError
 from sb_edge.gguf_reader import BLOCK_SIZES, TensorEntry, read_header
 
@@ -84,7 +84,7 @@ class Delta:
                 expected=f"some of {', '.join(map(str, self.gla_layers))}",
             )
         left = [layer for layer in self.gla_layers if layer not in gla_layers]
-        prefixes = tuple(f"model.layers.{layer}.attn." for layer in left)
+        prefixes = attention_prefixes(left)
         kept = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(prefixes)}
         return replace(self, gla_layers=tuple(sorted(gla_layers)), tensors=kept)
 

@@ -290,3 +290,8 @@ def _unknown_hint(name: str, config: SpikingBrainConfig) -> str:
     if "conv1d" in name:
         return "short convolutions are not supported"
     return "convert a checkpoint in the public gla_swa layout"
+
+
+def attention_prefixes(layers: Iterable[int]) -> tuple[str, ...]:
+    """How the names of these layers' attention tensors begin."""
+    return tuple(f"model.layers.{layer}.attn." for layer in layers)

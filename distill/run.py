@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from sb_edge.convert.tensors import attention_prefixes
 from sb_edge.convert.transplant import student_config
 from sb_edge.distill import checkpoint
 from sb_edge.distill.base import Base, gla_layers_of, load_base
@@ -171,5 +172,5 @@ def _start(base: Base, folder: Path, gla_layers: Sequence[int]) -> dict[str, Ten
             found=",".join(map(str, theirs.gla_layers)),
             expected="some of " + ",".join(map(str, gla_layers)),
         )
-    prefixes = tuple(f"model.layers.{layer}.attn." for layer in common)
+    prefixes = attention_prefixes(common)
     return {name: x for name, x in saved.parameters.items() if name.startswith(prefixes)}

@@ -13,7 +13,7 @@ from sb_edge.config import SpikingBrainConfig
 from sb_edge.convert.checkpoint import DTYPES, CheckpointWriter
 from sb_edge.convert.delta import write_delta
 from sb_edge.convert.floats import encoder
-from sb_edge.convert.tensors import TensorSpec, expected_tensors
+from sb_edge.convert.tensors import TensorSpec, attention_prefixes, expected_tensors
 from sb_edge.convert.transplant import NORM_SCALE, new_parameter, student_config
 from sb_edge.distill.adapters import AdaptedProjection
 from sb_edge.distill.base import Base, gla_layers_of, use_fused_attention
@@ -39,7 +39,7 @@ def make_student(base: Base, gla_layers: Sequence[int] | None, *, window: int, s
     with torch.device("meta"):
         model = SpikingBrain(config, base.layout)
     shared = base.model.state_dict()
-    gla = tuple(f"model.layers.{layer}.attn." for layer in gla_layers_of(config))
+    gla = attention_prefixes(gla_layers_of(config))
     weights = {}
     for name, spec in _table(base, config).items():
         fresh = new_parameter(base.reader, config, name, spec.shape, seed, NORM_SCALE)
