@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sb_edge.distill.finder import found_documents
 from sb_edge.distill.samples import sampled_documents
 from sb_edge.distill.sources import Document, given_documents
 from sb_edge.distill.tokenizer import Tokenizer
+from sb_edge.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -21,22 +23,28 @@ class TextRequest:
     Attributes:
         text: files and folders.
         find: take free text that lies on this machine, too.
+        find_tokens: of that text, as many at most, in documents drawn at random; None: all.
         samples: tokens that the base is to write itself.
-        seed: of the samples.
+        seed: of both.
+        bf16: the samples come from the base in bfloat16.
     """
 
     text: tuple[Path, ...] = ()
     find: bool = False
+    find_tokens: int | None = None
     samples: int = 0
     seed: int = 0
+    bf16: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest: names without folders."""
         return {
             "text": [path.name for path in self.text],
             "find_text": self.find,
+            "find_tokens": self.find_tokens,
             "samples": self.samples,
             "seed": self.seed,
+            "bf16": self.bf16,
         }
 
 
@@ -48,6 +56,23 @@ def documents(request: TextRequest, base: Base, tokenizer: Tokenizer) -> Iterato
     """
     yield from given_documents(request.text)
     if request.find:
-        yield from found_documents()
+        found = found_documents()
+        limit = request.find_tokens
+        yield from found if limit is None else _drawn(found, tokenizer, limit, request.seed)
     if request.samples:
-        yield from sampled_documents(base, tokenizer, request.samples, request.seed)
+        yield from sampled_documents(base, tokenizer, request.samples, request.seed, bf16=request.bf16)
+
+
+def _drawn(documents: Iterable[Document], tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[Document]:
+    """Documents in random order, until the next one would be too much."""
+    listed = []
+    with progress_bar("looking for text, documents", None) as advance:
+        for document in documents:
+            listed.append(document)
+            advance(1)
+    random.Random(seed).shuffle(listed)
+    for document in listed:
+        tokens -= len(tokenizer.document(document.text))
+        if tokens < 0:
+            return
+        yield document

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sb_edge.bench.perplexity import held_out_text
+from sb_edge.bench.perplexity import evaluation_text
 from sb_edge.bench.plot import PAPER, caption, dress, write_figure
 from sb_edge.bench.quality import compare_quality
 from sb_edge.convert.convert import convert_checkpoint
@@ -36,7 +36,7 @@ for count in sorted({*range(1, len(ranked), 2), len(ranked)}):
         transplant(base, checkpoint, trained=run / "trained.gguf", gla_layers=chosen, dtype="f16")
         convert_checkpoint(checkpoint, plain, outtype="f16")
         quantize(plain, small, "Q8_0")
-        found = compare_quality(small, base, held_out_text(), "held-out", max_tokens=8192, context=2048)
+        found = compare_quality(small, base, evaluation_text(), "held-out", max_tokens=8192, context=2048)
     counts.append(count)
     ratios.append(found.ratio)
     print(f"| {count} | {found.ratio:.3f} | {found.kl:.3f} | {','.join(map(str, chosen))} |", flush=True)

@@ -62,6 +62,12 @@ class StageValue(click.ParamType):
 )
 @click.option("--find-text", is_flag=True, help="Train on free documentation found on this machine.")
 @click.option(
+    "--find-tokens",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="Of that, so many at most, in documents drawn at random.  [default: all]",
+)
+@click.option(
     "--samples",
     type=click.IntRange(min=0),
     default=0,
@@ -131,6 +137,7 @@ def command(
     output: Path,
     text: tuple[Path, ...],
     find_text: bool,
+    find_tokens: int | None,
     samples: int,
     text_only: bool,
     start: Path | None,
@@ -189,7 +196,7 @@ def command(
     written = distill(
         base if base.exists() else resolve_gguf(str(base)),
         output,
-        TextRequest(text, find_text, samples, seed),
+        TextRequest(text, find_text, find_tokens, samples, seed, bf16),
         recipe,
         device=device,
         save_every=save_every,

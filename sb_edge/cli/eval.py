@@ -83,13 +83,13 @@ def command(
 
     from sb_edge.bench.evaluation import Tasks, evaluate_model
     from sb_edge.bench.evaluation_table import markdown_evaluation, rich_evaluation
-    from sb_edge.bench.perplexity import read_text
+    from sb_edge.bench.perplexity import evaluation_text, read_text
     from sb_edge.bench.questions import read_questions
     from sb_edge.files import atomic_output
     from sb_edge.models import resolve_gguf
     from sb_edge.output import emit
 
-    text, name = read_text(text_file)
+    text, name = (evaluation_text(), BUILT_IN) if text_file is None else read_text(text_file)
     asked = [] if questions is None else read_questions(None if questions == BUILT_IN else Path(questions))
     found = evaluate_model(
         resolve_gguf(model),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -17,11 +19,11 @@ from sb_edge.distill.gather import TextRequest
 from sb_edge.distill.run import Recipe, distill
 from sb_edge.distill.settings import StageSettings
 
-KILLS = 6
+KILLS = 20
 
 RECIPE = Recipe(
     stages=(
-        StageSettings(name="layers", tokens=24 * 64, lengths=(32,), batch=64, learning_rate=1e-2),
+        StageSettings(name="layers", tokens=48 * 64, lengths=(32,), batch=64, learning_rate=1e-2),
         StageSettings(name="whole", tokens=16 * 64, lengths=(32,), batch=64, learning_rate=1e-2),
         StageSettings(name="long", tokens=8 * 64, lengths=(32, 64), batch=64, learning_rate=1e-2),
     ),
@@ -35,6 +37,12 @@ def make(base: Path, folder: Path, text: Path) -> None:
     """The whole run, on one thread."""
     torch.set_num_threads(1)
     distill(base, folder, TextRequest((text,)), RECIPE, device="cpu", save_every=0)
+
+
+def written(folder: Path) -> int:
+    """When the checkpoint was written; 0: never."""
+    path = folder / "checkpoint.safetensors"
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def outcome(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,11 +70,17 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
 
     moments = random.Random(5)
     killed = tmp_path / "killed"
+    exits = []
     for _ in range(KILLS):
+        before = written(killed)
         process = start(killed)
-        process.join(moments.uniform(0.1, 0.6) * duration)
+        while written(killed) == before:  # until it trains
+            time.sleep(0.001)
+        process.join(moments.uniform(0.0, 0.02) * duration)
         process.kill()
         process.join()
+        exits.append(process.exitcode)
+    assert exits == [-signal.SIGKILL] * KILLS
     last = start(killed)
     last.join()
     assert last.exitcode == 0
@@ -78,7 +92,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
         load_file(run / "student" / "model.safetensors") for run in (tmp_path / "whole", killed)
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert (killed / "record.json").is_file()
+    assert len(json.loads((killed / "record.json").read_text())["sessions"]) > KILLS
     assert not list(killed.glob(".*.partial-*"))
 
 

@@ -14,12 +14,14 @@ from tiny_bases import END_TOKEN, VOCAB
 
 from sb_edge.bench.perplexity import held_out_text
 from sb_edge.bench.questions import read_questions
+from sb_edge.distill import gather
 from sb_edge.distill.base import load_base
 from sb_edge.distill.corpus import open_corpus, write_corpus
 from sb_edge.distill.finder import free_licence, licence_of
+from sb_edge.distill.gather import TextRequest, documents
 from sb_edge.distill.held_out import held_out_hashes, holds
 from sb_edge.distill.samples import SEQUENCES, sampled_documents
-from sb_edge.distill.sources import given_documents
+from sb_edge.distill.sources import Document, given_documents
 from sb_edge.distill.tokenizer import Tokenizer
 from sb_edge.errors import TrainingError
 
@@ -106,6 +108,27 @@ def test_the_base_writes_its_own_text(tiny_base: Path, tokenizer: Tokenizer) -> 
     assert first == again != other
     assert len(first) == SEQUENCES
     assert all(document.text.strip() for document in first)
+    rounded = list(sampled_documents(base, tokenizer, 100, 1, bf16=True))
+    assert len(rounded) == SEQUENCES
+    assert base.model.head.dtype == torch.float32
+
+
+def test_found_documents_are_drawn_up_to_a_number_of_tokens(
+    tiny_base: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [Document(f"Document {n} " + "with words " * n, f"d{n}", "MIT") for n in range(40)]
+    monkeypatch.setattr(gather, "found_documents", lambda: iter(there))
+    base = load_base(tiny_base, CPU)
+
+    def drawn(tokens: int | None, seed: int = 0) -> list[Document]:
+        return list(documents(TextRequest(find=True, find_tokens=tokens, seed=seed), base, tokenizer))
+
+    assert drawn(None) == there
+    some = drawn(2000)
+    assert 0 < sum(len(tokenizer.document(document.text)) for document in some) <= 2000
+    assert some == drawn(2000) != drawn(2000, seed=1)
+    assert set(some) < set(there)
+    assert drawn(1) == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sb_edge.convert.checkpoint import CheckpointWriter
 from sb_edge.convert.tensors import expected_tensors
 from sb_edge.errors import CheckpointError
 from sb_edge.metrics import compare_logits, nmse
-from sb_edge.reference import layers
+from sb_edge.reference import fused, layers
 from sb_edge.reference.device import pick_device
 from sb_edge.reference.generate import greedy
 from sb_edge.reference.layers import rotate, windowed_attention
@@ -156,6 +156,18 @@ def test_windowed_attention_over_several_query_blocks(past: int) -> None:
         *(x.transpose(1, 2) for x in heads), attn_mask=mask
     ).transpose(1, 2)
     found = windowed_attention(q, k, v, window)
+    assert nmse(expected.reshape(1, -1).numpy(), found.reshape(1, -1).numpy()) <= CHUNK_F64.nmse
+
+
+@pytest.mark.parametrize(
+    ("length", "past", "window"), [(1, 0, 4), (1, 3, 100), (1, 99, 16), (7, 5, 100), (9, 0, 4)]
+)
+def test_the_fused_form_of_windowed_attention_is_the_same(length: int, past: int, window: int) -> None:
+    draw = torch.Generator().manual_seed(2)
+    q = torch.randn(2, length, 6, 8, generator=draw, dtype=torch.float64)
+    k, v = (torch.randn(2, past + length, 3, 8, generator=draw, dtype=torch.float64) for _ in range(2))
+    expected, found = (form(q, k, v, window) for form in (windowed_attention, fused.windowed_attention))
+    assert found.shape == expected.shape
     assert nmse(expected.reshape(1, -1).numpy(), found.reshape(1, -1).numpy()) <= CHUNK_F64.nmse
 
 
