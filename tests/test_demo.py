@@ -26,7 +26,7 @@ def test_the_demo_answers_measures_and_reports(tmp_path: Path) -> None:
     assert 1 < float(found["default-base"]) < float(found["default"]) < 4 * float(found["default-base"])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Paris" in page
-    assert "untrained" in page
+    assert "taught these layers" in page
     assert not re.search(r'(?:src|href)="https?://', page)
 
     rows = (tmp_path / "decode.jsonl").read_bytes()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import importlib.resources
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from sb_edge.convert.delta import read_delta
 from sb_edge.errors import EngineError, GgufError
 from sb_edge.gguf_reader import read_header
 from sb_edge.memory import recurrent_layers
-from sb_edge.models import BASE_WHEEL, DEFAULT_GLA_LAYERS, default_base, resolve_gguf
+from sb_edge.models import BASE_WHEEL, DEFAULT_TRAINED, default_base, resolve_gguf
 
 
 def test_a_path_stands_for_itself(tmp_path: Path) -> None:
@@ -22,9 +25,27 @@ def test_a_path_stands_for_itself(tmp_path: Path) -> None:
 def test_the_default_model_has_the_layers_that_it_claims() -> None:
     header = read_header(resolve_gguf("default"))
     assert header.arch == "spikingbrain"
-    assert [n for n, gla in enumerate(recurrent_layers(header)) if gla] == list(DEFAULT_GLA_LAYERS)
+    with importlib.resources.as_file(DEFAULT_TRAINED) as trained:
+        layers = read_delta(trained).gla_layers
+    assert [n for n, gla in enumerate(recurrent_layers(header)) if gla] == list(layers)
     assert header.metadata["general.license"] == "apache-2.0"
     assert resolve_gguf("default").stat().st_mtime == resolve_gguf("default").stat().st_mtime
+
+
+def test_the_default_model_s_record_is_that_of_its_training() -> None:
+    folder = importlib.resources.files("sb_edge.distill") / "data"
+    with importlib.resources.as_file(DEFAULT_TRAINED) as path:
+        trained, size = read_delta(path), path.stat().st_size
+    assert size <= 24 * 2**20
+    layers, whole = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("layers", "whole"))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for record in (layers, whole):
+        assert record["settings"]["base"] == trained.base
+        assert tuple(record["settings"]["gla_layers"]) == trained.gla_layers
+        assert record["settings"]["window"] == trained.window
+        assert record["settings"]["text"] == manifest["tokens_sha256"]
+        assert record["stages"][-1]["curve"][-1]["losses"]
+    assert all(entry["licence"] for entry in manifest["documents"])
 
 
 @pytest.mark.engine

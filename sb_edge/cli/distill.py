@@ -76,7 +76,8 @@ class StageValue(click.ParamType):
 )
 @click.option("--text-only", is_flag=True, help="Stop when the text is ready.")
 @click.option(
-    "--start",
+    "--start-from",  # not --start, which torchrun takes for the beginning of an option of its own
+    "start",
     type=click.Path(path_type=Path),
     metavar="RUN",
     help="Start GLA layers as another run of the same base left them.",

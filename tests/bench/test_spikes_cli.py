@@ -81,8 +81,8 @@ def test_bad_input(
         ),
         (["raster", "default", "-p", "x", "--projection", "attn_w"], "no such projection (found 'attn_w'"),
         (
-            ["raster", "default", "-p", "x", "--projection", "ssm_f"],
-            "ssm_f of layer 0: its input is not coded",
+            ["raster", "default", "-p", "x", "--layer", "1", "--projection", "ssm_f"],
+            "ssm_f of layer 1: its input is not coded",
         ),
         (["raster", "default", "-p", "x", "--coding", "binary"], "coding binary: carries no negative counts"),
         (["raster", "default", "-p", ""], "no tokens to evaluate"),

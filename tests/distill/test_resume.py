@@ -12,9 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import torch
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 
+from sb_edge.cli import cli
 from sb_edge.distill.gather import TextRequest
 from sb_edge.distill.run import Recipe, distill
 from sb_edge.distill.settings import StageSettings
@@ -139,3 +142,12 @@ def test_sequences_that_cannot_be_shared_out_are_refused(
     )  # fmt: skip
     assert done.returncode != 0
     assert "3 sequences, 2 processes" in done.stderr
+
+
+def test_no_option_is_the_beginning_of_one_of_torchrun_s() -> None:
+    """Torchrun would take it for an abbreviation, although it stands behind the module's name."""
+    command = cli.get_command(click.Context(cli), "distill")
+    assert command is not None
+    ours = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    theirs = {option for action in get_args_parser()._actions for option in action.option_strings}
+    assert not [(own, other) for own in ours for other in theirs if other.startswith(own) and own != "--help"]

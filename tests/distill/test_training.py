@@ -154,7 +154,7 @@ def test_a_start_that_does_not_fit_is_refused(
         TrainingError, match=r"trains none of these GLA layers \(found 0,2, expected some of 1"
     ):
         make(tiny_base, tmp_path / "none", prose, replace(RECIPE, gla_layers=(1,), start=finished))
-    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: --start: not found"):
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: --start-from: not found"):
         make(tiny_base, tmp_path / "missing", prose, replace(RECIPE, start=tmp_path / "nowhere"))
     other = write_base(tmp_path / "other", rms_norm_eps=1e-6)
     with pytest.raises(TrainingError, match="was trained from another base"):
