@@ -1,4 +1,4 @@
-"""All the text that was asked for: given, found on the machine, sampled from the base."""
+"""All the text that was asked for: given, found on the machine, sampled from the base, made for recall."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from sb_edge.distill.base import Base
 from sb_edge.distill.finder import found_documents
+from sb_edge.distill.recall import recall_documents
 from sb_edge.distill.samples import sampled_documents
 from sb_edge.distill.sources import Document, given_documents
 from sb_edge.distill.tokenizer import Tokenizer
@@ -25,7 +26,8 @@ class TextRequest:
         find: take free text that lies on this machine, too.
         find_tokens: of that text, as many at most, in documents drawn at random; None: all.
         samples: tokens that the base is to write itself.
-        seed: of both.
+        recall: tokens of documents that ask for what they told.
+        seed: of what is drawn, sampled and made.
         bf16: the samples come from the base in bfloat16.
     """
 
@@ -33,6 +35,7 @@ class TextRequest:
     find: bool = False
     find_tokens: int | None = None
     samples: int = 0
+    recall: int = 0
     seed: int = 0
     bf16: bool = False
 
@@ -43,6 +46,7 @@ class TextRequest:
             "find_text": self.find,
             "find_tokens": self.find_tokens,
             "samples": self.samples,
+            "recall": self.recall,
             "seed": self.seed,
             "bf16": self.bf16,
         }
@@ -61,6 +65,8 @@ def documents(request: TextRequest, base: Base, tokenizer: Tokenizer) -> Iterato
         yield from found if limit is None else _drawn(found, tokenizer, limit, request.seed)
     if request.samples:
         yield from sampled_documents(base, tokenizer, request.samples, request.seed, bf16=request.bf16)
+    if request.recall:
+        yield from recall_documents(tokenizer, request.recall, request.seed)
 
 
 def _drawn(documents: Iterable[Document], tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[Document]:

@@ -81,11 +81,13 @@ def train(run: Run) -> tuple[SpikingBrain, Progress]:
     if settings.bf16 and run.world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 in the operator: ten bits, more than bfloat16 has
     student = make_student(run.base, settings.gla_layers, window=settings.window, seed=settings.seed)
-    _set_parameters(student, run.start)
     use_training_operator(student)
     progress = saved.progress if saved else Progress()
+    begun: set[str] = set()
     for number, which in enumerate(settings.stages):
         stage = make_stage(which, settings, run.base.model, student, run.world)
+        _set_parameters(student, {name: x for name, x in run.start.items() if name not in begun})
+        begun |= trained_parameters(student).keys()  # the first stage has no adapters yet
         if number == progress.stage:
             trainer = _Trainer(run, which, stage, student, progress)
             trainer.run(saved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,8 @@ class Recipe:
         seed, adapter_rank, bf16, micro_batch: as `Settings`.
         outtype: of the student's checkpoint, "f32", "f16" or "bf16".
         ignore_rope_scaling: as `load_base`.
-        start: folder of another run of the same base; GLA layers that it trains start as they are there.
+        start: folder of another run of the same base; GLA layers that it trains start as they are there, and
+            so do its adapters where it has the same GLA layers and the same rank.
     """
 
     stages: tuple[StageSettings, ...]
@@ -101,7 +101,7 @@ def distill(
         if text_only:
             return folder / TEXT
         settings = _settings(source, corpus, recipe)
-        start = {} if recipe.start is None else _start(source, recipe.start, settings.gla_layers)
+        start = {} if recipe.start is None else _start(source, recipe.start, settings)
         student, progress = train(Run(source, corpus.tokens, settings, folder, world, save_every, start))
         if not world.rank:
             if not (folder / STUDENT).exists():
@@ -156,8 +156,9 @@ def _sha256_of_start(folder: Path) -> str:
     return sha256_of(path)
 
 
-def _start(base: Base, folder: Path, gla_layers: Sequence[int]) -> dict[str, Tensor]:
-    """Parameters of the GLA layers that another run trains, by name."""
+def _start(base: Base, folder: Path, settings: Settings) -> dict[str, Tensor]:
+    """Parameters that another run trains and this one can go on with, by name."""
+    gla_layers = settings.gla_layers
     path = folder / checkpoint.NAME
     theirs, saved = checkpoint.read(path)
     if theirs.base != base.sha256:
@@ -172,5 +173,7 @@ def _start(base: Base, folder: Path, gla_layers: Sequence[int]) -> dict[str, Ten
             found=",".join(map(str, theirs.gla_layers)),
             expected="some of " + ",".join(map(str, gla_layers)),
         )
+    if theirs.gla_layers == gla_layers and theirs.adapter_rank == settings.adapter_rank:
+        return saved.parameters
     prefixes = attention_prefixes(common)
     return {name: x for name, x in saved.parameters.items() if name.startswith(prefixes)}

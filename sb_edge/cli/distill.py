@@ -74,13 +74,20 @@ class StageValue(click.ParamType):
     metavar="TOKENS",
     help="Train on so many tokens that the base writes itself.",
 )
+@click.option(
+    "--recall",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="TOKENS",
+    help="Train on so many tokens of texts that ask for what they told.",
+)
 @click.option("--text-only", is_flag=True, help="Stop when the text is ready.")
 @click.option(
     "--start-from",  # not --start, which torchrun takes for the beginning of an option of its own
     "start",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Start GLA layers as another run of the same base left them.",
+    help="Start GLA layers, and adapters of the same rank and layers, as another run of this base left them.",
 )
 @click.option("--gla-layers", help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]")
 @integer_option("--window", default=4096, help="Window of the others.")
@@ -140,6 +147,7 @@ def command(
     find_text: bool,
     find_tokens: int | None,
     samples: int,
+    recall: int,
     text_only: bool,
     start: Path | None,
     gla_layers: str | None,
@@ -197,7 +205,7 @@ def command(
     written = distill(
         base if base.exists() else resolve_gguf(str(base)),
         output,
-        TextRequest(text, find_text, find_tokens, samples, seed, bf16),
+        TextRequest(text, find_text, find_tokens, samples, recall, seed, bf16),
         recipe,
         device=device,
         save_every=save_every,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from tiny_bases import END_TOKEN, VOCAB
+from tiny_bases import END_TOKEN, VOCAB, write_base
 
 from sb_edge.bench.perplexity import held_out_text
 from sb_edge.bench.questions import read_questions
@@ -20,6 +22,7 @@ from sb_edge.distill.corpus import open_corpus, write_corpus
 from sb_edge.distill.finder import free_licence, licence_of
 from sb_edge.distill.gather import TextRequest, documents
 from sb_edge.distill.held_out import held_out_hashes, holds
+from sb_edge.distill.recall import recall_documents
 from sb_edge.distill.samples import SEQUENCES, sampled_documents
 from sb_edge.distill.sources import Document, given_documents
 from sb_edge.distill.tokenizer import Tokenizer
@@ -32,6 +35,15 @@ REQUEST = {"text": ["x"]}
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base: Path) -> Tokenizer:
     return Tokenizer(load_base(tiny_base, CPU).reader)
+
+
+@pytest.fixture
+def chat_tokenizer(tmp_path: Path) -> Tokenizer:
+    folder = write_base(tmp_path / "chat")
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    backend.save(str(folder / "tokenizer.json"))
+    return Tokenizer(load_base(folder, CPU).reader)
 
 
 def test_tokens_and_manifest_hold_what_was_given(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -129,6 +141,36 @@ def test_found_documents_are_drawn_up_to_a_number_of_tokens(
     assert some == drawn(2000) != drawn(2000, seed=1)
     assert set(some) < set(there)
     assert drawn(1) == []
+
+
+def test_recall_asks_only_for_what_was_told(tiny_base: Path, tokenizer: Tokenizer) -> None:
+    base = load_base(tiny_base, CPU)
+
+    def made(seed: int) -> list[Document]:
+        return list(documents(TextRequest(recall=20_000, seed=seed), base, tokenizer))
+
+    first = made(1)
+    assert first == made(1) != made(2)
+    sizes = [len(tokenizer.document(document.text)) for document in first]
+    assert sum(sizes[:-1]) < 20_000 <= sum(sizes)
+    held_out = held_out_hashes()
+    for document in first:
+        assert not holds(document.text, held_out)
+        assert "pass key" not in document.text.lower()  # how bench/passkey.py asks
+        last = re.findall(r"\w+", document.text)[-1]
+        assert len(re.findall(rf"\b{last}\b", document.text)) > 1
+
+
+def test_chats_are_for_bases_that_know_turns(tokenizer: Tokenizer, chat_tokenizer: Tokenizer) -> None:
+    plain, chat = (
+        [document.text for document in recall_documents(which, 20_000, 0)]
+        for which in (tokenizer, chat_tokenizer)
+    )
+    assert not any("<|im_start|>" in text for text in plain)
+    chats = [text for text in chat if text.startswith("<|im_start|>user\n")]
+    assert chats
+    assert len(chats) < len(chat)
+    assert all(text.endswith("<|im_end|>\n") for text in chats)
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,28 @@ def test_layers_start_as_another_run_left_them(
     torch.testing.assert_close(untrained, base["model.layers.1.self_attn.q_proj.weight"], rtol=0, atol=1e-8)
 
 
+def test_adapters_go_on_where_a_run_of_the_same_shape_left_them(
+    finished: Path, tiny_base: Path, prose: Path, tmp_path: Path
+) -> None:
+    """With another rank they begin anew, which leaves a projection as it is in the base."""
+    still = WHOLE.model_copy(update={"tokens": 128, "learning_rate": 1e-9})
+    for rank in (4, 2):
+        recipe = Recipe((still,), adapter_rank=rank, start=finished)
+        make(tiny_base, tmp_path / str(rank), prose, recipe)
+    theirs, same, other, base = (
+        load_file(folder / "model.safetensors")
+        for folder in (finished / "student", tmp_path / "4/student", tmp_path / "2/student", tiny_base)
+    )
+    assert same.keys() == theirs.keys()
+    for name, wanted in theirs.items():
+        torch.testing.assert_close(same[name], wanted, rtol=0, atol=1e-7)
+    name = "model.layers.1.mlp.down_proj.weight"
+    torch.testing.assert_close(other[name], base[name], rtol=0, atol=1e-7)
+    assert (theirs[name] - base[name]).abs().max() > 1e-4
+    gate = "model.layers.0.attn.q_proj.weight"
+    torch.testing.assert_close(other[gate], theirs[gate], rtol=0, atol=1e-7)
+
+
 def test_the_student_comes_back_from_base_and_delta(finished: Path, tiny_base: Path, tmp_path: Path) -> None:
     """Up to the rounding of Q8_0; what was not trained is the base's."""
     delta = finished / "trained.gguf"
