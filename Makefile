@@ -43,11 +43,10 @@ demo: engine
 
 evaluation: engine
 	mkdir -p out/evaluation
-	$(BIN)/sb-edge quantize default out/evaluation/tuned.gguf COPY --spike-k auto --budget 0.02 --text docs/benchmarks.md
-	$(BIN)/sb-edge eval out/evaluation/tuned.gguf --base default-base --questions built-in --passkey 256,1k,4k \
-		--spike-k 0,3,file --markdown out/evaluation/quality.md --json out/evaluation/quality.json
-	$(BIN)/sb-edge eval default --base default-base --passkey 8k,32k --trials 2 --spike-k 0 \
-		--markdown out/evaluation/far.md --json out/evaluation/far.json
+	$(BIN)/sb-edge quantize default out/evaluation/default-tuned.gguf COPY --spike-k auto --budget 0.02 --text docs/benchmarks.md
+	$(BIN)/sb-edge eval out/evaluation/default-tuned.gguf --base default-base --questions built-in \
+		--passkey 256,1k,4k,8k,32k --trials 10,10,10,2,1 --spike-k 0,3,file \
+		--markdown out/evaluation/quality.md --json out/evaluation/quality.json
 
 test: $(VENV)/.test engine
 	$(BIN)/python -m pytest

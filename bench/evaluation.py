@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,17 @@ class Tasks:
     Attributes:
         questions: multiple choice; none: leave it out.
         distances: of passkeys, tokens; none: leave them out.
-        trials: numbers for each distance.
+        trials: numbers for each distance, in its order; the last for those that follow, too.
     """
 
     questions: tuple[Question, ...] = ()
     distances: tuple[int, ...] = ()
-    trials: int = 10
+    trials: tuple[int, ...] = (10,)
+
+    @property
+    def passkeys(self) -> tuple[tuple[int, int], ...]:
+        """(distance, trials)."""
+        return tuple(zip(self.distances, chain(self.trials, repeat(self.trials[-1])), strict=False))
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,7 @@ def _do_tasks(path: Path, spikes: float | None, tasks: Tasks, n_threads: int | N
             with progress_bar(f"{path.name}: questions", len(tasks.questions)) as advance:
                 questions = answer_questions(model, tasks.questions, n_threads=n_threads, advance=advance)
         if tasks.distances:
-            total = tasks.trials * sum(map(prompt_tokens, tasks.distances))
+            total = sum(trials * prompt_tokens(distance) for distance, trials in tasks.passkeys)
             with progress_bar(f"{path.name}: passkeys, tokens", total) as advance:
-                passkeys = retrieve_passkeys(
-                    model, tasks.distances, trials=tasks.trials, n_threads=n_threads, advance=advance
-                )
+                passkeys = retrieve_passkeys(model, tasks.passkeys, n_threads=n_threads, advance=advance)
     return TaskScores(tuple(questions), tuple(passkeys))

@@ -45,7 +45,7 @@ def _setting(spikes: float | None) -> str:
 
 def _task_headings(tasks: TaskScores) -> list[str]:
     questions = [f"{score.kind} ({score.n})" for score in tasks.questions]
-    return questions + [f"passkey {format_depth(score.distance)}" for score in tasks.passkeys]
+    return questions + [f"passkey {format_depth(key.distance)} ({key.trials})" for key in tasks.passkeys]
 
 
 def _task_cells(tasks: TaskScores) -> list[str]:

@@ -48,9 +48,8 @@ class PasskeyScore:
 
 def retrieve_passkeys(
     model: Model,
-    distances: Sequence[int],
+    passkeys: Sequence[tuple[int, int]],
     *,
-    trials: int,
     n_threads: int | None = None,
     advance: Advance,
 ) -> list[PasskeyScore]:
@@ -58,8 +57,7 @@ def retrieve_passkeys(
 
     Args:
         model: with a vocabulary.
-        distances: tokens of other text in between.
-        trials: numbers for each distance, the same for all models.
+        passkeys: distances, tokens of other text in between, and how many numbers for each.
         n_threads: None: as `default_threads`.
         advance: told of the tokens read.
 
@@ -68,7 +66,7 @@ def retrieve_passkeys(
         OutOfMemoryForecast: the longest text will not fit in memory.
     """
     scores = []
-    for distance in distances:
+    for distance, trials in passkeys:
         prompts = [_prompt(model, distance, trial) for trial in range(trials)]
         longest = max(len(prompt) + len(answer) for prompt, answer in prompts)
         found = 0

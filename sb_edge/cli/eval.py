@@ -24,6 +24,17 @@ class SpikeSettings(CommaSeparated):
         return None if text == "file" else float(SpikeK(zero=True).convert(text, param, ctx))
 
 
+class Trials(CommaSeparated):
+    """Numbers of trials: `10,10,2`."""
+
+    name = "numbers"
+
+    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """At least 1."""
+        number: int = click.IntRange(min=1)(text, param, ctx)
+        return number
+
+
 @click.command()
 @click.argument("model")
 @click.option("--base", required=True, help="The GGUF that it was made from; `default-base` for `default`.")
@@ -48,7 +59,13 @@ class SpikeSettings(CommaSeparated):
     type=Depths(),
     help="Also passkeys, told so many tokens before they are asked for: 256,1k,8k.",
 )
-@integer_option("--trials", default=10, help="Passkeys for each distance.")
+@click.option(
+    "--trials",
+    type=Trials(),
+    default="10",
+    show_default=True,
+    help="Passkeys for each distance, the last number for those that follow, too: 10,10,2.",
+)
 @click.option(
     "--spike-k",
     "spikes",
@@ -67,7 +84,7 @@ def command(
     context: int,
     questions: str | None,
     distances: tuple[int, ...] | None,
-    trials: int,
+    trials: tuple[int, ...],
     spikes: tuple[float | None, ...] | None,
     markdown: Path | None,
     threads: int | None,
@@ -89,6 +106,8 @@ def command(
     from sb_edge.models import resolve_gguf
     from sb_edge.output import emit
 
+    if len(trials) > max(len(distances or ()), 1):
+        raise click.BadParameter(f"{len(trials)} numbers, but fewer distances", param_hint="--trials")
     text, name = (evaluation_text(), BUILT_IN) if text_file is None else read_text(text_file)
     asked = [] if questions is None else read_questions(None if questions == BUILT_IN else Path(questions))
     found = evaluate_model(

@@ -97,7 +97,7 @@ def test_passkeys_lie_as_far_back_as_asked_for() -> None:
         assert number.isdigit() and len(number) == 5
         assert model.detokenize(far).decode().count(number) == 2
         assert model.detokenize(_prompt(model, 100, 4)[1]).decode().strip() != number
-        (score,) = retrieve_passkeys(model, (64,), trials=2, advance=ignore)
+        (score,) = retrieve_passkeys(model, [(64, 2)], advance=ignore)
     assert (score.distance, score.trials) == (64, 2)
     assert score.found == 1
 
@@ -108,18 +108,27 @@ def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(QUESTION)
     done = sb_edge(
         "eval", "default", "--base", "default-base", "--text", tmp_path / "text.txt", "--tokens", 40,
-        "--questions", tmp_path / "mine.jsonl", "--passkey", "32", "--trials", 1, "--spike-k", "0,3",
+        "--questions", tmp_path / "mine.jsonl", "--passkey", "32,8,16", "--trials", "2,1",
+        "--spike-k", "0,3,file",
         "--markdown", tmp_path / "table.md", "--json", tmp_path / "found.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "found.json").read_text())
-    assert [run["spikes"] for run in document["runs"]] == [0, 3]
+    assert [run["spikes"] for run in document["runs"]] == [0, 3, None]
     assert document["perplexity"] == document["runs"][0]["perplexity"] != document["runs"][1]["perplexity"]
     assert [score["kind"] for score in document["base_tasks"]["questions"]] == ["all", "facts"]
-    assert document["base_tasks"]["passkeys"][0]["distance"] == 32
+    passkeys = document["base_tasks"]["passkeys"]
+    assert [(key["distance"], key["trials"]) for key in passkeys] == [(32, 2), (8, 1), (16, 1)]
     heading, _, *rows = (tmp_path / "table.md").read_text().splitlines()
-    assert heading == "|  | perplexity | ratio | KL | all (1) | facts (1) | passkey 32 |"
-    assert len(rows) == 3 and "no spikes" in rows[1] and "k = 3" in rows[2]
+    assert heading.startswith("|  | perplexity | ratio | KL | all (1) | facts (1) | passkey 32 (2) | ")
+    assert [row.split(" | ")[0].partition(", ")[2] for row in rows] == [
+        "",
+        "no spikes",
+        "k = 3",
+        "",
+    ]
+    many = sb_edge("eval", "default", "--base", "default-base", "--passkey", "8", "--trials", "2,1")
+    assert (many.returncode, "2 numbers, but fewer distances" in many.stderr) == (2, True)
     bad = sb_edge("eval", "default", "--base", "default-base", "--questions", tmp_path / "none.jsonl")
     assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
     assert "none.jsonl" in bad.stderr
