@@ -9,13 +9,14 @@ from sb_edge.bench.tables import format_depth
 
 
 def rich_evaluation(evaluation: Evaluation) -> Table:
-    """For a terminal."""
-    headings, rows = _cells(evaluation)
+    """For a terminal: a column for the base and for each setting of the spikes, a row for each measure."""
+    (_, *measures), rows = _cells(evaluation)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
+    table.add_column()
+    for heading in ("base", *(_setting(quality.spikes) or "as stored" for quality, _ in evaluation.runs)):
+        table.add_column(heading, justify="right")
+    for number, measure in enumerate(measures, 1):
+        table.add_row(measure, *(row[number] for row in rows))
     return table
 
 
@@ -33,14 +34,15 @@ def _cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     rows = [[first.base, f"{first.base_perplexity:.3f}", "", "", *_task_cells(evaluation.base)]]
     for quality, tasks in evaluation.runs:
         figures = [f"{quality.perplexity:.3f}", f"{quality.ratio:.4f}", f"{quality.kl:.4f}"]
-        rows.append([f"{quality.model}{_setting(quality.spikes)}", *figures, *_task_cells(tasks)])
+        name = ", ".join(filter(None, (quality.model, _setting(quality.spikes))))
+        rows.append([name, *figures, *_task_cells(tasks)])
     return headings, rows
 
 
 def _setting(spikes: float | None) -> str:
     if spikes is None:
         return ""
-    return f", k = {spikes:g}" if spikes else ", no spikes"
+    return f"k = {spikes:g}" if spikes else "no spikes"
 
 
 def _task_headings(tasks: TaskScores) -> list[str]:
