@@ -34,7 +34,7 @@ def held_out_text() -> str:
 def evaluation_text() -> str:
     """Twenty-two texts written for this project: essays, documentation, instructions, stories, letters.
 
-    Nothing is trained or chosen on them. Ten times as long as `held_out_text`, for figures to a percent.
+    Nothing is trained on them. Ten times as long as `held_out_text`, for figures to a percent.
     """
     return _built_in("evaluation.txt")
 
