@@ -12,7 +12,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
-	@echo "make evaluation      the default model beside its base: perplexity, questions, passkeys (an hour)"
+	@echo "make evaluation      the default model beside its base: perplexity, questions, passkeys (50 minutes)"
 	@echo "make test            all tests"
 	@echo "make lint            ruff and mypy"
 	@echo "make dev             environment with every tool, and pre-commit"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from sb_edge.distill.sources import Document
 from sb_edge.distill.tokenizer import Tokenizer
+from sb_edge.distill.turns import Turns, turns_of
 from sb_edge.progress import progress_bar
 
 T = TypeVar("T")
@@ -83,8 +85,9 @@ def recall_documents(tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[D
     """
     rng = random.Random(seed)
     kinds: list[Callable[[random.Random], str]] = [_notes, _table, _twice]
-    if tokenizer.token("<|im_start|>") is not None:
-        kinds.append(_chat)
+    turns = turns_of(tokenizer)
+    if turns:
+        kinds.append(partial(_chat, turns))
     written = number = 0
     with progress_bar("writing text to recall, tokens", tokens) as advance:
         while written < tokens:
@@ -125,19 +128,17 @@ def _notes(rng: random.Random) -> str:
     return "\n\n".join(part for part in (*told, _filler(rng), *asked) if part)
 
 
-def _chat(rng: random.Random) -> str:
-    """The same as a conversation in ChatML."""
+def _chat(turns: Turns, rng: random.Random) -> str:
+    """The same as a conversation."""
     facts = _facts(rng, 4)
     told = " ".join(rng.choice(TELL).format(**fact) for fact in facts)
-    turns = []
+    said = []
     for number, fact in enumerate(_some(rng, facts)):
         question = "What is the {owner}'s {thing}?".format(**fact)
         before = "" if number else f"{told}\n\n{_filler(rng)}\n\n"
         answer = "The {owner}'s {thing} is {value}.".format(**fact)
-        turns.append(
-            f"<|im_start|>user\n{before}{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
-        )
-    return "".join(turns)
+        said.append(f"{turns.prompt.format(before + question)}{answer}{turns.end}")
+    return "".join(said)
 
 
 def _table(rng: random.Random) -> str:

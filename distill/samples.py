@@ -12,6 +12,7 @@ from torch import Tensor
 from sb_edge.distill.base import Base
 from sb_edge.distill.sources import Document
 from sb_edge.distill.tokenizer import Tokenizer
+from sb_edge.distill.turns import turns_of
 from sb_edge.progress import progress_bar
 from sb_edge.reference.model import Cache, SpikingBrain
 
@@ -86,15 +87,8 @@ def _prompts(tokenizer: Tokenizer, seed: int) -> Iterator[str]:
     """Requests in the turn format of the tokenizer's special tokens, in random order, over and over."""
     order = random.Random(seed)
     pairs = [request.format(topic) for request in REQUESTS for topic in TOPICS]
-    frames = {
-        "<|im_start|>": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-        "<|start_header_id|>": (
-            "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n"
-        ),
-    }
-    known = [frame for token, frame in frames.items() if tokenizer.token(token) is not None]
-    frame = known[0] if known else "{}\n\n"
+    turns = turns_of(tokenizer)
+    frame = turns.prompt if turns else "{}\n\n"
     while True:
         order.shuffle(pairs)
         yield from (frame.format(pair) for pair in pairs)

@@ -67,19 +67,9 @@ class StageValue(click.ParamType):
     metavar="TOKENS",
     help="Of that, so many at most, in documents drawn at random.  [default: all]",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="TOKENS",
-    help="Train on so many tokens that the base writes itself.",
-)
-@click.option(
-    "--recall",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="TOKENS",
-    help="Train on so many tokens of texts that ask for what they told.",
+@integer_option("--samples", default=0, help="Train on so many tokens that the base writes itself.", least=0)
+@integer_option(
+    "--recall", default=0, help="Train on so many tokens of texts that ask for what they told.", least=0
 )
 @click.option("--text-only", is_flag=True, help="Stop when the text is ready.")
 @click.option(

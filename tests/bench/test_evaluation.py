@@ -120,7 +120,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     passkeys = document["base_tasks"]["passkeys"]
     assert [(key["distance"], key["trials"]) for key in passkeys] == [(32, 2), (8, 1), (16, 1)]
     heading, _, *rows = (tmp_path / "table.md").read_text().splitlines()
-    assert heading.startswith("|  | perplexity | ratio | KL | all (1) | facts (1) | passkey 32 (2) | ")
+    assert heading == (
+        "|  | perplexity | ratio | KL | all (1) | facts (1) "
+        "| passkey 32 (2) | passkey 8 (1) | passkey 16 (1) |"
+    )
     assert [row.split(" | ")[0].partition(", ")[2] for row in rows] == [
         "",
         "no spikes",
