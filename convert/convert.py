@@ -13,19 +13,20 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as QType
 
-from sb_edge.config import ARCH, SpikingBrainConfig
-from sb_edge.convert.checkpoint import Checkpoint
-from sb_edge.convert.floats import Encoder, encoder, is_finite, to_float32
-from sb_edge.convert.gguf_writer import PlannedTensor, file_size, planned_files, write_gguf
+from sb_edge.arch.config import ARCH, SpikingBrainConfig
+from sb_edge.arch.plan_rules import choose_plan, released_plan
+from sb_edge.arch.spike_plan import SpikePlan
+from sb_edge.arch.tensors import SCALE_GROUP, TensorLayout, TensorSpec
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.layout import account_for_tensors
 from sb_edge.convert.metadata import default_file_name, load_metadata
-from sb_edge.convert.tensors import SCALE_GROUP, TensorLayout, TensorSpec, account_for_tensors
-from sb_edge.convert.vocab import add_vocabulary, load_vocabulary
+from sb_edge.convert.vocab.vocabulary import add_vocabulary, load_vocabulary
 from sb_edge.convert.w8aspike import CodesReport, CodeStore, check_scales
-from sb_edge.errors import CheckpointError, ConfigError
-from sb_edge.files import require_free_space
-from sb_edge.progress import Advance, progress_bar
-from sb_edge.quant.spike_check import choose_plan, released_plan
-from sb_edge.quant.spike_plan import SpikePlan
+from sb_edge.gguf.floats import Encoder, encoder, is_finite, to_float32
+from sb_edge.gguf.writer import PlannedTensor, file_size, planned_files, write_gguf
+from sb_edge.util.errors import CheckpointError, ConfigError
+from sb_edge.util.files import require_free_space
+from sb_edge.util.progress import Advance, progress_bar
 
 OUTTYPES = {"f32": QType.F32, "f16": QType.F16, "bf16": QType.BF16, "q8_0": QType.Q8_0}
 FILE_TYPES = {

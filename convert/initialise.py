@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sb_edge.config import PRESETS, SpikingBrainConfig
-from sb_edge.convert.checkpoint import DTYPES, CheckpointWriter
-from sb_edge.convert.floats import encoder
-from sb_edge.convert.random_weights import normal
-from sb_edge.convert.tensors import expected_tensors
-from sb_edge.progress import progress_bar
+from sb_edge.arch.config import PRESETS, SpikingBrainConfig
+from sb_edge.arch.tensors import expected_tensors
+from sb_edge.convert.checkpoint.folder import DTYPES, CheckpointWriter
+from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.gguf.floats import encoder
+from sb_edge.util.progress import progress_bar
 
 INITIALIZER_RANGE = 0.02
 """Standard deviation of matrices and biases, as `initializer_range` in the public release's config.json."""
@@ -30,7 +30,7 @@ def init_checkpoint(
     """Write a preset with random weights, streamed; complete or not at all.
 
     Args:
-        preset: a name in `sb_edge.config.PRESETS`.
+        preset: a name in `sb_edge.arch.config.PRESETS`.
         folder: must not exist, or be empty.
         seed: the same seed gives the same values, whatever the type.
         dtype: "bf16", "f16" or "f32", for every tensor.

@@ -14,7 +14,7 @@ from typing import Any
 
 import gguf
 
-from sb_edge.errors import CheckpointError
+from sb_edge.util.errors import CheckpointError
 
 _TEXT_KEYS = frozenset(
     f"general.{key}"

@@ -12,14 +12,14 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from sb_edge.config import SpikingBrainConfig
-from sb_edge.convert.base_model import BaseModelReader, fingerprint, open_base
-from sb_edge.convert.checkpoint import CheckpointWriter
-from sb_edge.convert.delta import Delta, read_delta
-from sb_edge.convert.random_weights import normal
-from sb_edge.convert.tensors import expected_tensors
-from sb_edge.errors import CheckpointError, ConfigError, GgufError
-from sb_edge.progress import progress_bar
+from sb_edge.arch.config import SpikingBrainConfig
+from sb_edge.arch.tensors import expected_tensors
+from sb_edge.convert.adapter_file import Delta, read_delta
+from sb_edge.convert.checkpoint.base_model import BaseModelReader, fingerprint, open_base
+from sb_edge.convert.checkpoint.folder import CheckpointWriter
+from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
+from sb_edge.util.progress import progress_bar
 
 DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sb_edge.config import SpikingBrainConfig
-from sb_edge.convert.base_model import TOKENIZER_FILES
-from sb_edge.convert.checkpoint import Checkpoint, CheckpointWriter
-from sb_edge.convert.floats import to_float32
-from sb_edge.convert.random_weights import normal
-from sb_edge.convert.tensors import account_for_tensors, expected_tensors
-from sb_edge.errors import CheckpointError, ConfigError
-from sb_edge.progress import Advance, progress_bar
+from sb_edge.arch.config import SpikingBrainConfig
+from sb_edge.arch.tensors import expected_tensors
+from sb_edge.convert.checkpoint.base_model import TOKENIZER_FILES
+from sb_edge.convert.checkpoint.folder import Checkpoint, CheckpointWriter
+from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.gguf.floats import to_float32
+from sb_edge.util.errors import CheckpointError, ConfigError
+from sb_edge.util.progress import Advance, progress_bar
 
 ROUTER_LOGITS = 1e-3
 """Standard deviation of the router's logits for normalised inputs: large enough that tokens go to different

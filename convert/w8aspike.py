@@ -15,10 +15,10 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as QType
 
-from sb_edge.convert.checkpoint import Checkpoint
-from sb_edge.convert.floats import Encoder, encoder, is_finite, to_float32
-from sb_edge.convert.tensors import SCALE_GROUP, TensorSpec
-from sb_edge.errors import CheckpointError
+from sb_edge.arch.tensors import SCALE_GROUP, TensorSpec
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.gguf.floats import Encoder, encoder, is_finite, to_float32
+from sb_edge.util.errors import CheckpointError
 
 LARGEST_CODE = 127
 _BLOCK, _BLOCK_BYTES = gguf.GGML_QUANT_SIZES[QType.Q8_0]

@@ -9,7 +9,7 @@ if __name__ != "sb_edge.distill":
         "import this package as sb_edge.distill (it is the folder distill/ of the repository, mapped there)"
     )
 
-from sb_edge.errors import TrainingError
+from sb_edge.util.errors import TrainingError
 
 
 def require_training() -> None:

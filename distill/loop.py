@@ -15,18 +15,18 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from sb_edge.distill import checkpoint
 from sb_edge.distill.base import Base
-from sb_edge.distill.checkpoint import Progress, Saved
-from sb_edge.distill.order import DataOrder
 from sb_edge.distill.parallel import World
-from sb_edge.distill.report import Reporter
-from sb_edge.distill.settings import Settings, StageSettings
+from sb_edge.distill.settings import StageSettings, TrainingSettings
 from sb_edge.distill.stages import Stage, make_stage, use_training_operator
+from sb_edge.distill.state import training_state as checkpoint
+from sb_edge.distill.state.reporter import Reporter
+from sb_edge.distill.state.training_state import Progress, Saved
 from sb_edge.distill.student import make_student, trained_parameters
-from sb_edge.errors import TrainingError
+from sb_edge.distill.text.order import DataOrder
 from sb_edge.reference.device import describe_device
-from sb_edge.reference.model import SpikingBrain
+from sb_edge.reference.network import SpikingBrain
+from sb_edge.util.errors import TrainingError
 
 CLIP = 1.0
 """Largest norm of a group's gradient."""
@@ -42,7 +42,7 @@ CALIBRATION = 3
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """All that training needs.
 
     Attributes:
@@ -57,14 +57,14 @@ class Run:
 
     base: Base
     tokens: NDArray[np.integer]
-    settings: Settings
+    settings: TrainingSettings
     folder: Path
     world: World
     save_every: float
     start: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def train(run: Run) -> tuple[SpikingBrain, Progress]:
+def train(run: TrainingRun) -> tuple[SpikingBrain, Progress]:
     """Run all stages, from the folder's checkpoint on if there is one.
 
     Returns:
@@ -108,7 +108,7 @@ class _Trainer:
     """One stage of a run."""
 
     def __init__(
-        self, run: Run, which: StageSettings, stage: Stage, student: SpikingBrain, progress: Progress
+        self, run: TrainingRun, which: StageSettings, stage: Stage, student: SpikingBrain, progress: Progress
     ) -> None:
         self._run = run
         self._which = which

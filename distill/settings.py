@@ -42,7 +42,7 @@ class StageSettings(BaseModel):
         return max(1, self.batch // length)
 
 
-class Settings(BaseModel):
+class TrainingSettings(BaseModel):
     """A run.
 
     Attributes:
@@ -72,7 +72,7 @@ class Settings(BaseModel):
     start: str | None = None
 
 
-def differences(ours: Settings, theirs: Settings) -> list[str]:
+def differences(ours: TrainingSettings, theirs: TrainingSettings) -> list[str]:
     """Where two runs differ: "stages.0.tokens 1000, not 2000", ours first."""
     left, right = (dict(_leaves(settings.model_dump(mode="json"))) for settings in (ours, theirs))
     return [

@@ -15,11 +15,11 @@ from sb_edge.distill.adapters import adapt
 from sb_edge.distill.base import gla_layers_of
 from sb_edge.distill.losses import divergence, normalised_error
 from sb_edge.distill.parallel import World, without_sync
-from sb_edge.distill.settings import Settings, StageSettings
+from sb_edge.distill.settings import StageSettings, TrainingSettings
 from sb_edge.distill.student import trained_parameters
-from sb_edge.reference import direct
 from sb_edge.reference.layers import GatedLinearAttention, Operator
-from sb_edge.reference.model import SpikingBrain
+from sb_edge.reference.network import SpikingBrain
+from sb_edge.reference.ops import training as direct
 
 RECOMPUTE_BEYOND = 2048
 """Longer sequences' activations are computed again in the backward pass: 8192 tokens of a 135M model would
@@ -175,7 +175,7 @@ class _Hidden(nn.Module):
 
 
 def make_stage(
-    which: StageSettings, settings: Settings, base: SpikingBrain, student: SpikingBrain, world: World
+    which: StageSettings, settings: TrainingSettings, base: SpikingBrain, student: SpikingBrain, world: World
 ) -> Stage:
     """A stage; from the second on the student has adapters."""
     if which.name == "layers":

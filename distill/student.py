@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sb_edge.config import SpikingBrainConfig
-from sb_edge.convert.checkpoint import DTYPES, CheckpointWriter
-from sb_edge.convert.delta import write_delta
-from sb_edge.convert.floats import encoder
-from sb_edge.convert.tensors import TensorSpec, attention_prefixes, expected_tensors
+from sb_edge.arch.config import SpikingBrainConfig
+from sb_edge.arch.tensors import TensorSpec, attention_prefixes, expected_tensors
+from sb_edge.convert.adapter_file import write_delta
+from sb_edge.convert.checkpoint.folder import DTYPES, CheckpointWriter
 from sb_edge.convert.transplant import NORM_SCALE, new_parameter, student_config
 from sb_edge.distill.adapters import AdaptedProjection
 from sb_edge.distill.base import Base, gla_layers_of, use_fused_attention
-from sb_edge.errors import CheckpointError
-from sb_edge.reference.model import SpikingBrain
+from sb_edge.gguf.floats import encoder
+from sb_edge.reference.network import SpikingBrain
+from sb_edge.util.errors import CheckpointError
 
 
 def make_student(base: Base, gla_layers: Sequence[int] | None, *, window: int, seed: int) -> SpikingBrain:

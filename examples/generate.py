@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sb_edge.models import resolve_gguf
-from sb_edge.runtime.generate import Generation
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.runtime.generation import Generation
 from sb_edge.runtime.sampling import GREEDY
 from sb_edge.runtime.session import Model, Session
 

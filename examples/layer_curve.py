@@ -12,13 +12,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sb_edge.bench.perplexity import evaluation_text
-from sb_edge.bench.plot import PAPER, caption, dress, write_figure
-from sb_edge.bench.quality import compare_quality
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.transplant import transplant
-from sb_edge.models import resolve_gguf
+from sb_edge.evaluate.perplexity import evaluation_text
+from sb_edge.evaluate.quality import compare_quality
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize
+from sb_edge.util.plot import PAPER, caption, dress, write_figure
 
 run = Path(sys.argv[1])
 base = resolve_gguf("default-base")

@@ -2,8 +2,8 @@
 
 import sys
 
-from sb_edge.models import resolve_gguf
-from sb_edge.runtime.chat import Chat
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.runtime.conversation import Chat
 from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Model, Session
 

@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sb_edge.cpu import usable_cpus
 from sb_edge.engine import Engine, find_engine
 from sb_edge.engine.process import run_tool
-from sb_edge.errors import GgufError, OutputError
-from sb_edge.files import atomic_output, require_free_space
-from sb_edge.progress import progress_bar
+from sb_edge.system.cpu import usable_cpus
+from sb_edge.util.errors import GgufError, OutputError
+from sb_edge.util.files import atomic_output, require_free_space
+from sb_edge.util.progress import progress_bar
 
 _TYPE_LINE = re.compile(r"^ *(?:\d+  or  )? *([A-Z][A-Z0-9_]*) *: +(.*)$")
 _STEP = re.compile(r"^\[ *(\d+)/ *(\d+)\]")
@@ -33,7 +33,7 @@ def quantization_types(engine: Engine | None = None) -> dict[str, str]:
 
 def tensor_types() -> list[str]:
     """The ggml types that a single tensor may have (`Q6_K`)."""
-    from sb_edge.gguf_reader import GGML_TYPES
+    from sb_edge.gguf.reader import GGML_TYPES
 
     return [name for name, _, _ in GGML_TYPES.values()]
 
@@ -81,10 +81,10 @@ def quantize(
         OutputError: `target` cannot be written, or would replace `source`.
         EngineError: no engine.
     """
-    from sb_edge.convert.rewrite import with_spike_plan
-    from sb_edge.gguf_reader import read_header
-    from sb_edge.quant.sparse_plan import check_sparse
-    from sb_edge.quant.spike_check import change_plan, check_plan
+    from sb_edge.arch.plan_rules import change_plan, check_plan
+    from sb_edge.arch.plan_writer import with_spike_plan
+    from sb_edge.arch.sparse_plan import check_sparse
+    from sb_edge.gguf.reader import read_header
 
     engine = engine or find_engine()
     header = read_header(source)

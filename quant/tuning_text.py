@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sb_edge.errors import SpikeError
 from sb_edge.runtime.session import Model
+from sb_edge.util.errors import SpikeError
 
 DEFAULT_TOKENS = 2048
 MIN_TOKENS = 64

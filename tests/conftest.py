@@ -14,10 +14,21 @@ import pytest
 from sb_edge.engine import cache_root
 
 if TYPE_CHECKING:
+    from sb_edge.engine.machine import Machine
     from sb_edge.quant.tuning_text import Text
     from sb_edge.runtime.session import Model
 
 DATA = Path(__file__).parent / "data"
+
+TINY_LLAMA = {
+    "n_layer": 2,
+    "hidden": 128,
+    "n_head": 4,
+    "n_head_kv": 2,
+    "ffn": 256,
+    "vocab": 256,
+    "context": 4096,
+}
 
 os.environ["SB_EDGE_CACHE"] = str(cache_root())
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -56,10 +67,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from safetensors.numpy import load_file, save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from sb_edge.bench.perplexity import held_out_text
-    from sb_edge.config import PRESETS
+    from sb_edge.arch.config import PRESETS
     from sb_edge.convert.convert import convert_checkpoint
     from sb_edge.convert.initialise import write_random_checkpoint
+    from sb_edge.evaluate.perplexity import held_out_text
 
     folder = tmp_path_factory.mktemp("tiny")
     checkpoint = folder / "checkpoint"
@@ -109,3 +120,56 @@ def draw(model: Model, count: int, seed: int) -> Iterator[int]:
             odds = np.exp(logits - logits.max())
             token = int(generator.choice(len(odds), p=odds / odds.sum()))
             yield token
+
+
+@pytest.fixture
+def machine() -> Machine:
+    from sb_edge.engine.machine import Machine
+
+    return Machine(
+        "a processor", 2, 4, 8 << 30, None, "Linux", "0123", "0.3.36", "0c1e570", ("0001-a.patch",)
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny preset, random weights, float32."""
+    from sb_edge.convert.convert import convert_checkpoint
+    from sb_edge.convert.initialise import init_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    init_checkpoint("tiny", folder / "checkpoint")
+    convert_checkpoint(folder / "checkpoint", folder / "tiny.gguf", outtype="f32")
+    return folder / "tiny.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LFM2 of three layers, the middle one attention, random weights, float16."""
+    from sb_edge.bench.baselines.lfm2 import Lfm2Shape, write_lfm2_gguf
+
+    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
+    shape = Lfm2Shape(n_layer=3, attention_layers=(1,), hidden=256, n_head=4, n_head_kv=2, ffn=512, vocab=512)
+    write_lfm2_gguf(path, "f16", shape=shape)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_rwkv7(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An RWKV-7 of two layers, random weights, float16."""
+    from sb_edge.bench.baselines.rwkv7 import Rwkv7Shape, write_rwkv7_gguf
+
+    path = tmp_path_factory.mktemp("rwkv7") / "rwkv7.gguf"
+    ranks = {"decay_rank": 32, "learning_rank": 32, "value_rank": 32, "gate_rank": 64}
+    write_rwkv7_gguf(path, "f16", shape=Rwkv7Shape(n_layer=2, hidden=256, ffn=512, vocab=512, **ranks))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers, random weights, float16."""
+    from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
+
+    path = tmp_path_factory.mktemp("llama") / "llama.gguf"
+    write_llama_gguf(path, "f16", shape=LlamaShape(**TINY_LLAMA))
+    return path

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sb_edge import __version__
-from sb_edge.errors import SbEdgeError
+from sb_edge.util.errors import SbEdgeError
 
 # name: (module, one-line help). The help stands here so that `sb-edge --help` imports no command;
 # a test keeps it equal to the command's own.

@@ -29,7 +29,7 @@ from sb_edge.cli.spike_options import SpikeK, run_spikes_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sb_edge.flash_attention import FlashChoice
+    from sb_edge.memory.flash_attention import FlashChoice
 
 
 @click.group()
@@ -62,7 +62,7 @@ def decode(
     cache types are measured in turn: --type-k f16,q8_0 --type-v f16,q8_0. What memory holds at once is
     measured in turns, repetition by repetition, so that ratios are those of neighbours.
     """
-    from sb_edge.bench.plan import DecodeSettings
+    from sb_edge.bench.speed.plan import DecodeSettings
 
     settings = DecodeSettings(depths=depths, n_gen=n_gen, fill=running.fill, **measuring.settings())
     measure_and_show(models or ("default",), settings, running)
@@ -95,7 +95,7 @@ def prefill(
     depth to time some tokens there. A Transformer's prompt speed is timed after a synthetic fill where a real
     prefill would take hours; its time to the first token is then fitted, and the row says so.
     """
-    from sb_edge.bench.plan import PrefillSettings
+    from sb_edge.bench.speed.plan import PrefillSettings
 
     if len(fit_beyond) != 1:
         raise click.BadParameter("one depth is expected", param_hint="--fit-beyond")
@@ -123,10 +123,10 @@ def fill(
     json_target: str | None,
 ) -> None:
     """Check the synthetic fill of a Transformer against a real prefill."""
-    from sb_edge.bench.plan import DecodeSettings
-    from sb_edge.bench.tables import rich_table
-    from sb_edge.bench.validate import validate_fill
-    from sb_edge.output import emit
+    from sb_edge.bench.report.row_tables import rich_table
+    from sb_edge.bench.selftest.fill_check import validate_fill
+    from sb_edge.bench.speed.plan import DecodeSettings
+    from sb_edge.util.output import emit
 
     settings = DecodeSettings(depths=depths, n_gen=n_gen, fill="real", **measuring.settings())
     checks = validate_fill(models_of(models, ("none",)), settings, on_row=show_row)
@@ -165,9 +165,9 @@ def memory(
     """
     from rich.table import Table
 
-    from sb_edge.bench.memory import compare_memory
-    from sb_edge.memory import EngineSettings
-    from sb_edge.output import emit
+    from sb_edge.bench.selftest.memory_check import compare_memory
+    from sb_edge.memory.forecast import EngineSettings
+    from sb_edge.util.output import emit
 
     settings = [
         EngineSettings(kind_k, kind_v, flash_attn=flash_attn, spikes=spikes)
@@ -221,8 +221,8 @@ def convert(
     """Conversion speed against plain copying, and its memory."""
     from dataclasses import asdict
 
-    from sb_edge.bench.convert_speed import run
-    from sb_edge.output import emit, format_bytes
+    from sb_edge.bench.selftest.convert_speed import run
+    from sb_edge.util.output import emit, format_bytes
 
     results = run(size_gib, repetitions=repetitions, outtype=outtype, folder=folder)
 
@@ -259,9 +259,9 @@ def spikes(
     """
     from rich.table import Table
 
-    from sb_edge.bench.baselines import resolve_model
-    from sb_edge.bench.spike_speed import measure_spike_speed
-    from sb_edge.output import emit
+    from sb_edge.bench.spikes.spike_speed import measure_spike_speed
+    from sb_edge.models.synthetic import resolve_model
+    from sb_edge.util.output import emit
 
     results = measure_spike_speed(
         resolve_model(model).path,
@@ -323,15 +323,15 @@ def sparse(
     MODEL is a GGUF that `sb-edge quantize --sparse-layout` made. The same weights are measured in turns, and
     perplexity is of decoding the text token by token.
     """
-    from sb_edge.bench.sparse_tables import curve_table, speed_table
-    from sb_edge.output import emit
+    from sb_edge.bench.sparse.sparse_tables import curve_table, speed_table
+    from sb_edge.util.output import emit
 
     if (model is None) != synthetic:
         raise click.UsageError("Name either a MODEL or --synthetic.")
     if model is None:
-        from sb_edge.bench.plot import require_plot_folder
-        from sb_edge.bench.sparse_curve import measure_curves
-        from sb_edge.bench.sparse_plots import save_curves
+        from sb_edge.bench.sparse.curve import measure_curves
+        from sb_edge.bench.sparse.curve_plot import save_curves
+        from sb_edge.util.plot import require_plot_folder
 
         if text is not None:
             raise click.UsageError("--text needs a MODEL, not --synthetic.")
@@ -345,9 +345,9 @@ def sparse(
             lambda console: console.print(curve_table(curves)),
         )
         return
-    from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.sparse_speed import measure_sparse_speed
-    from sb_edge.models import resolve_gguf
+    from sb_edge.bench.sparse.sparse_speed import measure_sparse_speed
+    from sb_edge.evaluate.perplexity import read_text
+    from sb_edge.models.registry import resolve_gguf
 
     if plot is not None:
         raise click.UsageError("--plot needs --synthetic.")

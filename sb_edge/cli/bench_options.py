@@ -15,10 +15,10 @@ from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import KV_TYPE_NAMES, integer_option, json_option, threads_option
 
 if TYPE_CHECKING:
-    from sb_edge.bench.plan import BenchModel, FillChoice, Settings
-    from sb_edge.bench.row import Row
-    from sb_edge.bench.run import Budget
-    from sb_edge.flash_attention import FlashChoice
+    from sb_edge.bench.rows.row import Row
+    from sb_edge.bench.speed.plan import BenchModel, BenchSettings, FillChoice
+    from sb_edge.bench.speed.run import TimeBudget
+    from sb_edge.memory.flash_attention import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -91,9 +91,9 @@ class Measuring:
     threads: int | None
 
     def settings(self) -> dict[str, Any]:
-        """The fields of `Settings` that these options decide."""
-        from sb_edge.cpu import default_threads
-        from sb_edge.memory import DEFAULT_UBATCH
+        """The fields of `BenchSettings` that these options decide."""
+        from sb_edge.memory.forecast import DEFAULT_UBATCH
+        from sb_edge.system.cpu import default_threads
 
         return {
             "n_threads": self.threads or default_threads(),
@@ -245,13 +245,13 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return add
 
 
-def measure_and_show(names: Sequence[str], settings: Settings, running: Running) -> None:
+def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Running) -> None:
     """Run the benchmark that `settings` describe; print and write what it measured."""
-    from sb_edge.bench.compare import comparison_table, first_against_others
-    from sb_edge.bench.results import write_csv, write_markdown
-    from sb_edge.bench.run import Budget, run
-    from sb_edge.bench.tables import rich_table
-    from sb_edge.output import emit
+    from sb_edge.bench.report.row_tables import rich_table
+    from sb_edge.bench.rows.compare import comparison_table, first_against_others
+    from sb_edge.bench.rows.results import write_csv, write_markdown
+    from sb_edge.bench.speed.run import TimeBudget, run
+    from sb_edge.util.output import emit
 
     if running.keep_contexts and running.output is None:
         raise click.UsageError("--keep-contexts needs --output, beside which it keeps them")
@@ -261,7 +261,7 @@ def measure_and_show(names: Sequence[str], settings: Settings, running: Running)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
     models = models_of(names, running.baselines, running.baseline_flash_attn)
-    budget = Budget(running.time_budget)
+    budget = TimeBudget(running.time_budget)
     rows = run(
         models,
         settings,
@@ -276,7 +276,7 @@ def measure_and_show(names: Sequence[str], settings: Settings, running: Running)
     if running.markdown is not None:
         write_markdown(rows, running.markdown)
     if plot is not None and rows:
-        from sb_edge.bench.curves import save_plot
+        from sb_edge.bench.report.curves import save_plot
 
         save_plot(rows, plot)
     _say_what_is_left_out(budget, running.output)
@@ -299,7 +299,7 @@ def models_of(
 
     A name that comes twice is measured once.
     """
-    from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
+    from sb_edge.models.synthetic import BASELINES, default_baselines, resolve_model
 
     chosen = baselines or default_baselines(names)
     if "none" in chosen and len(chosen) > 1:
@@ -328,7 +328,7 @@ def _repeat(types: Sequence[str], count: int) -> Sequence[str]:
 
 def _require_folders(*files: Path | None) -> None:
     """Find out before measuring for minutes, not after, that a result has nowhere to go."""
-    from sb_edge.errors import OutputError
+    from sb_edge.util.errors import OutputError
 
     for file in files:
         if file is not None and not file.parent.is_dir():
@@ -337,8 +337,8 @@ def _require_folders(*files: Path | None) -> None:
 
 def show_row(row: Row, done: int, total: int) -> None:
     """One line on standard error for a row that was measured just now."""
-    from sb_edge.bench.tables import format_speed
-    from sb_edge.progress import stderr
+    from sb_edge.bench.report.row_tables import format_speed
+    from sb_edge.util.progress import stderr
 
     cache = f"{row.type_k}/{row.type_v}"
     how = "not measured" if row.fill == "fitted" else f"{row.fill} fill"
@@ -349,8 +349,8 @@ def show_row(row: Row, done: int, total: int) -> None:
     )
 
 
-def _say_what_is_left_out(budget: Budget, output: Path | None) -> None:
-    from sb_edge.progress import stderr
+def _say_what_is_left_out(budget: TimeBudget, output: Path | None) -> None:
+    from sb_edge.util.progress import stderr
 
     if not budget.left_out:
         return

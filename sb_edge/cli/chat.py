@@ -10,7 +10,7 @@ from sb_edge.cli.options import sampling_options, session_options
 from sb_edge.cli.spike_options import run_spikes_options
 
 if TYPE_CHECKING:
-    from sb_edge.runtime.chat import Chat
+    from sb_edge.runtime.conversation import Chat
 
 
 @click.command()
@@ -48,8 +48,8 @@ def command(
     MODEL is a GGUF with a chat template, `default` or `default-base`. Only what is new in a turn is
     evaluated. At the prompt, /clear begins anew and /exit or Ctrl-D ends; Ctrl-C breaks an answer off.
     """
-    from sb_edge.models import resolve_gguf
-    from sb_edge.runtime.chat import Chat
+    from sb_edge.models.registry import resolve_gguf
+    from sb_edge.runtime.conversation import Chat
     from sb_edge.runtime.open import text_session
     from sb_edge.runtime.sampling import Sampling
 

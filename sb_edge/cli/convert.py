@@ -9,7 +9,7 @@ import click
 
 from sb_edge.cli.sizes import Size
 from sb_edge.cli.spike_options import SpikeK, projections_option
-from sb_edge.output import format_bytes
+from sb_edge.util.output import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,6 +27,6 @@ def command(out: Path, depths: tuple[int, ...], threads: int | None) -> None:
 
     This is what `make demo` runs after set-up. Whatever is built or measured already is taken up again.
     """
-    from sb_edge.demo import run_demo
+    from sb_edge.cli.demonstration import run_demo
 
     run_demo(out, depths=depths, n_threads=threads)

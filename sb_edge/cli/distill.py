@@ -168,10 +168,10 @@ def command(
     from sb_edge.distill import require_training
 
     require_training()
-    from sb_edge.distill.gather import TextRequest
-    from sb_edge.distill.run import Recipe, distill
     from sb_edge.distill.settings import DEFAULTS
-    from sb_edge.models import resolve_gguf
+    from sb_edge.distill.text.gather import TextRequest
+    from sb_edge.distill.training_run import DistillRecipe, distill
+    from sb_edge.models.registry import resolve_gguf
 
     chosen = _stage_names(stages)
     changes: dict[str, dict[str, Any]] = {name: {} for name in STAGES}
@@ -180,7 +180,7 @@ def command(
             changes[stage][key] = value
     for stage, value in minutes:
         changes[stage] |= {"minutes": value, "tokens": None}
-    recipe = Recipe(
+    recipe = DistillRecipe(
         stages=tuple(DEFAULTS[name].model_copy(update=changes[name]) for name in chosen),
         gla_layers=None if gla_layers is None else tuple(parse_layers(gla_layers)),
         window=window,

@@ -66,7 +66,7 @@ def info(portable: bool, debug: bool, json_target: str | None) -> None:
     overlay (name to SHA-256), flags, compiler, cpu, cpu_features, system_info, sanitizer_runtime, built_at.
     """
     from sb_edge.engine import find_engine
-    from sb_edge.output import emit
+    from sb_edge.util.output import emit
 
     engine = find_engine(_variant(portable, debug))
     document = {"prefix": str(engine.prefix), **engine.info.model_dump()}

@@ -98,13 +98,13 @@ def command(
     """
     from rich.console import Console
 
-    from sb_edge.bench.evaluation import Tasks, evaluate_model
-    from sb_edge.bench.evaluation_table import markdown_evaluation, rich_evaluation
-    from sb_edge.bench.perplexity import evaluation_text, read_text
-    from sb_edge.bench.questions import read_questions
-    from sb_edge.files import atomic_output
-    from sb_edge.models import resolve_gguf
-    from sb_edge.output import emit
+    from sb_edge.evaluate.evaluation import Tasks, evaluate_model
+    from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
+    from sb_edge.evaluate.perplexity import evaluation_text, read_text
+    from sb_edge.evaluate.questions import read_questions
+    from sb_edge.models.registry import resolve_gguf
+    from sb_edge.util.files import atomic_output
+    from sb_edge.util.output import emit
 
     if len(trials) > max(len(distances or ()), 1):
         raise click.BadParameter(f"{len(trials)} numbers, but fewer distances", param_hint="--trials")

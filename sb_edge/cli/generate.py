@@ -45,8 +45,8 @@ def command(
 
     MODEL is a GGUF, `default` or `default-base`. The text goes to standard output as it is generated.
     """
-    from sb_edge.models import resolve_gguf
-    from sb_edge.runtime.generate import Generation
+    from sb_edge.models.registry import resolve_gguf
+    from sb_edge.runtime.generation import Generation
     from sb_edge.runtime.open import text_session
     from sb_edge.runtime.sampling import Sampling
 

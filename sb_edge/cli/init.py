@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.sizes import Size
-from sb_edge.output import format_bytes
+from sb_edge.util.output import format_bytes
 
 
 @click.command()

@@ -12,7 +12,7 @@ from sb_edge.cli.options import KV_TYPE_NAMES, json_option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sb_edge.gguf_reader import GgufHeader
+    from sb_edge.gguf.reader import GgufHeader
 
 MEMORY_PARTS = ("weights", "repacked", "kv", "state", "buffers", "engine")
 LAYER_KINDS = {
@@ -45,9 +45,9 @@ def command(file: str, context: int | None, kv_type: str, tensors: bool, json_ta
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
     """
-    from sb_edge.gguf_reader import read_header
-    from sb_edge.models import resolve_gguf
-    from sb_edge.output import emit
+    from sb_edge.gguf.reader import read_header
+    from sb_edge.models.registry import resolve_gguf
+    from sb_edge.util.output import emit
 
     header = read_header(resolve_gguf(file))
     document = describe(header, context, tensors, kv_type)
@@ -63,8 +63,8 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
     """
     from pathlib import Path
 
-    from sb_edge.memory import EngineSettings, forecast, recurrent_layers, vocabulary_size
-    from sb_edge.quant.sparse_plan import sparse_values
+    from sb_edge.arch.sparse_plan import sparse_values
+    from sb_edge.memory.forecast import EngineSettings, forecast, recurrent_layers, vocabulary_size
 
     metadata = header.metadata
     document: dict[str, Any] = {
@@ -115,8 +115,8 @@ def _layer_letters(header: GgufHeader) -> dict[bool, str]:
 
 def _spiking(header: GgufHeader) -> dict[str, Any] | None:
     """The spike plan; `layer_k` is [layer][projection], 0 where one is not coded, or None: `k` for all."""
+    from sb_edge.arch.plan_rules import check_plan
     from sb_edge.cli.spike_options import coded_k
-    from sb_edge.quant.spike_check import check_plan
 
     plan = check_plan(header)
     if plan is None:
@@ -135,7 +135,7 @@ def _spiking(header: GgufHeader) -> dict[str, Any] | None:
 
 def _sparse(header: GgufHeader) -> dict[str, Any] | None:
     """The sparse layout: its projections by layer, with the mean of the dead zones of their inputs."""
-    from sb_edge.quant.sparse_plan import check_sparse
+    from sb_edge.arch.sparse_plan import check_sparse
 
     plan = check_sparse(header)
     if plan is None:
@@ -214,8 +214,8 @@ def render(document: dict[str, Any], console: Console) -> None:
 
 
 def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
-    from sb_edge.config import ARCH
-    from sb_edge.output import format_bytes
+    from sb_edge.arch.config import ARCH
+    from sb_edge.util.output import format_bytes
 
     vocabulary = document["vocabulary"]
     absent = vocabulary["model"] in (None, "no_vocab", "none")
@@ -264,7 +264,7 @@ def _spike_facts(spiking: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _sparse_facts(sparse: dict[str, Any] | None) -> list[tuple[str, str]]:
     from statistics import fmean
 
-    from sb_edge.output import format_bytes
+    from sb_edge.util.output import format_bytes
 
     if sparse is None:
         return [("sparse layout", "none")]
@@ -281,7 +281,7 @@ def _sparse_facts(sparse: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _print_tensors(document: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
-    from sb_edge.output import format_bytes
+    from sb_edge.util.output import format_bytes
 
     summary = Table(box=None, pad_edge=False)
     for name in ("type", "tensors", "size"):

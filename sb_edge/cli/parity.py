@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sb_edge.parity import KvType, ParityReport
-    from sb_edge.spike_parity import CountAgreement, SpikeParity
+    from sb_edge.evaluate.parity.agreement import KvType, ParityReport
+    from sb_edge.evaluate.parity.spike_counts import CountAgreement, SpikeParity
 
 
 class PieceSizes(CommaSeparated):
@@ -98,9 +98,9 @@ def command(
         raise click.UsageError("--per-layer, --greedy, --text and --counts-identical need a CHECKPOINT.")
     if golden and text is not None:
         raise click.UsageError("The prompt is either --text or that of --golden.")
-    from sb_edge import parity
-    from sb_edge.models import resolve_gguf
-    from sb_edge.output import emit
+    from sb_edge.evaluate.parity import agreement as parity
+    from sb_edge.models.registry import resolve_gguf
+    from sb_edge.util.output import emit
 
     if checkpoint:
         report = parity.against_checkpoint(

@@ -15,10 +15,10 @@ from sb_edge.cli.spike_options import AUTO, SpikeK, projections_option
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sb_edge.quant.spike_tuning import Tuning
+    from sb_edge.quant.spikes.k_tuning import Tuning
 
 
-class Budget(click.ParamType):
+class PerplexityBudget(click.ParamType):
     """A share, such as 0.02: positive and finite."""
 
     name = "share"
@@ -64,7 +64,7 @@ def _check_type(value: str | None, known: Iterable[str], parameter: str) -> None
 @projections_option
 @click.option(
     "--budget",
-    type=Budget(),
+    type=PerplexityBudget(),
     help="auto: perplexity may rise by this share over that without spikes.  [default: 0.02]",
 )
 @click.option("--text", type=click.Path(path_type=Path), help="auto: the UTF-8 text to tune on; needed.")
@@ -94,7 +94,7 @@ def _check_type(value: str | None, known: Iterable[str], parameter: str) -> None
 )
 @click.option(
     "--sparse-budget",
-    type=Budget(),
+    type=PerplexityBudget(),
     help="Sparse layout: perplexity may rise by this share over the dense product's.  [default: 0.02]",
 )
 @click.option(
@@ -150,7 +150,7 @@ def command(
     made by llama-imatrix, which is in bin/ of the folder that `sb-edge engine path` prints.
     """
     from sb_edge.engine import find_engine
-    from sb_edge.models import resolve_gguf
+    from sb_edge.models.registry import resolve_gguf
     from sb_edge.quant.quantize import quantization_types, quantize, tensor_types
 
     engine = find_engine()
@@ -226,13 +226,13 @@ def _write_tuned(
         raise click.UsageError("--spike-k auto needs a --text to tune on.")
     from rich.console import Console
 
-    from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.plot import require_plot_folder
-    from sb_edge.bench.tuning_plot import save_tuning
-    from sb_edge.bench.tuning_table import tuning_table
-    from sb_edge.gguf_reader import read_header
-    from sb_edge.quant.spike_tuning import DEFAULT_BUDGET, start_k, tune_file
+    from sb_edge.bench.spikes.tuning_plot import save_tuning
+    from sb_edge.bench.spikes.tuning_table import tuning_table
+    from sb_edge.evaluate.perplexity import read_text
+    from sb_edge.gguf.reader import read_header
+    from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET, start_k, tune_file
     from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+    from sb_edge.util.plot import require_plot_folder
 
     require_plot_folder(curve)
     tuning_text, held_out = (
@@ -270,12 +270,12 @@ def _write_sparse(
     json_target: str | None,
 ) -> None:
     """Write the file through `write`, with a sparse layout, and show what was chosen."""
-    from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.sparse_tables import layout_table
-    from sb_edge.output import emit
-    from sb_edge.quant.sparse_layout import quantize_sparse
-    from sb_edge.quant.sparse_tuning import DEFAULT_BUDGET, DEFAULT_MAX_DENSITY
+    from sb_edge.bench.sparse.sparse_tables import layout_table
+    from sb_edge.evaluate.perplexity import read_text
+    from sb_edge.quant.sparse.layout import quantize_sparse
+    from sb_edge.quant.sparse.zone_tuning import DEFAULT_BUDGET, DEFAULT_MAX_DENSITY
     from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+    from sb_edge.util.output import emit
 
     max_tokens = settings.max_tokens or DEFAULT_TOKENS
     text, held_out = (cut_text(source, *read_text(file), max_tokens) for file in (settings.text, None))

@@ -10,7 +10,7 @@ import click
 from sb_edge.cli.lists import CommaSeparated
 
 if TYPE_CHECKING:
-    from sb_edge.quant.spike_plan import SpikePlan
+    from sb_edge.arch.spike_plan import SpikePlan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,7 +50,7 @@ class Projections(CommaSeparated):
 
     def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """A name."""
-        from sb_edge.quant.spike_plan import PROJECTIONS
+        from sb_edge.arch.spike_plan import PROJECTIONS
 
         if text not in PROJECTIONS:
             self.fail(f"{text!r} is not one of {', '.join(PROJECTIONS)}", param, ctx)

@@ -12,7 +12,7 @@ from sb_edge.cli.options import integer_option, json_option, text_option, thread
 from sb_edge.cli.spike_options import SpikeK
 
 if TYPE_CHECKING:
-    from sb_edge.bench.spike_sweep import SweepPoint
+    from sb_edge.bench.spikes.sweep import SweepPoint
     from sb_edge.runtime.session import Model
 
 CODINGS = ["binary", "ternary", "bitwise", "bitwise-bidirectional", "bitwise-twos-complement"]
@@ -82,12 +82,12 @@ def stats(
             raise click.UsageError("--text, --plot and --layers need a MODEL, not --synthetic.")
         _show_synthetic(synthetic, spike_k, tokens, json_target)
         return
-    from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.plot import require_plot_folder
-    from sb_edge.bench.spike_plots import save_report_plots
-    from sb_edge.bench.spike_tables import stats_table
-    from sb_edge.bench.spikes import measure
-    from sb_edge.output import emit
+    from sb_edge.bench.spikes.stats_plots import save_report_plots
+    from sb_edge.bench.spikes.stats_tables import stats_table
+    from sb_edge.evaluate.perplexity import read_text
+    from sb_edge.evaluate.spike_stats import measure
+    from sb_edge.util.output import emit
+    from sb_edge.util.plot import require_plot_folder
 
     require_plot_folder(plot)
     content, name = read_text(text)
@@ -122,13 +122,13 @@ def sweep(
     MODEL is a GGUF or `default`. It is evaluated without spikes, as the file has them if it does, and with
     each k at every input. A large k, such as 1000, shows the limit of coding without loss.
     """
-    from sb_edge.bench.perplexity import read_text
-    from sb_edge.bench.plot import require_plot_folder
-    from sb_edge.bench.spike_plots import save_sweep_plot
-    from sb_edge.bench.spike_sweep import sweep_k
-    from sb_edge.bench.spike_tables import sweep_table
-    from sb_edge.models import resolve_gguf
-    from sb_edge.output import emit
+    from sb_edge.bench.spikes.stats_plots import save_sweep_plot
+    from sb_edge.bench.spikes.stats_tables import sweep_table
+    from sb_edge.bench.spikes.sweep import sweep_k
+    from sb_edge.evaluate.perplexity import read_text
+    from sb_edge.models.registry import resolve_gguf
+    from sb_edge.util.output import emit
+    from sb_edge.util.plot import require_plot_folder
 
     require_plot_folder(plot)
     content, name = read_text(text)
@@ -185,9 +185,9 @@ def raster(
     MODEL is a GGUF or `default`. Time runs through the virtual steps of each token in turn, of which the
     first 32 are drawn. Counts are signed, binary and plain bitwise coding are not: `all` draws these of |s|.
     """
-    from sb_edge.bench.plot import require_image_name
-    from sb_edge.bench.spike_raster import make_raster, record_input, save_rasters
-    from sb_edge.quant.spike_coding import Coding
+    from sb_edge.arch.coding import Coding
+    from sb_edge.bench.spikes.raster import make_raster, record_input, save_rasters
+    from sb_edge.util.plot import require_image_name
 
     files = [output] if output else [Path("raster.png"), Path("raster.svg")]
     for file in files:
@@ -206,11 +206,11 @@ def raster(
 
 def _load(name: str, spike_k: float | None) -> Model:
     """A model with its spikes on; says so where the k is a guess."""
-    from sb_edge.bench.spikes import engine_k
-    from sb_edge.gguf_reader import read_header
-    from sb_edge.models import resolve_gguf
-    from sb_edge.progress import stderr
+    from sb_edge.evaluate.spike_stats import engine_k
+    from sb_edge.gguf.reader import read_header
+    from sb_edge.models.registry import resolve_gguf
     from sb_edge.runtime.session import Model
+    from sb_edge.util.progress import stderr
 
     path = resolve_gguf(name)
     header = read_header(path)
@@ -228,10 +228,10 @@ def _load(name: str, spike_k: float | None) -> Model:
 def _show_synthetic(
     distribution: Literal["gaussian", "laplacian"], spike_k: float | None, rows: int, json_target: str | None
 ) -> None:
-    from sb_edge.bench.spike_tables import synthetic_table
-    from sb_edge.bench.spike_theory import check_synthetic
-    from sb_edge.output import emit
-    from sb_edge.quant.spike_plan import DEFAULT_K
+    from sb_edge.arch.spike_plan import DEFAULT_K
+    from sb_edge.bench.spikes.stats_tables import synthetic_table
+    from sb_edge.bench.spikes.theory import check_synthetic
+    from sb_edge.util.output import emit
 
     check = check_synthetic(distribution, DEFAULT_K if spike_k is None else spike_k, rows)
     emit(check.document(), json_target, lambda console: console.print(synthetic_table(check)))
@@ -239,7 +239,7 @@ def _show_synthetic(
 
 
 def _show_point(point: SweepPoint) -> None:
-    from sb_edge.bench.spike_tables import k_label
-    from sb_edge.progress import stderr
+    from sb_edge.bench.spikes.stats_tables import k_label
+    from sb_edge.util.progress import stderr
 
     stderr.print(f"k = {k_label(point)}: perplexity {point.perplexity:.3f}", highlight=False, markup=False)

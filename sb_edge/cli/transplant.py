@@ -51,7 +51,7 @@ def command(
     and norms are untrained, so the result needs distillation to be as good as the base.
     """
     from sb_edge.convert.transplant import transplant
-    from sb_edge.models import resolve_gguf
+    from sb_edge.models.registry import resolve_gguf
 
     layers = None if gla_layers is None else parse_layers(gla_layers)
     report = transplant(

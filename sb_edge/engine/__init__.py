@@ -1,7 +1,7 @@
 """The patched llama.cpp: built once, kept in a cache by content, loaded at run time."""
 
 from sb_edge.engine.cache import cache_root
-from sb_edge.engine.engine import (
+from sb_edge.engine.prefix import (
     VARIANTS,
     Engine,
     EngineInfo,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
-from sb_edge.cpu import usable_cpus
 from sb_edge.engine.patching import git_free_environment
 from sb_edge.engine.process import run_tool
 from sb_edge.engine.toolchain import CMAKE, NINJA, Toolchain
-from sb_edge.errors import EngineError
-from sb_edge.progress import progress_bar
+from sb_edge.system.cpu import usable_cpus
+from sb_edge.util.errors import EngineError
+from sb_edge.util.progress import progress_bar
 
 TOOLS = (
     "llama-bench",

@@ -15,9 +15,9 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-from sb_edge.errors import EngineError
-from sb_edge.files import sync_tree
-from sb_edge.progress import stderr
+from sb_edge.util.errors import EngineError
+from sb_edge.util.files import sync_tree
+from sb_edge.util.progress import stderr
 
 MANIFEST = "engine.json"
 """Written last into a prefix, which is then renamed into place: a prefix with it is complete."""

@@ -9,8 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sb_edge.errors import EngineError
-from sb_edge.packages import sha256_of
+from sb_edge.util.errors import EngineError
+from sb_edge.util.packages import sha256_of
 
 
 @dataclass(frozen=True)

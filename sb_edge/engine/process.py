@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sb_edge.errors import EngineError
+from sb_edge.util.errors import EngineError
 
 TAIL = 200
 """How many of the last lines of a tool are kept for the error message."""

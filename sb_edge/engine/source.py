@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sb_edge.errors import EngineError
-from sb_edge.packages import Pinned, fetch_file
+from sb_edge.util.errors import EngineError
+from sb_edge.util.packages import Pinned, fetch_file
 
 if sys.version_info >= (3, 11, 4):
     import tarfile

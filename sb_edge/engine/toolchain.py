@@ -15,7 +15,7 @@ from pathlib import Path
 import cmake
 import ninja
 
-from sb_edge.errors import EngineError
+from sb_edge.util.errors import EngineError
 
 CMAKE = Path(cmake.CMAKE_BIN_DIR) / "cmake"
 NINJA = Path(ninja.BIN_DIR) / "ninja"

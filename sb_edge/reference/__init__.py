@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from sb_edge.errors import ParityError
+from sb_edge.util.errors import ParityError
 
 
 def require_torch() -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from sb_edge.errors import DeviceError
+from sb_edge.util.errors import DeviceError
 
 Vendor = Literal["MetaX", "NVIDIA", "AMD", "unknown"]
 

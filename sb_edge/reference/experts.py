@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sb_edge.config import SpikingBrainConfig
+from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.reference.layers import SwiGLU
-from sb_edge.reference.naive import accumulation_dtype
+from sb_edge.reference.ops.naive import accumulation_dtype
 
 
 class StackedWeight(nn.Module):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sb_edge.config import GATE_LOGIT_NORMALIZER, SpikingBrainConfig
-from sb_edge.quant.spike_coding import int8_round
-from sb_edge.reference.naive import accumulation_dtype
+from sb_edge.arch.coding import int8_round
+from sb_edge.arch.config import GATE_LOGIT_NORMALIZER, SpikingBrainConfig
+from sb_edge.reference.ops.naive import accumulation_dtype
 from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts
 
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]]

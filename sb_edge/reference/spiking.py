@@ -1,4 +1,4 @@
-"""Projections with coded inputs: y = threshold * (W s) + b, s the counts of `sb_edge.quant.spike_coding`.
+"""Projections with coded inputs: y = threshold * (W s) + b, s the counts of `sb_edge.arch.coding`.
 
 Which projections are coded, and with which k, is data: `SpikingBrain.set_spikes` takes a `SpikePlan`.
 """
@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sb_edge.quant.spike_coding import spike_counts
-from sb_edge.quant.spike_plan import coded_together
+from sb_edge.arch.coding import spike_counts
+from sb_edge.arch.spike_plan import coded_together
 
 MODULES = {
     "attn_q": "attn.q_proj",

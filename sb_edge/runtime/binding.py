@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from sb_edge.engine import activate
-from sb_edge.errors import InferenceError
+from sb_edge.util.errors import InferenceError
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's numbers of the types that a KV cache can have."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sb_edge.gguf_reader import read_header
-from sb_edge.memory import EngineSettings
-from sb_edge.memory_check import require_memory
+from sb_edge.gguf.reader import read_header
+from sb_edge.memory.check import require_memory
+from sb_edge.memory.forecast import EngineSettings
 from sb_edge.runtime.session import Model, Session
 
 

@@ -17,9 +17,9 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from sb_edge.errors import InferenceError
-from sb_edge.repacking import is_repacked_type
+from sb_edge.memory.repacking import is_repacked_type
 from sb_edge.runtime.binding import cpu_device, cpu_function, engine_library, ggml_base
+from sb_edge.util.errors import InferenceError
 
 _PEAKS = {"Q4_0": -8, "Q8_0": 127}
 """The largest weight: one stands in every block of rows and of columns, so that both have a scale of 1."""

@@ -10,14 +10,14 @@ from types import TracebackType
 
 import numpy as np
 
-from sb_edge.cpu import default_threads, fast_cpus, kept_on
-from sb_edge.errors import InferenceError, StateError
-from sb_edge.flash_attention import FLASH_ATTN, FlashChoice, uses_flash_attention
-from sb_edge.memory import DEFAULT_UBATCH, EngineSettings
-from sb_edge.memory_check import require_memory
+from sb_edge.memory.check import require_memory
+from sb_edge.memory.flash_attention import FLASH_ATTN, FlashChoice, uses_flash_attention
+from sb_edge.memory.forecast import DEFAULT_UBATCH, EngineSettings
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import load_state, save_state
+from sb_edge.system.cpu import default_threads, fast_cpus, kept_on
+from sb_edge.util.errors import InferenceError, StateError
 
 __all__ = ["Model", "Session"]
 

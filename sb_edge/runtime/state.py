@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sb_edge.errors import StateError
-from sb_edge.files import atomic_output
-from sb_edge.gguf_reader import GgufHeader
+from sb_edge.gguf.reader import GgufHeader
+from sb_edge.util.errors import StateError
+from sb_edge.util.files import atomic_output
 
 _FORMAT = "sb-edge-state-1"
 _SAMPLE = 4096

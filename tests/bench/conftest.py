@@ -1,26 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sb_edge.bench import bandwidth
-from sb_edge.bench.machine import Machine
-from sb_edge.bench.row import Row
-from sb_edge.bench.stats import summarize
+from sb_edge.bench.rows.row import Row
+from sb_edge.bench.rows.timing import summarize
+from sb_edge.bench.speed import bandwidth
 
 MIB = 2**20
-TINY_LLAMA = {
-    "n_layer": 2,
-    "hidden": 128,
-    "n_head": 4,
-    "n_head_kv": 2,
-    "ffn": 256,
-    "vocab": 256,
-    "context": 4096,
-}
 
 
 def example_row(**changes: Any) -> Row:
@@ -100,54 +89,3 @@ def rows() -> list[Row]:
             )
         )
     return made
-
-
-@pytest.fixture
-def machine() -> Machine:
-    return Machine(
-        "a processor", 2, 4, 8 << 30, None, "Linux", "0123", "0.3.36", "0c1e570", ("0001-a.patch",)
-    )
-
-
-@pytest.fixture(scope="session")
-def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny preset, random weights, float32."""
-    from sb_edge.convert.convert import convert_checkpoint
-    from sb_edge.convert.initialise import init_checkpoint
-
-    folder = tmp_path_factory.mktemp("tiny")
-    init_checkpoint("tiny", folder / "checkpoint")
-    convert_checkpoint(folder / "checkpoint", folder / "tiny.gguf", outtype="f32")
-    return folder / "tiny.gguf"
-
-
-@pytest.fixture(scope="session")
-def tiny_lfm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An LFM2 of three layers, the middle one attention, random weights, float16."""
-    from sb_edge.convert.lfm2_shape import Lfm2Shape, write_lfm2_gguf
-
-    path = tmp_path_factory.mktemp("lfm2") / "lfm2.gguf"
-    shape = Lfm2Shape(n_layer=3, attention_layers=(1,), hidden=256, n_head=4, n_head_kv=2, ffn=512, vocab=512)
-    write_lfm2_gguf(path, "f16", shape=shape)
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_rwkv7(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An RWKV-7 of two layers, random weights, float16."""
-    from sb_edge.convert.rwkv7_shape import Rwkv7Shape, write_rwkv7_gguf
-
-    path = tmp_path_factory.mktemp("rwkv7") / "rwkv7.gguf"
-    ranks = {"decay_rank": 32, "learning_rank": 32, "value_rank": 32, "gate_rank": 64}
-    write_rwkv7_gguf(path, "f16", shape=Rwkv7Shape(n_layer=2, hidden=256, ffn=512, vocab=512, **ranks))
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers, random weights, float16."""
-    from sb_edge.convert.llama_shape import LlamaShape, write_llama_gguf
-
-    path = tmp_path_factory.mktemp("llama") / "llama.gguf"
-    write_llama_gguf(path, "f16", shape=LlamaShape(**TINY_LLAMA))
-    return path

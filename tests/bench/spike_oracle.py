@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.quant.spike_coding import Coding, encode, steps
-from sb_edge.runtime.spikes import BINS, SiteCounts
+from sb_edge.arch.coding import Coding, encode, steps
+from sb_edge.runtime.spike_counters import BINS, SiteCounts
 
 
 def count(

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb_edge.bench.plan import BenchModel, DecodeSettings
-from sb_edge.bench.run import run
-from sb_edge.convert import lfm2_shape, rwkv7_shape
-from sb_edge.gguf_reader import read_header
-from sb_edge.memory import forecast
+from sb_edge.bench.baselines import lfm2 as lfm2_shape
+from sb_edge.bench.baselines import rwkv7 as rwkv7_shape
+from sb_edge.bench.speed.plan import BenchModel, DecodeSettings
+from sb_edge.bench.speed.run import run
+from sb_edge.gguf.reader import read_header
+from sb_edge.memory.forecast import forecast
 
 UNUSED_VALUE_WEIGHTS = 2 * 2048 * 96 + 2048
 """RWKV-7's first layer has no use for these, but llama.cpp asks for them."""

@@ -8,13 +8,13 @@ import click
 import pytest
 from support import exit_code, refusal
 
-from sb_edge.bench.baselines import BASELINES, default_baselines, resolve_model
-from sb_edge.bench.row import Row
+from sb_edge.bench.rows.row import Row
 from sb_edge.cli import COMMANDS
 from sb_edge.cli.bench import command
 from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.bench_results import RowsOf
-from sb_edge.errors import GgufError
+from sb_edge.models.synthetic import BASELINES, default_baselines, resolve_model
+from sb_edge.util.errors import GgufError
 
 run = partial(exit_code, "bench")
 

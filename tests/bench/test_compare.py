@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sb_edge.bench.compare import (
+from sb_edge.bench.rows.compare import (
     compare_rows,
     comparison_table,
     first_against_others,
     select_model,
 )
-from sb_edge.bench.row import Row
-from sb_edge.errors import SbEdgeError
+from sb_edge.bench.rows.row import Row
+from sb_edge.util.errors import SbEdgeError
 
 MakeRow = Callable[..., Row]
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sb_edge.bench.convert_speed import run
-from sb_edge.errors import OutputError
+from sb_edge.bench.selftest.convert_speed import run
+from sb_edge.util.errors import OutputError
 
 
 def test_measures_both_and_cleans_up(tmp_path):

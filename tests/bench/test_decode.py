@@ -7,17 +7,17 @@ import numpy as np
 import psutil
 import pytest
 
-from sb_edge.bench.contexts import Contexts, open_session, prefill, rewinder
-from sb_edge.bench.fill import CHUNK, synthetic_fill
-from sb_edge.bench.machine import Machine
-from sb_edge.bench.plan import BenchModel, DecodeSettings, examine, make_plan
-from sb_edge.bench.roofline import token_traffic
-from sb_edge.bench.row import Row
-from sb_edge.bench.run import run
-from sb_edge.bench.validate import validate_fill
-from sb_edge.errors import InferenceError, OutOfMemoryForecast, SbEdgeError
-from sb_edge.gguf_reader import read_header
+from sb_edge.bench.rows.row import Row
+from sb_edge.bench.selftest.fill_check import validate_fill
+from sb_edge.bench.speed.contexts import Contexts, open_session, prefill, rewinder
+from sb_edge.bench.speed.fill import CHUNK, synthetic_fill
+from sb_edge.bench.speed.plan import BenchModel, DecodeSettings, examine, make_plan
+from sb_edge.bench.speed.run import run
+from sb_edge.engine.machine import Machine
+from sb_edge.gguf.reader import read_header
+from sb_edge.memory.traffic import token_traffic
 from sb_edge.runtime.session import Model, Session
+from sb_edge.util.errors import InferenceError, OutOfMemoryForecast, SbEdgeError
 
 pytestmark = pytest.mark.engine
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sb_edge.bench.results import read_rows
+from sb_edge.bench.rows.results import read_rows
 
 pytestmark = pytest.mark.engine
 
@@ -23,7 +23,7 @@ KILLS = [(0, 0.0), (1, 0.0), (4, 0.1)]
 
 SCRIPT = """
 import sys
-from sb_edge.bench import bandwidth
+from sb_edge.bench.speed import bandwidth
 from sb_edge.cli import main
 bandwidth.BUFFER_BYTES = 1 << 24  # as in conftest.py: fast
 main(sys.argv[1:])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sb_edge.bench.fill import CHUNK
-from sb_edge.bench.headroom import groups_that_fit, needed, require_memory
-from sb_edge.bench.plan import (
+from sb_edge.bench.speed.fill import CHUNK
+from sb_edge.bench.speed.headroom import groups_that_fit, needed, require_memory
+from sb_edge.bench.speed.plan import (
     AUTO_REAL_DEPTH,
     BenchModel,
     DecodeSettings,
@@ -16,8 +16,8 @@ from sb_edge.bench.plan import (
     examine,
     make_plan,
 )
-from sb_edge.errors import GgufError, OutOfMemoryForecast, SbEdgeError
-from sb_edge.memory_check import Room
+from sb_edge.memory.check import Room
+from sb_edge.util.errors import GgufError, OutOfMemoryForecast, SbEdgeError
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_what_fits_together_is_measured_together(spiking: Subject, llama: Subjec
 
 
 def test_copies_count_where_the_context_cannot_be_cut_back(spiking: Subject, llama: Subject) -> None:
-    from sb_edge.memory import forecast
+    from sb_edge.memory.forecast import forecast
 
     snapshot, plain = make_plan([spiking, llama], DecodeSettings((1024,), 1))
     expected = forecast(spiking.header, snapshot.n_ctx)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sb_edge.bench.compare import first_against_others
-from sb_edge.bench.contexts import Contexts
-from sb_edge.bench.plan import BenchModel, DecodeSettings, PrefillSettings, examine, make_plan
-from sb_edge.bench.results import read_rows
-from sb_edge.bench.row import Row
-from sb_edge.bench.run import Budget, run
-from sb_edge.errors import SbEdgeError, StateError
+from sb_edge.bench.rows.compare import first_against_others
+from sb_edge.bench.rows.results import read_rows
+from sb_edge.bench.rows.row import Row
+from sb_edge.bench.speed.contexts import Contexts
+from sb_edge.bench.speed.plan import BenchModel, DecodeSettings, PrefillSettings, examine, make_plan
+from sb_edge.bench.speed.run import TimeBudget, run
+from sb_edge.util.errors import SbEdgeError, StateError
 
 pytestmark = pytest.mark.engine
 
@@ -75,7 +75,7 @@ def test_a_spent_budget_leaves_out_the_rest_and_a_later_run_continues(
 ) -> None:
     output, model = tmp_path / "rows.jsonl", BenchModel("tiny", tiny_gguf)
     settings = replace(FAST, depths=(0, 24, 48, 72))
-    budget = Budget(3600)
+    budget = TimeBudget(3600)
 
     def stop_after_two(row: Row, done: int, _total: int) -> None:
         if done == 2:
@@ -88,7 +88,7 @@ def test_a_spent_budget_leaves_out_the_rest_and_a_later_run_continues(
     (kept,) = folder.iterdir()
     assert kept.name.split("-")[1:] == ["24", f"{first[1].ttft_ns}{Contexts.SUFFIX}"]
 
-    nothing = Budget(0)
+    nothing = TimeBudget(0)
     assert run([model], settings, output=output, budget=nothing) == first
     assert nothing.left_out == budget.left_out
 
@@ -124,7 +124,7 @@ def test_kept_contexts_spare_decoding_the_prefill(tiny_gguf: Path, tmp_path: Pat
 
 def test_an_impossible_budget_is_refused() -> None:
     with pytest.raises(SbEdgeError, match="cannot be negative"):
-        Budget(-1)
+        TimeBudget(-1)
 
 
 def test_spikingbrain_is_never_fitted(tiny_gguf: Path) -> None:

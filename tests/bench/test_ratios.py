@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sb_edge.bench.ratios import speed_ratio
-from sb_edge.errors import SbEdgeError
+from sb_edge.bench.rows.ratios import speed_ratio
+from sb_edge.util.errors import SbEdgeError
 
 
 def test_pairs_cancel_what_slows_down_both() -> None:

@@ -11,13 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sb_edge.bench.chart import Chart, durations
-from sb_edge.bench.curves import chart_svg, decode_speed, memory, save_plot, speedup
-from sb_edge.bench.machine import Machine
-from sb_edge.bench.plot import LABEL_GAP, spread
-from sb_edge.bench.report import Facts, LayerMap, Transcript, Turn, write_report
-from sb_edge.bench.row import Row
-from sb_edge.errors import OutputError
+from sb_edge.bench.report.chart import Chart, durations
+from sb_edge.bench.report.curves import chart_svg, decode_speed, memory, save_plot, speedup
+from sb_edge.bench.report.page import Facts, LayerMap, Transcript, Turn, write_report
+from sb_edge.bench.rows.row import Row
+from sb_edge.engine.machine import Machine
+from sb_edge.util.errors import OutputError
+from sb_edge.util.plot import LABEL_GAP, spread
 
 VOID = {"meta", "br"}
 SECTIONS = (

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sb_edge.bench.results import (
+from sb_edge.bench.report.row_tables import label_with_marks
+from sb_edge.bench.rows.results import (
     SCALAR_FIELDS,
     ResultsFile,
     write_csv,
     write_json,
     write_markdown,
 )
-from sb_edge.bench.row import Row, RowKey
-from sb_edge.bench.tables import label_with_marks
-from sb_edge.errors import OutputError
+from sb_edge.bench.rows.row import Row, RowKey
+from sb_edge.util.errors import OutputError
 
 MakeRow = Callable[..., Row]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sb_edge.bench.ratios import Ratio
-from sb_edge.bench.sparse_curve import SHARES, CurvePoint, SparseCurve, measure_curves
-from sb_edge.bench.sparse_plots import save_curves
-from sb_edge.bench.sparse_speed import measure_sparse_speed
+from sb_edge.bench.rows.ratios import Ratio
+from sb_edge.bench.sparse.curve import SHARES, CurvePoint, SparseCurve, measure_curves
+from sb_edge.bench.sparse.curve_plot import save_curves
+from sb_edge.bench.sparse.sparse_speed import measure_sparse_speed
 from sb_edge.cli import cli
-from sb_edge.errors import InferenceError, SparseError
 from sb_edge.quant.quantize import quantize
-from sb_edge.quant.sparse_layout import quantize_sparse
+from sb_edge.quant.sparse.layout import quantize_sparse
 from sb_edge.quant.tuning_text import Text
 from sb_edge.runtime.products import Products
+from sb_edge.util.errors import InferenceError, SparseError
 
 TEXT = "The keeper of the lighthouse climbed the stairs every night. " * 8
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from spike_oracle import count
 
-from sb_edge.models import resolve_gguf
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.session import Model, Session
-from sb_edge.runtime.spikes import SiteCounts, code_rows, count_spikes, count_synthetic, record_counts
+from sb_edge.runtime.spike_counters import SiteCounts, code_rows, count_spikes, count_synthetic, record_counts
 
 pytestmark = pytest.mark.engine
 

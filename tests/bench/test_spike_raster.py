@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sb_edge.bench.spike_raster import MAX_STEPS, RecordedInput, make_raster, save_rasters, token_label
-from sb_edge.errors import OutputError, SpikeError
-from sb_edge.quant.spike_coding import Coding
+from sb_edge.arch.coding import Coding
+from sb_edge.bench.spikes.raster import MAX_STEPS, RecordedInput, make_raster, save_rasters, token_label
+from sb_edge.util.errors import OutputError, SpikeError
 
 COUNTS = np.array([[3, 0, -1, 0], [0, 0, 2, 9]], dtype=np.int32)
 

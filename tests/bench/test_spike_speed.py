@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sb_edge.bench.spike_speed import SpikeSpeed
-from sb_edge.bench.stats import summarize
+from sb_edge.bench.rows.timing import summarize
+from sb_edge.bench.spikes.spike_speed import SpikeSpeed
 from sb_edge.cli import cli
 from sb_edge.convert.convert import convert_checkpoint
 

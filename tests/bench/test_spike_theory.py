@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from spike_oracle import count
 
-from sb_edge.bench.spike_theory import (
+from sb_edge.arch.coding import spike_counts
+from sb_edge.bench.spikes.theory import (
     TOLERANCE,
     Distribution,
     SyntheticCheck,
@@ -13,8 +14,7 @@ from sb_edge.bench.spike_theory import (
     sample,
     twos_complement_spikes,
 )
-from sb_edge.errors import SpikeError
-from sb_edge.quant.spike_coding import spike_counts
+from sb_edge.util.errors import SpikeError
 
 DISTRIBUTIONS: tuple[Distribution, ...] = ("gaussian", "laplacian")
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from spike_oracle import count
 
-from sb_edge.bench.energy import DRAMS, Energy, estimate_energy
-from sb_edge.bench.spike_plots import save_report_plots, save_sweep_plot, short_label
-from sb_edge.bench.spike_sweep import Sweep, SweepPoint
-from sb_edge.bench.spike_tables import stats_table, sweep_table
-from sb_edge.bench.spikes import SpikeReport, SpikeStats, by_projection, by_site, engine_k, total
-from sb_edge.errors import GgufError, OutputError, SpikeError
-from sb_edge.gguf_reader import GgufHeader, TensorEntry, read_header
-from sb_edge.quant.spike_plan import SpikePlan
-from sb_edge.runtime.spikes import SiteCounts
+from sb_edge.arch.spike_plan import SpikePlan
+from sb_edge.bench.spikes.stats_plots import save_report_plots, save_sweep_plot, short_label
+from sb_edge.bench.spikes.stats_tables import stats_table, sweep_table
+from sb_edge.bench.spikes.sweep import Sweep, SweepPoint
+from sb_edge.evaluate.energy import DRAMS, Energy, estimate_energy
+from sb_edge.evaluate.spike_stats import SpikeReport, SpikeStats, by_projection, by_site, engine_k, total
+from sb_edge.gguf.reader import GgufHeader, TensorEntry, read_header
+from sb_edge.runtime.spike_counters import SiteCounts
+from sb_edge.util.errors import GgufError, OutputError, SpikeError
 
 ROOT = Path(__file__).parents[2]
 SHARED = ("attn_q", "attn_k", "attn_v")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from support import exit_code, refusal
 
+from sb_edge.arch.coding import Coding
 from sb_edge.cli import COMMANDS
 from sb_edge.cli.spikes import CODINGS, command
-from sb_edge.models import resolve_gguf
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize
-from sb_edge.quant.spike_coding import Coding
 
 run = partial(exit_code, "spikes")
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sb_edge.bench.stats import summarize
-from sb_edge.errors import SbEdgeError
+from sb_edge.bench.rows.timing import summarize
+from sb_edge.util.errors import SbEdgeError
 
 
 def test_summary_by_hand() -> None:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sb_edge.bench.row import Row
-from sb_edge.bench.ttft import fit_cost, with_fitted_ttft
-from sb_edge.errors import SbEdgeError
+from sb_edge.bench.rows.row import Row
+from sb_edge.bench.speed.ttft import fit_cost, with_fitted_ttft
+from sb_edge.util.errors import SbEdgeError
 
 MakeRow = Callable[..., Row]
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sb_edge.bench.tuning_plot import save_tuning
-from sb_edge.bench.tuning_table import tuning_table
-from sb_edge.errors import OutputError
-from sb_edge.quant.spike_plan import Site, SpikePlan
-from sb_edge.quant.spike_tuning import Figures, Kind, Point, Tuning
+from sb_edge.arch.spike_plan import Site, SpikePlan
+from sb_edge.bench.spikes.tuning_plot import save_tuning
+from sb_edge.bench.spikes.tuning_table import tuning_table
+from sb_edge.quant.spikes.k_tuning import Figures, Kind, TunedPoint, Tuning
+from sb_edge.util.errors import OutputError
 
 SITES = (Site(0, ("attn_q", "attn_k", "attn_v", "ssm_f")), Site(0, ("ffn_down",)), Site(1, ("ssm_f",)))
 
 
-def point(kind: Kind, k: float) -> Point:
+def point(kind: Kind, k: float) -> TunedPoint:
     cost = (1.2 if kind == "single" else 1.1) * k**0.3
     figures = Figures(20 + 2 / k**2, 1 + 0.1 / k**2, 0.004, 0.5 / k**2, cost, 1.05 * cost, 0.8 - 0.1 * cost)
-    return Point(kind, k, (k, 0.9 * k, 1.2 * k), figures, figures)
+    return TunedPoint(kind, k, (k, 0.9 * k, 1.2 * k), figures, figures)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from support import SB_EDGE, sb_edge
 
-from sb_edge.config import PRESETS
+from sb_edge.arch.config import PRESETS
 from sb_edge.convert.initialise import write_random_checkpoint
-from sb_edge.gguf_reader import read_header
+from sb_edge.gguf.reader import read_header
 
 
 def names(folder: Path) -> list[str]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
 from sb_edge.cli.inspect import MEMORY_PARTS, command
-from sb_edge.convert.llama_shape import LlamaShape, write_llama_gguf
-from sb_edge.errors import GgufError
+from sb_edge.util.errors import GgufError
 
 
 def run(*args: object) -> str:
@@ -82,8 +82,8 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_spiking(golden_gguf, tmp_path):
-    from sb_edge.convert.rewrite import with_spike_plan
-    from sb_edge.quant.spike_plan import SpikePlan
+    from sb_edge.arch.plan_writer import with_spike_plan
+    from sb_edge.arch.spike_plan import SpikePlan
 
     assert json.loads(run(golden_gguf, "--json", "-"))["spiking"] is None
     assert "none" in next(line for line in run(golden_gguf).splitlines() if line.startswith("spikes"))
@@ -106,8 +106,8 @@ def test_spiking(golden_gguf, tmp_path):
 
 
 def test_spiking_with_a_k_for_each_projection(golden_gguf, tmp_path):
-    from sb_edge.convert.rewrite import with_spike_plan
-    from sb_edge.quant.spike_plan import SpikePlan
+    from sb_edge.arch.plan_writer import with_spike_plan
+    from sb_edge.arch.spike_plan import SpikePlan
 
     path = tmp_path / "s.gguf"
     with_spike_plan(golden_gguf, path, SpikePlan(("attn_q", "ffn_up"), 3, ((2.0, 0.0),) * 3 + ((4.5, 2.5),)))
@@ -118,7 +118,7 @@ def test_spiking_with_a_k_for_each_projection(golden_gguf, tmp_path):
 
 
 def test_spikes_that_cannot_be_are_refused(golden_gguf, tmp_path):
-    from sb_edge.convert.rewrite import with_metadata
+    from sb_edge.gguf.rewrite import with_metadata
 
     keys = {"spikingbrain.spike.k": 0.0, "spikingbrain.spike.projections": ["attn_q"]}
     with_metadata(golden_gguf, tmp_path / "bad.gguf", values=keys)
@@ -135,7 +135,7 @@ def test_a_smaller_cache_needs_less(golden_gguf):
 
 
 def test_layers_of_other_architectures(tmp_path):
-    from sb_edge.convert.lfm2_shape import Lfm2Shape, write_lfm2_gguf
+    from sb_edge.bench.baselines.lfm2 import Lfm2Shape, write_lfm2_gguf
 
     shape = Lfm2Shape(n_layer=3, attention_layers=(1,), hidden=64, n_head=2, n_head_kv=1, ffn=96, vocab=64)
     write_lfm2_gguf(tmp_path / "lfm2.gguf", shape=shape)

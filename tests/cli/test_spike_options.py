@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 from support import sb_edge
 
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.cli.spike_options import Projections, SpikeK, coded_k, k_text, plan_text
-from sb_edge.quant.spike_plan import SpikePlan
 
 
 @pytest.mark.parametrize(("text", "k"), [("3", 3.0), ("2.5", 2.5), ("1e3", 1000.0)])

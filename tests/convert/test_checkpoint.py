@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from sb_edge.config import PRESETS, load_config
-from sb_edge.convert.checkpoint import Checkpoint, CheckpointWriter, read_safetensors_header
-from sb_edge.errors import CheckpointError, ConfigError, OutputError
+from sb_edge.arch.config import PRESETS, load_config
+from sb_edge.convert.checkpoint.folder import Checkpoint, CheckpointWriter, read_safetensors_header
+from sb_edge.util.errors import CheckpointError, ConfigError, OutputError
 
 
 def refusal(folder: Path) -> str:

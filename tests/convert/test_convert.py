@@ -11,13 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sb_edge.config import PRESETS
-from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.arch.config import PRESETS
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.layout import account_for_tensors
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import init_checkpoint, write_random_checkpoint
-from sb_edge.convert.tensors import account_for_tensors
-from sb_edge.errors import CheckpointError, OutputError
-from sb_edge.gguf_reader import read_header
+from sb_edge.gguf.reader import read_header
+from sb_edge.util.errors import CheckpointError, OutputError
 
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -201,7 +201,7 @@ def test_output_problems(data, tmp_path):
 
 
 def test_no_space_is_found_out_before_starting(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("sb_edge.files.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("sb_edge.util.files.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(OutputError, match="not enough space for the GGUF"):
         convert_checkpoint(data / "gla_swa", tmp_path / "out.gguf")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from test_transplant import FFN, HIDDEN, make_base
 
-from sb_edge.convert.base_model import fingerprint
-from sb_edge.convert.checkpoint import Checkpoint
-from sb_edge.convert.delta import IN, OUT, Delta, read_delta, write_delta
+from sb_edge.convert.adapter_file import IN, OUT, Delta, read_delta, write_delta
+from sb_edge.convert.checkpoint.base_model import fingerprint
+from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.transplant import transplant
-from sb_edge.errors import GgufError
-from sb_edge.gguf_reader import TensorEntry
+from sb_edge.gguf.reader import TensorEntry
+from sb_edge.util.errors import GgufError
 
 LAYERS, WINDOW = (0, 2), 7
 ADAPTED = "model.layers.1.mlp.up_proj"

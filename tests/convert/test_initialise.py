@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sb_edge.config import PRESETS
-from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.arch.config import PRESETS
+from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.random_weights import normal
 from sb_edge.convert.initialise import GATE_BIAS, INITIALIZER_RANGE, init_checkpoint
-from sb_edge.convert.llama_shape import LlamaShape, write_llama_gguf
-from sb_edge.convert.random_weights import normal
-from sb_edge.convert.tensors import account_for_tensors
-from sb_edge.errors import OutputError
-from sb_edge.gguf_reader import read_header
-from sb_edge.memory import forecast
+from sb_edge.gguf.reader import read_header
+from sb_edge.memory.forecast import forecast
+from sb_edge.util.errors import OutputError
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
@@ -70,7 +70,7 @@ def test_llama_shape(tmp_path):
 def test_presets_have_the_sizes_of_their_models():
     from math import prod
 
-    from sb_edge.convert.tensors import expected_tensors
+    from sb_edge.arch.tensors import expected_tensors
 
     params = sum(prod(spec.shape) for spec in expected_tensors(PRESETS["1b"], attention_bias=False).values())
     assert params == pytest.approx(1.24e9, rel=0.01)

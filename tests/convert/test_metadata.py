@@ -6,8 +6,8 @@ import pytest
 
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.metadata import default_file_name, load_metadata
-from sb_edge.errors import CheckpointError
-from sb_edge.gguf_reader import read_header
+from sb_edge.gguf.reader import read_header
+from sb_edge.util.errors import CheckpointError
 
 CARD = """---
 license: apache-2.0

@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sb_edge.config import PRESETS
-from sb_edge.convert.checkpoint import Checkpoint
-from sb_edge.convert.tensors import account_for_tensors, expected_tensors
-from sb_edge.errors import CheckpointError
+from sb_edge.arch.config import PRESETS
+from sb_edge.arch.tensors import expected_tensors
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.util.errors import CheckpointError
 
 
 def refusal(folder):

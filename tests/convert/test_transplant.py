@@ -9,10 +9,10 @@ import pytest
 from dense_shapes import dense_shapes
 from safetensors.numpy import load_file, save_file
 
-from sb_edge.convert.base_model import open_base
-from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.convert.checkpoint.base_model import open_base
+from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.transplant import transplant
-from sb_edge.errors import CheckpointError, ConfigError, GgufError, OutputError
+from sb_edge.util.errors import CheckpointError, ConfigError, GgufError, OutputError
 
 HIDDEN, HEADS, KV_HEADS, FFN, VOCAB, LAYERS = 64, 4, 2, 96, 50, 3
 

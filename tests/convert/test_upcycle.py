@@ -11,14 +11,14 @@ import torch
 from support import exit_code, sb_edge
 from torch.nn import functional
 
-from sb_edge.config import SpikingBrainConfig
-from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.arch.config import SpikingBrainConfig
+from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.upcycle import expert_scale, upcycle
-from sb_edge.errors import CheckpointError, ConfigError
-from sb_edge.metrics import nmse
 from sb_edge.reference.experts import MixtureOfExperts
-from sb_edge.reference.model import SpikingBrain
-from sb_edge.tolerances import UPCYCLE_EXACT, UPCYCLE_ROUTED, UPCYCLE_SCALED_GATE
+from sb_edge.reference.network import SpikingBrain
+from sb_edge.util.errors import CheckpointError, ConfigError
+from sb_edge.util.logits import nmse
+from sb_edge.util.tolerances import UPCYCLE_EXACT, UPCYCLE_ROUTED, UPCYCLE_SCALED_GATE
 
 TOKENS = torch.randint(200, (1, 50), generator=torch.Generator().manual_seed(1))
 

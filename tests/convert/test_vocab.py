@@ -9,12 +9,12 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from sb_edge.config import SpikingBrainConfig
+from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.convert.vocab import load_vocabulary
-from sb_edge.convert.vocab_files import TokenType
-from sb_edge.errors import TokenizerError
-from sb_edge.gguf_reader import read_header
+from sb_edge.convert.vocab.tokens import TokenType
+from sb_edge.convert.vocab.vocabulary import load_vocabulary
+from sb_edge.gguf.reader import read_header
+from sb_edge.util.errors import TokenizerError
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog.",

@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 from test_vocab import make_config, train, train_sentencepiece
 
-from sb_edge.convert.vocab import add_vocabulary, load_vocabulary
+from sb_edge.convert.vocab.vocabulary import add_vocabulary, load_vocabulary
 from sb_edge.runtime.model import Model
 
 pytestmark = pytest.mark.engine

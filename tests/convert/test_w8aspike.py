@@ -8,13 +8,13 @@ import gguf
 import numpy as np
 import pytest
 
-from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.arch.spike_plan import PROJECTIONS, SpikePlan
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.layout import account_for_tensors
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.convert.tensors import account_for_tensors
-from sb_edge.errors import CheckpointError, SpikeError
-from sb_edge.gguf_reader import read_header
-from sb_edge.memory import forecast
-from sb_edge.quant.spike_plan import PROJECTIONS, SpikePlan
+from sb_edge.gguf.reader import read_header
+from sb_edge.memory.forecast import forecast
+from sb_edge.util.errors import CheckpointError, SpikeError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "w8aspike"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -353,7 +353,7 @@ def test_nan_weight(w8aspike_copy):
 @pytest.mark.engine
 def test_engine_reproduces_the_release(tmp_path):
     """The recording was chosen so that no count comes near a rounding edge: agreement must be tight."""
-    from sb_edge.parity import against_recording
+    from sb_edge.evaluate.parity.agreement import against_recording
 
     convert_checkpoint(GOLDEN, tmp_path / "out.gguf", outtype="f32")
     report = against_recording(tmp_path / "out.gguf", GOLDEN / "golden.npz", pieces=(1, 7), kv_type="f32")
@@ -364,7 +364,7 @@ def test_engine_reproduces_the_release(tmp_path):
 @pytest.mark.engine
 def test_integer_codes_in_the_engine(tmp_path):
     """With scales rounded to half precision counts may flip, so only the distributions are compared."""
-    from sb_edge.parity import against_recording
+    from sb_edge.evaluate.parity.agreement import against_recording
 
     convert_checkpoint(GOLDEN, tmp_path / "out.gguf")
     report = against_recording(tmp_path / "out.gguf", GOLDEN / "golden.npz", kv_type="f32", tolerance=0.1)

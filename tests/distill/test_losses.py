@@ -9,10 +9,11 @@ from torch.nn import functional
 
 from sb_edge.distill.adapters import AdaptedProjection
 from sb_edge.distill.losses import divergence, normalised_error
-from sb_edge.distill.order import DataOrder
-from sb_edge.errors import TrainingError
-from sb_edge.reference import fused, layers
+from sb_edge.distill.text.order import DataOrder
+from sb_edge.reference import layers
+from sb_edge.reference.ops import window as fused
 from sb_edge.reference.spiking import Projection
+from sb_edge.util.errors import TrainingError
 
 
 def test_divergence_and_its_gradient_are_those_of_the_plain_formula() -> None:

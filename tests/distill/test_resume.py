@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 
 from sb_edge.cli import cli
-from sb_edge.distill.gather import TextRequest
-from sb_edge.distill.run import Recipe, distill
 from sb_edge.distill.settings import StageSettings
+from sb_edge.distill.text.gather import TextRequest
+from sb_edge.distill.training_run import DistillRecipe, distill
 
 KILLS = 20
 
-RECIPE = Recipe(
+RECIPE = DistillRecipe(
     stages=(
         StageSettings(name="layers", tokens=48 * 64, lengths=(32,), batch=64, learning_rate=1e-2),
         StageSettings(name="whole", tokens=16 * 64, lengths=(32,), batch=64, learning_rate=1e-2),
@@ -58,7 +58,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     tiny_base: Path, prose: Path, tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sb_edge.distill.run"])
+    context.set_forkserver_preload(["sb_edge.distill.training_run"])
 
     def start(folder: Path) -> multiprocessing.context.ForkServerProcess:
         process = context.Process(target=make, args=(tiny_base, folder, prose))

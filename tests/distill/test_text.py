@@ -14,19 +14,19 @@ import tokenizers
 import torch
 from tiny_bases import END_TOKEN, VOCAB, write_base
 
-from sb_edge.bench.perplexity import held_out_text
-from sb_edge.bench.questions import read_questions
-from sb_edge.distill import gather
 from sb_edge.distill.base import load_base
-from sb_edge.distill.corpus import open_corpus, write_corpus
-from sb_edge.distill.finder import free_licence, licence_of
-from sb_edge.distill.gather import TextRequest, documents
-from sb_edge.distill.held_out import held_out_hashes, holds
-from sb_edge.distill.recall import recall_documents
-from sb_edge.distill.samples import SEQUENCES, sampled_documents
-from sb_edge.distill.sources import Document, given_documents
-from sb_edge.distill.tokenizer import Tokenizer
-from sb_edge.errors import TrainingError
+from sb_edge.distill.text import gather
+from sb_edge.distill.text.corpus import open_corpus, write_corpus
+from sb_edge.distill.text.decontamination import held_out_hashes, holds
+from sb_edge.distill.text.finder import free_licence, licence_of
+from sb_edge.distill.text.gather import TextRequest, documents
+from sb_edge.distill.text.recall import recall_documents
+from sb_edge.distill.text.samples import SEQUENCES, sampled_documents
+from sb_edge.distill.text.sources import Document, given_documents
+from sb_edge.distill.text.tokenizer import Tokenizer
+from sb_edge.evaluate.perplexity import held_out_text
+from sb_edge.evaluate.questions import read_questions
+from sb_edge.util.errors import TrainingError
 
 CPU = torch.device("cpu")
 REQUEST = {"text": ["x"]}
@@ -156,7 +156,7 @@ def test_recall_asks_only_for_what_was_told(tiny_base: Path, tokenizer: Tokenize
     held_out = held_out_hashes()
     for document in first:
         assert not holds(document.text, held_out)
-        assert "pass key" not in document.text.lower()  # how bench/passkey.py asks
+        assert "pass key" not in document.text.lower()  # how sb_edge/evaluate/passkey.py asks
         last = re.findall(r"\w+", document.text)[-1]
         assert len(re.findall(rf"\b{last}\b", document.text)) > 1
 

@@ -14,25 +14,27 @@ from safetensors.torch import load_file
 from support import exit_code, sb_edge
 from tiny_bases import VOCAB, write_base
 
-from sb_edge.convert.checkpoint import Checkpoint
+from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.transplant import transplant
 from sb_edge.distill.base import load_base
-from sb_edge.distill.gather import TextRequest
-from sb_edge.distill.run import Recipe, distill
 from sb_edge.distill.settings import StageSettings
 from sb_edge.distill.student import make_student, merged_weights
-from sb_edge.errors import ConfigError, TrainingError
-from sb_edge.metrics import nmse
-from sb_edge.reference.model import SpikingBrain
-from sb_edge.tolerances import TRAINED
+from sb_edge.distill.text.gather import TextRequest
+from sb_edge.distill.training_run import DistillRecipe, distill
+from sb_edge.reference.network import SpikingBrain
+from sb_edge.util.errors import ConfigError, TrainingError
+from sb_edge.util.logits import nmse
+from sb_edge.util.tolerances import TRAINED
 
 CPU = torch.device("cpu")
 LAYERS = StageSettings(name="layers", tokens=6400, lengths=(64,), batch=128, learning_rate=1e-2)
 WHOLE = StageSettings(name="whole", tokens=3200, lengths=(64,), batch=128, learning_rate=5e-3)
-RECIPE = Recipe(stages=(LAYERS, WHOLE), adapter_rank=4)
+RECIPE = DistillRecipe(stages=(LAYERS, WHOLE), adapter_rank=4)
 
 
-def make(base: Path, folder: Path, text: Path, recipe: Recipe = RECIPE, save_every: float = 1e9) -> Path:
+def make(
+    base: Path, folder: Path, text: Path, recipe: DistillRecipe = RECIPE, save_every: float = 1e9
+) -> Path:
     return distill(base, folder, TextRequest((text,)), recipe, device="cpu", save_every=save_every)
 
 
@@ -118,7 +120,7 @@ def test_layers_start_as_another_run_left_them(
 ) -> None:
     """Of the layers that are GLA in both; a step with next to no rate leaves them there."""
     still = LAYERS.model_copy(update={"tokens": 128, "learning_rate": 1e-9})
-    make(tiny_base, tmp_path / "second", prose, Recipe((still,), gla_layers=(0, 1), start=finished))
+    make(tiny_base, tmp_path / "second", prose, DistillRecipe((still,), gla_layers=(0, 1), start=finished))
     theirs, ours, base = (
         load_file(folder / "model.safetensors")
         for folder in (finished / "student", tmp_path / "second" / "student", tiny_base)
@@ -137,7 +139,7 @@ def test_adapters_go_on_where_a_run_of_the_same_shape_left_them(
     """With another rank they begin anew, which leaves a projection as it is in the base."""
     still = WHOLE.model_copy(update={"tokens": 128, "learning_rate": 1e-9})
     for rank in (4, 2):
-        recipe = Recipe((still,), adapter_rank=rank, start=finished)
+        recipe = DistillRecipe((still,), adapter_rank=rank, start=finished)
         make(tiny_base, tmp_path / str(rank), prose, recipe)
     theirs, same, other, base = (
         load_file(folder / "model.safetensors")

@@ -16,7 +16,7 @@ from sb_edge.engine.build import (
     install_programs,
 )
 from sb_edge.engine.toolchain import find_toolchain
-from sb_edge.errors import EngineError
+from sb_edge.util.errors import EngineError
 
 PROJECT = """
 cmake_minimum_required(VERSION 3.20)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.engine.cache import MANIFEST, BuildCache, cache_root, content_key
-from sb_edge.errors import EngineError
+from sb_edge.util.errors import EngineError
 
 PROJECT = """
 cmake_minimum_required(VERSION 3.20)

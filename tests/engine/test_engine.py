@@ -12,9 +12,9 @@ import pytest
 from sb_edge.engine import Engine, find_engine, open_engine
 from sb_edge.engine.build import TOOLS, tools_of
 from sb_edge.engine.cache import MANIFEST
-from sb_edge.engine.engine import EngineInfo, Recipe, make_recipe
 from sb_edge.engine.patching import load_patches
-from sb_edge.errors import EngineError
+from sb_edge.engine.prefix import BuildRecipe, EngineInfo, make_recipe
+from sb_edge.util.errors import EngineError
 
 INFO = EngineInfo(
     key="0123456789abcdef",
@@ -62,7 +62,7 @@ def prefix(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def recipe(tmp_path: Path) -> BuildRecipe:
     folder = tmp_path / "patches"
     (folder / "overlay").mkdir(parents=True)
     (folder / "series").write_text("a.patch\n")
@@ -71,7 +71,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return replace(make_recipe("native"), patch_set=load_patches(folder))
 
 
-def test_the_key_changes_with_all_that_decides_the_result(recipe: Recipe) -> None:
+def test_the_key_changes_with_all_that_decides_the_result(recipe: BuildRecipe) -> None:
     folder = recipe.patch_set.overlay.parent
     keys = [recipe.key]
     assert recipe.key == keys[0]
@@ -87,12 +87,12 @@ def test_the_key_changes_with_all_that_decides_the_result(recipe: Recipe) -> Non
     assert len(set(keys)) == len(keys)
 
 
-def test_a_portable_engine_does_not_depend_on_the_cpu(recipe: Recipe) -> None:
+def test_a_portable_engine_does_not_depend_on_the_cpu(recipe: BuildRecipe) -> None:
     here = replace(recipe, variant="portable")
     assert replace(here, toolchain=replace(here.toolchain, native_target="another CPU")).key == here.key
 
 
-def test_the_commit_that_tools_report_tells_the_patches(recipe: Recipe) -> None:
+def test_the_commit_that_tools_report_tells_the_patches(recipe: BuildRecipe) -> None:
     reported = f"-DLLAMA_BUILD_COMMIT={recipe.upstream.commit[:7]}-sb.{recipe.patch_set.digest()[:8]}"
     assert reported in recipe.flags
 

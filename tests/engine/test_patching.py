@@ -7,7 +7,7 @@ import pytest
 
 from sb_edge.engine.patching import apply_patches, load_patches, read_series
 from sb_edge.engine.source import patches_folder
-from sb_edge.errors import EngineError
+from sb_edge.util.errors import EngineError
 
 LINES = [f"line {n}" for n in range(1, 10)]
 

@@ -14,8 +14,8 @@ from sb_edge.engine.source import (
     read_upstream,
     unpack,
 )
-from sb_edge.errors import EngineError
-from sb_edge.packages import sha256_of
+from sb_edge.util.errors import EngineError
+from sb_edge.util.packages import sha256_of
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sb_edge.bench.perplexity import held_out_text
 from sb_edge.engine import find_engine
-from sb_edge.models import resolve_gguf
+from sb_edge.evaluate.perplexity import held_out_text
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize
 
 pytestmark = pytest.mark.engine

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb_edge.cli.inspect import describe
-from sb_edge.errors import GgufError, SbEdgeError
-from sb_edge.gguf_reader import GGML_TYPES, read_header
+from sb_edge.gguf.reader import GGML_TYPES, read_header
+from sb_edge.util.errors import GgufError, SbEdgeError
 
 
 def text(value: str | bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sb_edge.quant.dead_zones import SHARES, Importances, ZoneCurve, choose, zones
+from sb_edge.quant.sparse.dead_zones import SHARES, Importances, ZoneCurve, choose, zones
 
 
 def test_the_curve_is_that_of_the_sorted_importances() -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.gguf_reader import read_header
-from sb_edge.metrics import nmse
-from sb_edge.quant import neuron_order
-from sb_edge.quant.neuron_order import firing_order, movable_layers, write_reordered
+from sb_edge.gguf.reader import read_header
 from sb_edge.quant.quantize import quantize
+from sb_edge.quant.sparse import neuron_order
+from sb_edge.quant.sparse.neuron_order import firing_order, movable_layers, write_reordered
 from sb_edge.runtime.session import Model, Session
-from sb_edge.tolerances import ENGINE_F16, ENGINE_F32
+from sb_edge.util.logits import nmse
+from sb_edge.util.tolerances import ENGINE_F16, ENGINE_F32
 
 DATA = Path(__file__).parents[1] / "data"
 TOKENS = list(range(2, 40))

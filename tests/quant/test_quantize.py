@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from sb_edge.engine import activate, find_engine
-from sb_edge.errors import GgufError, OutputError
 from sb_edge.quant.quantize import quantization_types, quantize, tensor_types
+from sb_edge.util.errors import GgufError, OutputError
 
 pytestmark = pytest.mark.engine
 

@@ -11,13 +11,14 @@ import gguf
 import pytest
 from support import SB_EDGE, sb_edge
 
+from sb_edge.arch.plan_rules import check_plan, released_plan
+from sb_edge.arch.plan_writer import with_spike_plan
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.convert.rewrite import with_metadata, with_spike_plan
-from sb_edge.errors import GgufError, SpikeError
-from sb_edge.gguf_reader import read_header
+from sb_edge.gguf.reader import read_header
+from sb_edge.gguf.rewrite import with_metadata
 from sb_edge.quant.quantize import quantize
-from sb_edge.quant.spike_check import check_plan, released_plan
-from sb_edge.quant.spike_plan import SpikePlan
+from sb_edge.util.errors import GgufError, SpikeError
 
 pytestmark = pytest.mark.engine
 

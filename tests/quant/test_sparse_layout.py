@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from support import sb_edge
 
-from sb_edge.bench.perplexity import token_losses
-from sb_edge.convert.gguf_values import tensor_values
-from sb_edge.errors import GgufError, OutputError, SparseError, SpikeError
-from sb_edge.gguf_reader import read_header
-from sb_edge.metrics import nmse
+from sb_edge.arch.sparse_plan import check_sparse, row_name
+from sb_edge.evaluate.perplexity import token_losses
+from sb_edge.gguf.reader import read_header
+from sb_edge.gguf.values import tensor_values
 from sb_edge.quant.quantize import quantize
-from sb_edge.quant.sparse_layout import SparseLayout, quantize_sparse
-from sb_edge.quant.sparse_plan import check_sparse, row_name
+from sb_edge.quant.sparse.layout import SparseLayout, quantize_sparse
 from sb_edge.quant.tuning_text import Text
 from sb_edge.runtime.session import Model, Session
-from sb_edge.runtime.sparse import count_products
-from sb_edge.tolerances import ENGINE_F32
+from sb_edge.runtime.sparse_counters import count_products
+from sb_edge.util.errors import GgufError, OutputError, SparseError, SpikeError
+from sb_edge.util.logits import nmse
+from sb_edge.util.tolerances import ENGINE_F32
 
 pytestmark = pytest.mark.engine
 BUDGET, MAX_DENSITY = 0.05, 0.7

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sb_edge.quant.spike_allocation import allocate, interpolate_costs, predicted_loss, saving, search
+from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving, search
 
 GRID = np.geomspace(1, 128, 113)
 

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from support import exit_code
 
-from sb_edge.convert.rewrite import with_spike_plan
-from sb_edge.errors import InferenceError, SpikeError
-from sb_edge.gguf_reader import read_header
-from sb_edge.quant import spike_tuning
-from sb_edge.quant.spike_check import check_plan
-from sb_edge.quant.spike_plan import PROJECTIONS, Site, SpikePlan
-from sb_edge.quant.spike_tuning import (
+from sb_edge.arch.plan_rules import check_plan
+from sb_edge.arch.plan_writer import with_spike_plan
+from sb_edge.arch.spike_plan import PROJECTIONS, Site, SpikePlan
+from sb_edge.gguf.reader import read_header
+from sb_edge.quant.spikes import k_tuning as spike_tuning
+from sb_edge.quant.spikes.k_tuning import (
     GRID,
     Figures,
-    Point,
+    TunedPoint,
     plan_with,
     require_budget,
     start_k,
@@ -28,13 +27,14 @@ from sb_edge.quant.spike_tuning import (
 )
 from sb_edge.quant.tuning_text import Text, cut_text
 from sb_edge.runtime.session import Model, Session
+from sb_edge.util.errors import InferenceError, SpikeError
 
 SHARED = ("attn_q", "attn_k", "attn_v")
 
 
-def point(ks: tuple[float, ...], k: float = 3.0) -> Point:
+def point(ks: tuple[float, ...], k: float = 3.0) -> TunedPoint:
     figures = Figures(10, 1.01, 0.001, 0.01, 1.2, 1.3, 0.7)
-    return Point("tuned", k, ks, figures, figures)
+    return TunedPoint("tuned", k, ks, figures, figures)
 
 
 def test_inputs_are_shared_and_only_gla_layers_have_gates():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sb_edge.errors import DeviceError
 from sb_edge.reference.device import classify_gpu, describe_device, pick_device
+from sb_edge.util.errors import DeviceError
 
 TOOLKIT = {"MACA_PATH": "/opt/maca"}
 

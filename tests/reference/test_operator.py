@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sb_edge.metrics import nmse
-from sb_edge.reference import chunk, direct, naive
-from sb_edge.tolerances import CHUNK_F32, CHUNK_F64, GRADIENT_F64
+from sb_edge.reference.ops import chunk, naive
+from sb_edge.reference.ops import training as direct
+from sb_edge.util.logits import nmse
+from sb_edge.util.tolerances import CHUNK_F32, CHUNK_F64, GRADIENT_F64
 
 HEAD_DIM, VALUE_DIM, KV_HEADS, BATCH = 60, 52, 2, 2
 SCALE = HEAD_DIM**-0.5

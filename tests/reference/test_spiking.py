@@ -11,13 +11,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from sb_edge.errors import CheckpointError, SpikeError
-from sb_edge.metrics import compare_logits, nmse
-from sb_edge.quant.spike_coding import spike_counts
-from sb_edge.quant.spike_plan import PROJECTIONS, RELEASED_PLAN, SpikePlan
-from sb_edge.reference.model import Cache, SpikingBrain
+from sb_edge.arch.coding import spike_counts
+from sb_edge.arch.spike_plan import PROJECTIONS, RELEASED_PLAN, SpikePlan
+from sb_edge.reference.network import Cache, SpikingBrain
 from sb_edge.reference.spiking import Projection, SharedInput, sites
-from sb_edge.tolerances import GOLDEN_F32, PIECES_F32
+from sb_edge.util.errors import CheckpointError, SpikeError
+from sb_edge.util.logits import compare_logits, nmse
+from sb_edge.util.tolerances import GOLDEN_F32, PIECES_F32
 
 DATA = Path(__file__).parents[1] / "data"
 SPIKING, PLAIN = DATA / "w8aspike", DATA / "gla_swa"

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb_edge.errors import InferenceError
-from sb_edge.models import resolve_gguf
-from sb_edge.runtime.chat import Chat, ChatTemplate
-from sb_edge.runtime.generate import Generation
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.runtime.conversation import Chat, ChatTemplate
+from sb_edge.runtime.generation import Generation
 from sb_edge.runtime.sampling import GREEDY, Sampling
 from sb_edge.runtime.session import Model, Session
+from sb_edge.util.errors import InferenceError
 
 pytestmark = pytest.mark.engine
 

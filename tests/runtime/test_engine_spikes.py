@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sb_edge.arch.plan_writer import with_spike_plan
+from sb_edge.arch.spike_plan import PROJECTIONS, SpikePlan
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.convert.rewrite import with_spike_plan
-from sb_edge.errors import InferenceError, SpikeError
-from sb_edge.metrics import nmse
-from sb_edge.quant.spike_plan import PROJECTIONS, SpikePlan
 from sb_edge.runtime.session import Model, Session
-from sb_edge.runtime.spikes import accumulate, code_rows, coded_bytes, count_spikes, record_counts
+from sb_edge.runtime.spike_counters import accumulate, code_rows, coded_bytes, count_spikes, record_counts
+from sb_edge.util.errors import InferenceError, SpikeError
+from sb_edge.util.logits import nmse
 
 pytestmark = pytest.mark.engine
 

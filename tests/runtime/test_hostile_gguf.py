@@ -10,14 +10,14 @@ import gguf
 import numpy as np
 import pytest
 
-from sb_edge.gguf_reader import read_header
+from sb_edge.gguf.reader import read_header
 
 pytestmark = pytest.mark.engine
 
 LOAD = """
 import sys
 from pathlib import Path
-from sb_edge.errors import SbEdgeError
+from sb_edge.util.errors import SbEdgeError
 from sb_edge.runtime.session import Model, Session
 for path in sys.argv[1:]:
     try:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb_edge.config import PRESETS
+from sb_edge.arch.config import PRESETS
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import write_random_checkpoint
 from sb_edge.runtime.session import Model, Session
-from sb_edge.tolerances import ENGINE_F32
+from sb_edge.util.tolerances import ENGINE_F32
 
 pytestmark = pytest.mark.engine
 
@@ -32,7 +32,7 @@ SHAPES = {
 @pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
 def test_engine_equals_reference(change: dict[str, object], bias: bool, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the reference needs PyTorch")
-    from sb_edge.reference.evaluate import Reference
+    from sb_edge.evaluate.parity.reference_side import Reference
 
     config = PRESETS["tiny"].model_copy(update=change)
     write_random_checkpoint(config, tmp_path / "model", attention_bias=bias, seed=3, dtype="f32")

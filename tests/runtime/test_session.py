@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb_edge.errors import InferenceError, StateError
-from sb_edge.gguf_reader import read_header
+from sb_edge.gguf.reader import read_header
 from sb_edge.runtime.session import Model, Session
+from sb_edge.util.errors import InferenceError, StateError
 
 pytestmark = pytest.mark.engine
 

@@ -1,0 +1,1 @@
+"""Random-weight models of other architectures, for speed comparisons."""

@@ -1,0 +1,81 @@
+"""A random-weight Llama GGUF in the shape of Llama-3.2-1B: the baseline for measuring speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+
+from sb_edge.bench.baselines.random_gguf import (
+    RandomTensor,
+    Sizes,
+    add_sizes,
+    attention_tensors,
+    swiglu_tensors,
+    write_random_gguf,
+)
+
+
+@dataclass(frozen=True)
+class LlamaShape(Sizes):
+    """What decides how much a Llama computes. The default is Llama-3.2-1B's config.json."""
+
+    n_layer: int = 16
+    hidden: int = 2048
+    n_head: int = 32
+    n_head_kv: int = 8
+    ffn: int = 8192
+    vocab: int = 128256
+    context: int = 131072
+    rope_theta: float = 5e5
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one head."""
+        return self.hidden // self.n_head
+
+
+LLAMA_3_2_1B = LlamaShape()
+
+
+def write_llama_gguf(
+    path: Path, qtype: str = "f16", *, seed: int = 0, shape: LlamaShape = LLAMA_3_2_1B
+) -> None:
+    """Write a Llama with random weights, tied embeddings and no vocabulary; complete or not at all.
+
+    Args:
+        path: the GGUF.
+        qtype: "f32", "f16" or "bf16", of the matrices; norms are F32.
+        seed: the same seed gives the same values.
+        shape: of the model.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_random_gguf(
+        path, "llama", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed
+    )
+
+
+def _tensors(shape: LlamaShape) -> list[RandomTensor]:
+    hidden, kv = shape.hidden, shape.n_head_kv * shape.head_dim
+    tensors = [RandomTensor("token_embd.weight", (shape.vocab, hidden))]
+    for number in range(shape.n_layer):
+        layer = f"blk.{number}"
+        tensors += [
+            RandomTensor.constant(f"{layer}.attn_norm.weight", hidden, 1.0),
+            *attention_tensors(layer, hidden, kv),
+            *swiglu_tensors(layer, hidden, shape.ffn),
+        ]
+    return [*tensors, RandomTensor.constant("output_norm.weight", hidden, 1.0)]
+
+
+def _set_metadata(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
+    add_sizes(writer, "Llama shape, random weights", shape)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_layer_norm_rms_eps(shape.norm_eps)
+    writer.add_rope_freq_base(shape.rope_theta)
+    writer.add_rope_dimension_count(shape.head_dim)

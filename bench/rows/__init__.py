@@ -1,0 +1,1 @@
+"""Benchmark rows: fields, files, comparison."""

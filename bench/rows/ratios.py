@@ -1,0 +1,83 @@
+"""The ratio of two speeds, with a confidence interval from the bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sb_edge.util.errors import SbEdgeError
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+SEED = 20260101
+"""The interval of the same samples is the same every time."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast.
+
+    Attributes:
+        value: the ratio.
+        low, high: bounds of its 95 % confidence interval; None where there are too few samples for one.
+        paired: whether it is the median over neighbours of one run, not the ratio of two medians.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    paired: bool
+
+
+def speed_ratio(ours: Sequence[float], theirs: Sequence[float], *, paired: bool) -> Ratio:
+    """The ratio of two series of speeds; percentile bootstrap.
+
+    Paired, neighbours are divided and resampled together, so that what slowed down both of a pair cancels.
+
+    Args:
+        ours: speeds of A, one a repetition.
+        theirs: speeds of B.
+        paired: the i-th samples were measured next to each other.
+
+    Raises:
+        SbEdgeError: no samples, a speed that is not positive, or pairs of unequal numbers.
+    """
+    if not ours or not theirs or min(*ours, *theirs) <= 0:
+        raise SbEdgeError("a ratio needs positive speeds", found=[*ours, *theirs])
+    if paired:
+        if len(ours) != len(theirs):
+            raise SbEdgeError("pairs need as many samples of both", found=f"{len(ours)} and {len(theirs)}")
+        ratios = np.divide(ours, theirs)
+        low, high = _interval((ratios,), _median)
+        return Ratio(float(np.median(ratios)), low, high, paired=True)
+    value = float(np.median(ours) / np.median(theirs))
+    low, high = _interval((np.asarray(ours), np.asarray(theirs)), _ratio_of_medians)
+    return Ratio(value, low, high, paired=False)
+
+
+def _median(samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.median(samples, axis=axis)
+
+
+def _ratio_of_medians(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.median(ours, axis=axis) / np.median(theirs, axis=axis)
+
+
+def _interval(samples: tuple[np.ndarray, ...], statistic: object) -> tuple[float | None, float | None]:
+    if min(len(sample) for sample in samples) < 2:
+        return None, None
+    from scipy.stats import bootstrap
+
+    # The percentile method: BCa's jackknife breaks down for a median of few samples.
+    interval = bootstrap(
+        samples,
+        statistic,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        vectorized=True,
+        rng=SEED,
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

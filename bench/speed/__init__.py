@@ -1,0 +1,1 @@
+"""Decode and prompt speed over depth."""

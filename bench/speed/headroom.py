@@ -1,0 +1,107 @@
+"""Whether the machine's memory is enough for what a benchmark will measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from sb_edge.bench.speed.plan import Case
+from sb_edge.memory.check import FLOAT_TYPES, SMALLER_TYPE, Alternative, Room, refuse_shortage
+from sb_edge.memory.forecast import EngineSettings, MemoryForecast, forecast
+
+COPIES = 2
+"""Of a context that is kept or put back, at one time."""
+
+
+def needed(case: Case) -> MemoryForecast:
+    """Memory that the case takes at its peak, the method's own copies included."""
+    expected = context_forecast(case)
+    return replace(expected, extra=_snapshot_bytes(case, expected) + _shift_bytes(case))
+
+
+def require_memory(cases: Sequence[Case], room: Room | None = None) -> None:
+    """Refuse before anything starts if one of the cases will not fit; each must fit by itself.
+
+    Args:
+        cases: those still to be measured.
+        room: what there is; None: `Room.now()`.
+
+    Raises:
+        OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
+    """
+    room = room or Room.now()
+    for case in cases:
+        if case.fill != "fitted":
+            refuse_shortage(
+                needed(case),
+                room,
+                "",
+                path=case.subject.path,
+                item=f"{case.label}, {case.type_k}/{case.type_v} cache",
+                alternatives=(_smaller_types(case), _shallower(case)),
+            )
+
+
+def groups_that_fit(
+    cases: Sequence[Case], *, together: bool = True, room: Room | None = None
+) -> Iterator[list[Case]]:
+    """Cases of one depth in groups that memory holds at once, in their order; each is measured in turns.
+
+    Args:
+        cases: in the order of the plan; each fits by itself.
+        together: False: every case by itself.
+        room: what there is; None: `Room.now()` before each group.
+    """
+    waiting = list(cases)
+    while waiting:
+        free = (room or Room.now()).physical
+        size = needed(waiting[0]).total
+        count = 1
+        while together and count < len(waiting):
+            size += needed(waiting[count]).total
+            if size > free:
+                break
+            count += 1
+        yield waiting[:count]
+        waiting = waiting[count:]
+
+
+def context_forecast(case: Case) -> MemoryForecast:
+    """The memory of the case's weights, context and buffers."""
+    return forecast(
+        case.subject.header,
+        case.n_ctx,
+        EngineSettings(
+            case.type_k, case.type_v, n_ubatch=case.settings.n_ubatch, flash_attn=case.settings.flash_attn
+        ),
+    )
+
+
+def _snapshot_bytes(case: Case, expected: MemoryForecast) -> int:
+    """Copies of the context: for the next depth, or for each repetition where it cannot be cut back.
+
+    Python holds one, and a second while the engine writes or reads it.
+    """
+    needs_copy = case.is_continued or not case.subject.can_roll_back
+    return COPIES * (expected.kv + expected.state) if needs_copy and case.n_depth else 0
+
+
+def _shift_bytes(case: Case) -> int:
+    """Shifting the positions of quantized keys makes the engine unpack one layer of them to float32."""
+    if case.fill == "real" or case.type_k in FLOAT_TYPES:
+        return 0
+    unpacked = context_forecast(replace(case, type_k="f32", type_v="f32"))
+    return unpacked.kv // case.subject.header.integer("block_count")
+
+
+def _smaller_types(case: Case) -> Iterator[Alternative]:
+    if case.type_k in FLOAT_TYPES and case.type_v in FLOAT_TYPES:
+        option = f"--type-k {SMALLER_TYPE} --type-v {SMALLER_TYPE}"
+        yield option, needed(replace(case, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE))
+
+
+def _shallower(case: Case) -> Iterator[Alternative]:
+    depth = case.n_depth
+    while depth:
+        depth //= 2
+        yield f"--depths up to {depth}", needed(replace(case, n_depth=depth))

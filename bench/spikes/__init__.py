@@ -1,0 +1,1 @@
+"""Spike statistics, rasters, sweeps and speed."""

@@ -1,0 +1,106 @@
+"""A GGUF's byte-level BPE vocabulary as Hugging Face tokenizer files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sb_edge.convert.vocab.bpe import pre_tokenizer_json
+from sb_edge.convert.vocab.tokens import TokenType
+from sb_edge.gguf.reader import GgufHeader
+from sb_edge.util.errors import GgufError
+
+_ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
+
+
+def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, chat template included, into `folder`.
+
+    Args:
+        header: of the GGUF.
+        path: the GGUF, for messages.
+        folder: where the files go.
+
+    Raises:
+        GgufError: no byte-level BPE, or one that cuts text in a way that is not known.
+    """
+    keys = header.metadata
+    tokens, merges = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.merges")
+    if (
+        keys.get("tokenizer.ggml.model") != "gpt2"
+        or not isinstance(tokens, list)
+        or not isinstance(merges, list)
+    ):
+        raise GgufError(
+            "holds no byte-level BPE",
+            path=path,
+            item="tokenizer.ggml.model",
+            found=repr(keys.get("tokenizer.ggml.model")),
+            expected="'gpt2'",
+            hint="transplant the Hugging Face checkpoint instead, with its tokenizer files",
+        )
+    pre = pre_tokenizer_json(str(keys.get("tokenizer.ggml.pre")))
+    if pre is None:
+        raise GgufError(
+            "is not known",
+            path=path,
+            item="tokenizer.ggml.pre",
+            found=repr(keys.get("tokenizer.ggml.pre")),
+            hint="transplant the Hugging Face checkpoint instead, with its tokenizer files",
+        )
+    types = [TokenType(int(kind)) for kind in keys.get("tokenizer.ggml.token_type", [])]
+    added = [
+        {"id": number, "content": tokens[number], "special": kind is TokenType.CONTROL, **_VERBATIM}
+        for number, kind in enumerate(types)
+        if kind in _ADDED
+    ]
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": pre,
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {text: number for number, text in enumerate(tokens)},
+            "merges": merges,
+        },
+    }
+    _dump(folder / "tokenizer.json", document)
+    _dump(folder / "tokenizer_config.json", _tokenizer_config(keys, tokens, added))
+
+
+_VERBATIM = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def _tokenizer_config(keys: dict[str, Any], tokens: list[str], added: list[dict[str, Any]]) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "add_bos_token": bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+        "added_tokens_decoder": {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added
+        },
+    }
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        number = keys.get(f"tokenizer.ggml.{key}_token_id")
+        if number is not None and 0 <= number < len(tokens):
+            config[f"{name}_token"] = tokens[number]
+    template = keys.get("tokenizer.chat_template")
+    if template:
+        config["chat_template"] = template
+    return config
+
+
+def _dump(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")

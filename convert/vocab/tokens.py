@@ -1,0 +1,194 @@
+"""What kinds of Hugging Face tokenizers share: JSON files, added tokens, the table of tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from sb_edge.util.errors import TokenizerError
+
+
+class TokenType(IntEnum):
+    """`tokenizer.ggml.token_type`, as the engine numbers them."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token outside the learned vocabulary.
+
+    Attributes:
+        token_id: its number.
+        text: as it stands in a prompt.
+        special: never part of ordinary text.
+        path: the file that adds it.
+    """
+
+    token_id: int
+    text: str
+    special: bool
+    path: Path
+
+    @property
+    def type(self) -> TokenType:
+        """CONTROL if special by flag or by look (`<|...|>`), as llama.cpp's converter decides."""
+        looks_special = self.text.startswith("<|") and self.text.endswith("|>")
+        looks_special = looks_special or self.text in ("<pad>", "<mask>")
+        return TokenType.CONTROL if self.special or looks_special else TokenType.USER_DEFINED
+
+
+@dataclass
+class TokenTable:
+    """Tokens by number, gaps and tail filled with unused ones up to the model's vocabulary size.
+
+    Attributes:
+        size: the model's vocabulary.
+        texts: each token as the GGUF holds it.
+        types: each token's type.
+        ids: text to number, unused ones excepted.
+    """
+
+    size: int
+    texts: list[str] = field(init=False)
+    types: list[TokenType] = field(init=False)
+    ids: dict[str, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.texts = [f"[PAD{number}]" for number in range(self.size)]
+        self.types = [TokenType.UNUSED] * self.size
+
+    def put(self, token_id: int, text: str, kind: TokenType, path: Path) -> None:
+        """Set a token; an added token may change the type of a learned one of the same number and text.
+
+        Raises:
+            TokenizerError: the number is beyond the model's vocabulary, or taken by another text.
+        """
+        if token_id >= self.size:
+            raise TokenizerError(
+                "has a number beyond the model's vocabulary",
+                path=path,
+                item=repr(text),
+                found=token_id,
+                expected=f"below vocab_size {self.size}",
+                hint="take config.json and tokenizer from one release",
+            )
+        taken = self.types[token_id] != TokenType.UNUSED and self.texts[token_id] != text
+        if taken or self.ids.get(text, token_id) != token_id:
+            found = self.texts[token_id] if taken else self.ids[text]
+            raise TokenizerError(
+                "conflicts with another token", path=path, item=f"{text!r} = {token_id}", found=found
+            )
+        self.texts[token_id], self.types[token_id] = text, kind
+        self.ids[text] = token_id
+
+    def put_added(self, token: AddedToken) -> None:
+        """Set an added token.
+
+        Raises:
+            TokenizerError: as `put`.
+        """
+        self.put(token.token_id, token.text, token.type, token.path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file whose top is an object.
+
+    Raises:
+        TokenizerError: not valid JSON (the line is named) or something else at its top.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise TokenizerError(
+            "is not valid JSON",
+            path=path,
+            item=f"line {error.lineno}",
+            found=error.msg,
+            hint="fetch this file again",
+        ) from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise TokenizerError(
+            "is not valid JSON", path=path, found=str(error), hint="fetch this file again"
+        ) from None
+    if not isinstance(document, dict):
+        raise TokenizerError("is not a JSON object", path=path, found=type(document).__name__)
+    return document
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """As `read_json_object`; empty if there is no such file."""
+    return read_json_object(path) if path.is_file() else {}
+
+
+def is_token_id(value: object) -> bool:
+    """A non-negative integer."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def read_vocab_map(vocab: Any, path: Path) -> dict[str, int]:
+    """Check a map from token to number.
+
+    Raises:
+        TokenizerError: not a map, or a number is no number or there twice.
+    """
+    if not isinstance(vocab, dict) or not vocab:
+        raise TokenizerError("holds no vocabulary", path=path, expected="tokens and their numbers")
+    by_id: dict[int, str] = {}
+    for text, token_id in vocab.items():
+        if not is_token_id(token_id):
+            raise TokenizerError("has no valid number", path=path, item=repr(text), found=repr(token_id))
+        if token_id in by_id:
+            raise TokenizerError(
+                "has the number of another token",
+                path=path,
+                item=repr(text),
+                found=f"{token_id}: {by_id[token_id]!r}",
+            )
+        by_id[token_id] = text
+    return vocab
+
+
+def read_added_tokens(folder: Path) -> list[AddedToken]:
+    """The tokens that added_tokens.json and tokenizer_config.json add, ascending; the latter wins.
+
+    Raises:
+        TokenizerError: an entry is damaged.
+    """
+    tokens: dict[int, AddedToken] = {}
+    path = folder / "added_tokens.json"
+    for text, token_id in read_optional(path).items():
+        if not is_token_id(token_id):
+            raise TokenizerError("has no valid number", path=path, item=repr(text), found=repr(token_id))
+        tokens[token_id] = AddedToken(token_id, text, False, path)
+    path = folder / "tokenizer_config.json"
+    decoder = read_optional(path).get("added_tokens_decoder", {})
+    if not isinstance(decoder, dict):
+        raise TokenizerError("is not a JSON object", path=path, item="added_tokens_decoder")
+    for number, entry in decoder.items():
+        if not number.isascii() or not number.isdecimal():
+            raise TokenizerError("is not a token number", path=path, item=f"added_tokens_decoder.{number}")
+        tokens[int(number)] = added_token(entry, int(number), path)
+    return [tokens[number] for number in sorted(tokens)]
+
+
+def added_token(entry: Any, token_id: Any, path: Path) -> AddedToken:
+    """Check one added token: an object with `content` and `special`.
+
+    Raises:
+        TokenizerError: text or number are missing.
+    """
+    text = entry.get("content") if isinstance(entry, dict) else None
+    if not isinstance(text, str) or not text or not is_token_id(token_id):
+        raise TokenizerError(
+            "an added token is damaged", path=path, item=str(token_id), found=json.dumps(entry)[:80]
+        )
+    return AddedToken(token_id, text, entry.get("special") is True, path)

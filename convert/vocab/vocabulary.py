@@ -1,0 +1,210 @@
+"""A checkpoint's tokenizer as a GGUF's: tokens, merges, special tokens, chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from sb_edge.arch.config import SpikingBrainConfig
+from sb_edge.convert.vocab.bpe import load_tokenizer_json, load_vocab_and_merges
+from sb_edge.convert.vocab.spm import load_sentencepiece
+from sb_edge.convert.vocab.tokens import TokenTable, read_optional
+from sb_edge.util.errors import TokenizerError
+
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+"""Tokens that end a turn, in the templates that use them: ChatML, Llama 3, Gemma, Phi 3."""
+
+NO_VOCABULARY = "no_vocab"
+
+ChatTemplate = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the `tokenizer.*` keys of a GGUF say.
+
+    Attributes:
+        model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
+        pre: how text is cut into words before BPE.
+        table: tokens, types, numbers.
+        scores: SentencePiece only.
+        merges: BPE only.
+        special: "bos", "eos", "eot", "unk", "pad" to a token's number.
+        add_bos: a prompt begins with the bos token.
+        add_eos: a prompt ends with the eos token.
+        add_space_prefix: SentencePiece only: a prompt begins with a space.
+        chat_template: Jinja, or several of them with their names.
+    """
+
+    model: str
+    pre: str
+    table: TokenTable
+    special: dict[str, int]
+    add_bos: bool
+    add_eos: bool
+    scores: list[float] | None = None
+    merges: list[str] = field(default_factory=list)
+    add_space_prefix: bool | None = None
+    chat_template: ChatTemplate | None = None
+
+
+def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | None:
+    """Read the tokenizer of a checkpoint folder; None if it has none.
+
+    tokenizer.model wins over tokenizer.json, which wins over vocab.json with merges.txt.
+
+    Raises:
+        TokenizerError: a file is damaged, of an unsupported kind, or does not fit the model.
+    """
+    tokenizer_config = read_optional(folder / "tokenizer_config.json")
+    template = _chat_template(folder, tokenizer_config)
+    if (folder / "tokenizer.model").is_file():
+        spm = load_sentencepiece(folder / "tokenizer.model", config.vocab_size)
+        add_bos, add_eos = _flags(tokenizer_config, add_bos=True)
+        special = spm.special | _special_tokens(folder, tokenizer_config, config, spm.table, template)
+        return Vocabulary(
+            "llama",
+            "default",
+            spm.table,
+            special,
+            add_bos,
+            add_eos,
+            scores=spm.scores,
+            add_space_prefix=spm.add_space_prefix,
+            chat_template=template,
+        )
+    if (folder / "tokenizer.json").is_file():
+        bpe = load_tokenizer_json(folder / "tokenizer.json", config.vocab_size)
+        begins, ends = _post_processor(read_optional(folder / "tokenizer.json"))
+    elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
+        bpe = load_vocab_and_merges(folder, config.vocab_size)
+        begins, ends = False, False
+    else:
+        return None
+    add_bos, add_eos = _flags(tokenizer_config, add_bos=begins, add_eos=ends)
+    special = _special_tokens(folder, tokenizer_config, config, bpe.table, template)
+    return Vocabulary(
+        "gpt2", bpe.pre, bpe.table, special, add_bos, add_eos, merges=bpe.merges, chat_template=template
+    )
+
+
+def _flags(
+    tokenizer_config: Mapping[str, Any], *, add_bos: bool = False, add_eos: bool = False
+) -> tuple[bool, bool]:
+    stated = [tokenizer_config.get(key) for key in ("add_bos_token", "add_eos_token")]
+    return tuple(  # type: ignore[return-value]
+        value if isinstance(value, bool) else default
+        for value, default in zip(stated, (add_bos, add_eos), strict=True)
+    )
+
+
+def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether tokenizer.json's template puts a token before and after a text."""
+    processor = document.get("post_processor")
+    if not isinstance(processor, dict):
+        return False, False
+    for step in processor.get("processors", [processor]):
+        single = step.get("single") if isinstance(step, dict) else None
+        if isinstance(single, list) and single:
+            return "SpecialToken" in single[0], "SpecialToken" in single[-1]
+    return False, False
+
+
+def _special_tokens(
+    folder: Path,
+    tokenizer_config: Mapping[str, Any],
+    config: SpikingBrainConfig,
+    table: TokenTable,
+    template: ChatTemplate | None,
+) -> dict[str, int]:
+    """Numbers of the special tokens: by tokenizer_config.json, else by config.json."""
+    special: dict[str, int] = {}
+    path = folder / "tokenizer_config.json"
+    for name in ("bos", "eos", "unk", "pad"):
+        entry = tokenizer_config.get(f"{name}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if text is None:
+            continue
+        if text not in table.ids:
+            raise TokenizerError(
+                "is not in the vocabulary",
+                path=path,
+                item=f"{name}_token",
+                found=repr(text),
+                hint="correct this key",
+            )
+        special[name] = table.ids[text]
+    eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    for name, token_id in (("bos", config.bos_token_id), ("eos", eos)):
+        if token_id is not None and name not in special:
+            if token_id >= table.size:
+                raise TokenizerError(
+                    "is beyond the vocabulary",
+                    path=folder / "config.json",
+                    item=f"{name}_token_id",
+                    found=token_id,
+                    expected=f"below {table.size}",
+                )
+            special[name] = token_id
+    turn = _end_of_turn(table, template)
+    if turn is not None and turn != special.get("eos"):
+        special["eot"] = turn
+    return special
+
+
+def _end_of_turn(table: TokenTable, template: ChatTemplate | None) -> int | None:
+    """The token with which the chat template ends a turn.
+
+    The public SFT release has ChatML with eos `<|endoftext|>`: nothing would stop at `<|im_end|>`.
+    """
+    text = template if isinstance(template, str) else "".join(item["template"] for item in template or [])
+    return next((table.ids[token] for token in _END_OF_TURN if token in text and token in table.ids), None)
+
+
+def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
+    template = tokenizer_config.get("chat_template")
+    path = folder / "tokenizer_config.json"
+    if template is None and (folder / "chat_template.jinja").is_file():
+        path = folder / "chat_template.jinja"
+        try:
+            template = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizerError("is not valid UTF-8", path=path, found=str(error)) from None
+    if template is None:
+        return None
+    named = isinstance(template, list) and all(
+        isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("name", "template"))
+        for item in template
+    )
+    if not named and not isinstance(template, str):
+        raise TokenizerError(
+            "is no template", path=path, item="chat_template", found=str(template)[:80], expected="Jinja text"
+        )
+    return template or None
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | None) -> None:
+    """Add the `tokenizer.*` keys; without a vocabulary the engine takes its size from `vocab_size`."""
+    if vocabulary is None:
+        writer.add_tokenizer_model(NO_VOCABULARY)
+        return
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.table.texts)
+    writer.add_token_types([int(kind) for kind in vocabulary.table.types])
+    if vocabulary.scores is not None:
+        writer.add_token_scores(vocabulary.scores)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    for name, token_id in vocabulary.special.items():
+        getattr(writer, f"add_{name}_token_id")(token_id)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+    if vocabulary.add_space_prefix is not None:
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)

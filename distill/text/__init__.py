@@ -1,0 +1,1 @@
+"""Training text: sources, sampling, decontamination, token files."""

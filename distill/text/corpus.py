@@ -1,0 +1,153 @@
+"""The text of a run: documents become one file of tokens, and a manifest of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb_edge.distill.text.decontamination import held_out_hashes, holds
+from sb_edge.distill.text.sources import Document
+from sb_edge.distill.text.tokenizer import Tokenizer
+from sb_edge.util.errors import TrainingError
+from sb_edge.util.files import atomic_directory
+from sb_edge.util.packages import sha256_of
+from sb_edge.util.progress import progress_bar
+
+TOKENS = "tokens.npy"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A document in the manifest.
+
+    Attributes:
+        source, licence: as `Document`.
+        sha256: of the text as UTF-8.
+        tokens: that it became, the separator included.
+    """
+
+    source: str
+    licence: str
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens to train on.
+
+    Attributes:
+        tokens: [n] uint32, memory-mapped.
+        sha256: of their file.
+    """
+
+    tokens: NDArray[np.uint32]
+    sha256: str
+
+
+def write_corpus(
+    documents: Iterable[Document], tokenizer: Tokenizer, folder: Path, request: dict[str, Any]
+) -> None:
+    """Write tokens.npy and manifest.json; complete or not at all. A text that comes twice is taken once.
+
+    Args:
+        documents: they are read one after the other.
+        tokenizer: the base's.
+        folder: must not exist.
+        request: what was asked for; `open_corpus` compares it.
+
+    Raises:
+        TrainingError: no text, or one that models are measured on.
+        OutputError: the folder cannot be written.
+    """
+    held_out = held_out_hashes()
+    entries: dict[str, Entry] = {}
+    pieces: list[NDArray[np.uint32]] = []
+    with atomic_directory(folder) as partial, progress_bar("reading text, documents", None) as advance:
+        for document in documents:
+            digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
+            if digest in entries:
+                continue
+            if holds(document.text, held_out):
+                raise TrainingError(
+                    "holds text that models are measured on", path=document.source, hint="leave it out"
+                )
+            tokens = tokenizer.document(document.text)
+            entries[digest] = Entry(document.source, document.licence, digest, len(tokens))
+            pieces.append(tokens)
+            advance(1)
+        if not pieces:
+            raise TrainingError("there is no text to train on", hint="give --text, --find-text or --samples")
+        np.save(partial / TOKENS, np.concatenate(pieces))
+        _write_manifest(partial / MANIFEST, list(entries.values()), tokenizer, request)
+
+
+def _write_manifest(path: Path, entries: list[Entry], tokenizer: Tokenizer, request: dict[str, Any]) -> None:
+    licences: dict[str, int] = {}
+    for entry in entries:
+        licences[entry.licence] = licences.get(entry.licence, 0) + entry.tokens
+    document = {
+        "request": request,
+        "tokens": sum(entry.tokens for entry in entries),
+        "tokens_by_licence": dict(sorted(licences.items())),
+        "tokenizer_sha256": tokenizer.sha256,
+        "tokens_sha256": sha256_of(path.parent / TOKENS),
+        "documents": [asdict(entry) for entry in entries],
+    }
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def open_corpus(folder: Path, vocab_size: int, request: dict[str, Any]) -> Corpus:
+    """A folder that `write_corpus` made.
+
+    Args:
+        folder: of it.
+        vocab_size: of the base.
+        request: what is asked for now.
+
+    Raises:
+        TrainingError: damaged, changed since, another text than asked for, or another vocabulary.
+    """
+    path = folder / TOKENS
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected, made_for = manifest["tokens_sha256"], manifest["request"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            "is no text of distillation", path=folder, found=str(error), hint="remove the folder"
+        ) from None
+    if made_for != request:
+        raise TrainingError(
+            "was made from other text than asked for now",
+            path=folder,
+            found=json.dumps(made_for),
+            expected=json.dumps(request),
+            hint="ask for the same, remove the folder, or choose another output",
+        )
+    found = sha256_of(path)
+    if found != expected or tokens.dtype != np.uint32 or tokens.ndim != 1:
+        raise TrainingError(
+            "is not what its manifest says",
+            path=path,
+            found=found,
+            expected=expected,
+            hint="remove the folder",
+        )
+    if len(tokens) and int(tokens.max()) >= vocab_size:
+        raise TrainingError(
+            "holds a token outside the base's vocabulary",
+            path=path,
+            found=int(tokens.max()),
+            expected=f"less than {vocab_size}",
+            hint="remove the folder, so that the text is read again",
+        )
+    return Corpus(tokens, found)

@@ -1,0 +1,58 @@
+"""Documents to train on: free text from files and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sb_edge.util.errors import TrainingError
+
+SUFFIXES = (".txt", ".md", ".rst")
+"""Of the files that are taken from a folder; a file that is named itself may have any."""
+
+UNKNOWN_LICENCE = "as given by the user"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text.
+
+    Attributes:
+        text: of it.
+        source: where it is from: a file's name, without the folders above those that were given.
+        licence: SPDX identifier where known.
+    """
+
+    text: str
+    source: str
+    licence: str
+
+
+def given_documents(paths: Sequence[Path]) -> Iterator[Document]:
+    """The texts of `--text`: files, and all `SUFFIXES` files under folders, sorted by name.
+
+    Raises:
+        TrainingError: not there, not UTF-8, a folder without such files, or a file without text.
+    """
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+            if not files:
+                raise TrainingError("holds no text", path=path, expected=f"files named {', '.join(SUFFIXES)}")
+            for file in files:
+                yield Document(_read(file), f"{path.name}/{file.relative_to(path)}", UNKNOWN_LICENCE)
+        elif path.is_file():
+            yield Document(_read(path), path.name, UNKNOWN_LICENCE)
+        else:
+            raise TrainingError("not found", path=path, hint="give --text a file or a folder")
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TrainingError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
+    if not text.strip():
+        raise TrainingError("is empty", path=file, hint="give --text files that hold text")
+    return text

@@ -1,0 +1,83 @@
+"""The base's own tokenizer, from its tokenizer.json or the vocabulary in its GGUF."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Backend
+
+from sb_edge.convert.checkpoint.base_model import BaseModelReader
+from sb_edge.util.errors import TokenizerError
+from sb_edge.util.packages import sha256_of
+
+FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """Text to tokens.
+
+    Args:
+        base: whose tokenizer.
+
+    Attributes:
+        sha256: of the tokenizer.json.
+        end: the token between documents.
+
+    Raises:
+        TokenizerError, GgufError: the base has no tokenizer.json, or a vocabulary that cannot become one.
+    """
+
+    def __init__(self, base: BaseModelReader) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            base.write_tokenizer(Path(folder))
+            path = Path(folder) / FILE
+            if not path.is_file():
+                raise TokenizerError(
+                    "is missing", path=base.path, item=FILE, hint="save the base's fast tokenizer there"
+                )
+            try:
+                # The library raises plain Exceptions, with what it found.
+                self._backend = Backend.from_str(path.read_text(encoding="utf-8"))
+            except Exception as error:
+                raise TokenizerError("cannot be read", path=base.path, item=FILE, found=str(error)) from None
+            self.sha256 = sha256_of(path)
+            self.end = self._end_of(base)
+
+    def _end_of(self, base: BaseModelReader) -> int:
+        """The end-of-text token: of raw text, where there is one, and not of a chat's turn."""
+        for text in ("<|endoftext|>", "<|end_of_text|>", "</s>"):
+            token = self._backend.token_to_id(text)
+            if token is not None:
+                return int(token)
+        eos = base.shape.eos_token_id
+        if isinstance(eos, list):
+            eos = eos[0] if eos else None
+        if eos is None:
+            raise TokenizerError(
+                "names no end-of-text token",
+                path=base.path,
+                item="eos_token_id",
+                hint="add it to config.json",
+            )
+        return eos
+
+    def document(self, text: str) -> NDArray[np.uint32]:
+        """The tokens of a text and the end token; what looks like a special token in it becomes one."""
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return np.array([*ids, self.end], np.uint32)
+
+    def token(self, text: str) -> int | None:
+        """The number of a token by how it is written; None if there is no such token."""
+        found: int | None = self._backend.token_to_id(text)
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, without special tokens around it."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of tokens, special ones written out."""
+        return str(self._backend.decode(tokens, skip_special_tokens=False))

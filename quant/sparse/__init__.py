@@ -1,0 +1,1 @@
+"""Sparse layouts: dead zones, neuron order, columns."""

@@ -1,0 +1,1 @@
+"""Tuning k, the number of spikes, for each coded input."""

@@ -1,0 +1,1 @@
+"""The architecture: configuration, tensor table, spike and sparse plans, spike coding."""

@@ -1,0 +1,231 @@
+"""What a SpikingBrain checkpoint's config.json says, checked, and the presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sb_edge.util.errors import ConfigError
+
+ARCH = "spikingbrain"
+"""`general.architecture` of every GGUF that this project writes; permanent."""
+
+GATE_LOGIT_NORMALIZER = 16
+"""log a = logsigmoid(gate logits) / 16 (report, section 3; the public release's constant)."""
+
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+_EXPERT_KEYS = {"num_experts", "num_experts_per_tok", "num_shared_experts", "moe_dense_layers"}
+
+
+class SpikingBrainConfig(BaseModel):
+    """The keys of a public `gla_swa` config.json that decide what is computed.
+
+    Keys that do not (dropout, initializer range, ...) are ignored. `attn_layers` lists the SWA layers;
+    absent, the odd layers are SWA. A layer that is not SWA is GLA.
+
+    The keys from `num_experts` on are this project's own, as no checkpoint with experts is public: with
+    experts, the FFN of every layer that `moe_dense_layers` does not list is a mixture of them.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    model_type: Literal["gla_swa"] = "gla_swa"
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    intermediate_size: PositiveInt
+    hidden_act: Literal["swish", "silu"] = "swish"
+    max_position_embeddings: PositiveInt
+    sliding_window: PositiveInt
+    rope_theta: Annotated[float, Field(gt=0)]
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    tie_word_embeddings: bool = False
+    use_short_conv: Literal[False] = False
+    rope_scaling: None = None
+    attn_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    num_experts: Annotated[int, Field(ge=0, le=4096)] = 0
+    num_experts_per_tok: PositiveInt = 1
+    num_shared_experts: PositiveInt = 1
+    moe_dense_layers: list[Annotated[int, Field(ge=0)]] = []
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> SpikingBrainConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size: {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads: {self.num_key_value_heads} does not divide "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"hidden_size: the head size {self.head_dim} is odd, rotary embedding needs it even"
+            )
+        if self.num_experts and self.num_experts_per_tok > self.num_experts:
+            raise ValueError(f"num_experts_per_tok: {self.num_experts_per_tok} of {self.num_experts} experts")
+        if any(layer >= self.num_hidden_layers for layer in self.moe_dense_layers):
+            raise ValueError(
+                f"moe_dense_layers: layer {max(self.moe_dense_layers)} of a model with "
+                f"{self.num_hidden_layers} layers"
+            )
+        if self.attn_layers is not None:
+            beyond = [layer for layer in self.attn_layers if layer >= self.num_hidden_layers]
+            if beyond:
+                raise ValueError(
+                    f"attn_layers: layer {beyond[0]} of a model with {self.num_hidden_layers} layers"
+                )
+            if len(set(self.attn_layers)) != len(self.attn_layers):
+                raise ValueError("attn_layers: a layer is listed twice")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """d, the size of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Hkv * d."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def swa_layers(self) -> list[int]:
+        """The layers with 4k sliding-window attention, ascending."""
+        if self.attn_layers is None:
+            return list(range(1, self.num_hidden_layers, 2))
+        return sorted(self.attn_layers)
+
+    @property
+    def recurrent_layers(self) -> list[bool]:
+        """Per layer: True for GLA, False for SWA (GGUF's `attention.recurrent_layers`)."""
+        swa = set(self.swa_layers)
+        return [layer not in swa for layer in range(self.num_hidden_layers)]
+
+    @property
+    def moe_layers(self) -> list[bool]:
+        """Per layer: True where the FFN is a mixture of experts."""
+        dense = set(self.moe_dense_layers)
+        return [bool(self.num_experts) and layer not in dense for layer in range(self.num_hidden_layers)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The config.json of the public layout."""
+        document: dict[str, Any] = {"architectures": ["GLAswaForCausalLM"]}
+        experts = set() if self.num_experts else _EXPERT_KEYS
+        document.update(self.model_dump(exclude={"rope_scaling", *experts}, exclude_none=True))
+        document["attn_layers"] = self.swa_layers
+        return document
+
+
+PRESETS = {
+    "7b": SpikingBrainConfig(
+        vocab_size=152064,
+        hidden_size=3584,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        intermediate_size=18944,
+        max_position_embeddings=131072,
+        sliding_window=4096,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        bos_token_id=151643,
+        eos_token_id=151643,
+    ),
+    "1b": SpikingBrainConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+        max_position_embeddings=131072,
+        sliding_window=4096,
+        rope_theta=5e5,
+        norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=128000,
+        eos_token_id=128001,
+    ),
+    "tiny": SpikingBrainConfig(
+        vocab_size=256,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=2048,
+        sliding_window=16,
+        rope_theta=1e4,
+        norm_eps=1e-6,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+}
+"""`sb-edge init --preset`: the published 7B; the 1B that this project defines (the shape of Llama-3.2-1B with
+the 7B's attention pattern); a tiny one for tests."""
+
+
+def load_config(path: Path) -> SpikingBrainConfig:
+    """Read and check a checkpoint's config.json.
+
+    Args:
+        path: the config.json itself.
+
+    Raises:
+        ConfigError: not there, not JSON, another model type, or a missing, wrong or unsupported value.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("not found", path=path, hint="point at the folder that holds config.json") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError("is not valid JSON", path=path, found=str(error)) from None
+    if not isinstance(document, dict):
+        raise ConfigError("is not a JSON object", path=path, found=type(document).__name__)
+    model_type = document.get("model_type")
+    if model_type != "gla_swa":
+        raise ConfigError(
+            "unknown architecture",
+            path=path,
+            item="model_type",
+            found=repr(model_type),
+            expected="'gla_swa'",
+            hint="for a Llama- or Qwen2-shaped model use `sb-edge transplant` first",
+        )
+    if document.get("use_short_conv"):
+        raise ConfigError(
+            "short convolutions are not supported",
+            path=path,
+            item="use_short_conv",
+            found="true",
+            expected="false, as in every public release",
+            hint="convert a checkpoint without them",
+        )
+    try:
+        return SpikingBrainConfig.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if not key:
+            key, _, message = message.partition(": ")
+        raise ConfigError(
+            message[:1].lower() + message[1:],
+            path=path,
+            item=key,
+            found="nothing" if first["type"] == "missing" else repr(document.get(key)),
+            hint="correct this key",
+        ) from None

@@ -1,0 +1,205 @@
+"""Which projections of a GGUF have a sparse layout, and whether that is sound.
+
+Such a projection's weight is in the file twice: by rows as ever, and by columns, one for each input channel,
+so that a decoded token need not fetch the columns of channels below their dead zone. See docs/sparse.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb_edge.arch.config import ARCH
+from sb_edge.gguf.reader import GgufHeader, TensorEntry
+from sb_edge.util.errors import GgufError
+
+SPARSE_PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+"""Those that can have one, by the stem of their tensor's name."""
+
+SPARSE_KEYS = f"{ARCH}.sparse."
+MAX_DENSITY_KEY = SPARSE_KEYS + "max_density"
+SPARSE_OVERRIDE_KEY = SPARSE_KEYS + "override"
+"""Never in a file: given to the engine at load time, 0 leaves the layout unloaded."""
+
+COLUMN_TYPES = ("Q4_0", "Q8_0")
+COLUMN_BLOCK = 32
+"""Of those types: the number of outputs has to be a multiple of it."""
+
+_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(columns|zones)\.weight")
+
+
+@dataclass(frozen=True)
+class SparseProjection:
+    """A projection with a sparse layout.
+
+    Attributes:
+        layer: from 0.
+        name: out of `SPARSE_PROJECTIONS`.
+        columns: of its weight, [n, m]: n input channels, m outputs.
+        zones: float32 [n]: channel c is silent where |x_c| < zones[c].
+    """
+
+    layer: int
+    name: str
+    columns: TensorEntry
+    zones: TensorEntry
+
+    def read_zones(self) -> NDArray[np.float32]:
+        """The dead zones, [n].
+
+        Raises:
+            GgufError: one is negative, infinite or no number.
+        """
+        path, shape = self.zones.file, self.zones.shape
+        values = np.fromfile(path, np.dtype("<f4"), count=shape[0], offset=self.zones.offset)
+        bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)))
+        if bad.size:
+            raise GgufError(
+                "is no dead zone",
+                path=path,
+                item=f"{self.zones.name}[{bad[0]}]",
+                found=values[bad[0]],
+                expected="a finite number, not negative",
+                hint="make the file again by `sb-edge quantize --sparse-layout`",
+            )
+        return values
+
+
+@dataclass(frozen=True)
+class SparsePlan:
+    """The sparse layout of a model.
+
+    Attributes:
+        max_density: above this share of channels that are not silent, a token takes the dense product.
+        projections: by layer, then in the order of `SPARSE_PROJECTIONS`; at least one.
+    """
+
+    max_density: float
+    projections: tuple[SparseProjection, ...]
+
+
+def row_name(layer: int, projection: str) -> str:
+    """The name of a projection's weight."""
+    return f"blk.{layer}.{projection}.weight"
+
+
+def columns_name(layer: int, projection: str) -> str:
+    """The name of a projection's weight by columns."""
+    return f"blk.{layer}.{projection}.columns.weight"
+
+
+def zones_name(layer: int, projection: str) -> str:
+    """The name of a projection's dead zones."""
+    return f"blk.{layer}.{projection}.zones.weight"
+
+
+def is_sparse_tensor(name: str) -> bool:
+    """Whether a tensor belongs to a sparse layout: nothing that the dense model needs."""
+    return _NAME.fullmatch(name) is not None
+
+
+def dense_tensors(header: GgufHeader) -> list[TensorEntry]:
+    """A model's tensors without its sparse layout."""
+    if header.arch != ARCH:
+        return header.tensors
+    return [tensor for tensor in header.tensors if not is_sparse_tensor(tensor.name)]
+
+
+def sparse_values(header: GgufHeader) -> int:
+    """Number of values in a sparse layout's tensors: no parameters of their own."""
+    layout = [tensor for tensor in header.tensors if header.arch == ARCH and is_sparse_tensor(tensor.name)]
+    return sum(prod(tensor.shape) for tensor in layout)
+
+
+def check_sparse(header: GgufHeader) -> SparsePlan | None:
+    """The sparse layout of a GGUF, None if it has none. Zones are not read: `SparseProjection.read_zones`.
+
+    Raises:
+        GgufError: half a layout, a wrong shape or type, an unknown key, or one that is missing or impossible.
+    """
+    path = header.files[0]
+    keys = [key for key in header.metadata if key.startswith(SPARSE_KEYS)]
+    unknown = [key for key in keys if key != MAX_DENSITY_KEY]
+    if unknown:
+        raise GgufError("is not a known key", path=path, item=unknown[0], expected=MAX_DENSITY_KEY)
+    if header.arch != ARCH:
+        if keys:
+            raise GgufError(
+                "belongs to another architecture", path=path, item=keys[0], found=header.arch, expected=ARCH
+            )
+        return None
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    found = {(int(match[1]), match[2]) for match in map(_NAME.fullmatch, tensors) if match}
+    if not found and not keys:
+        return None
+    projections = [_projection(tensors, header, layer, name) for layer, name in _ordered(header, found)]
+    if not projections:
+        raise GgufError("without any sparse projection", path=path, item=MAX_DENSITY_KEY)
+    return SparsePlan(_max_density(header), tuple(projections))
+
+
+def _ordered(header: GgufHeader, found: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    for layer, name in found:
+        if name not in SPARSE_PROJECTIONS:
+            raise GgufError(
+                "no projection of this name can have a sparse layout",
+                path=header.files[0],
+                item=f"blk.{layer}.{name}",
+                expected=f"one of {' '.join(SPARSE_PROJECTIONS)}",
+            )
+    return sorted(found, key=lambda key: (key[0], SPARSE_PROJECTIONS.index(key[1])))
+
+
+def _projection(
+    tensors: dict[str, TensorEntry], header: GgufHeader, layer: int, name: str
+) -> SparseProjection:
+    path = header.files[0]
+    needed = (row_name(layer, name), columns_name(layer, name), zones_name(layer, name))
+    missing = [each for each in needed if each not in tensors]
+    if missing:
+        raise GgufError(
+            "is missing",
+            path=path,
+            item=missing[0],
+            found=next(each for each in needed[1:] if each in tensors),
+            expected="rows, columns and zones of a sparse projection",
+        )
+    rows, columns, zones = (tensors[each] for each in needed)
+    if columns.shape != rows.shape[::-1] or zones.shape != rows.shape[1:]:
+        wrong = columns if columns.shape != rows.shape[::-1] else zones
+        expected = rows.shape[::-1] if wrong is columns else rows.shape[1:]
+        raise GgufError(
+            "has another shape than its weight asks for",
+            path=path,
+            item=wrong.name,
+            found=list(wrong.shape),
+            expected=list(expected),
+        )
+    for tensor, types in ((columns, COLUMN_TYPES), (zones, ("F32",))):
+        if tensor.type not in types:
+            raise GgufError(
+                "has the wrong type",
+                path=path,
+                item=tensor.name,
+                found=tensor.type,
+                expected=" or ".join(types),
+            )
+    return SparseProjection(layer, name, columns, zones)
+
+
+def _max_density(header: GgufHeader) -> float:
+    value = header.metadata.get(MAX_DENSITY_KEY)
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise GgufError(
+            "is missing" if value is None else "is no share",
+            path=header.files[0],
+            item=MAX_DENSITY_KEY,
+            found=value,
+            expected="above 0, at most 1",
+        )
+    return value

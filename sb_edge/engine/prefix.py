@@ -1,0 +1,343 @@
+"""The built engine: what it was made from, where it is, and how to use it in this process."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sb_edge.engine.cache import MANIFEST, BuildCache, cache_root, content_key
+from sb_edge.engine.patching import PatchSet, load_patches
+from sb_edge.engine.probe import load_backends
+from sb_edge.engine.source import Upstream, patches_folder, read_upstream
+from sb_edge.engine.toolchain import Toolchain, find_toolchain
+from sb_edge.util.errors import EngineError
+
+RECIPE = 1
+"""Raised whenever the layout of a prefix changes, so that older ones are not taken for new ones."""
+
+VARIANTS = ("native", "portable", "debug")
+BUILD_SPACE = 2 * 2**30
+"""Bytes that source, objects and result need while building."""
+
+
+class EngineInfo(BaseModel):
+    """`engine.json`: what an engine was built from and with.
+
+    `patches` and `overlay` map names to SHA-256; `cpu_features` are the building machine's, `system_info` is
+    what ggml says it uses; `sanitizer_runtime` is what a `debug` engine needs in LD_PRELOAD to run in Python.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    variant: str
+    package: str
+    version: str
+    sha256: str
+    commit: str
+    ggml_version: str
+    licence: str
+    patches: dict[str, str]
+    overlay: dict[str, str]
+    flags: list[str]
+    compiler: str
+    cpu: str
+    cpu_features: list[str]
+    system_info: str
+    sanitizer_runtime: str | None
+    built_at: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A complete prefix: `bin/`, `lib/`, `python/` (gguf and llama_cpp of the same tree), engine.json."""
+
+    prefix: Path
+    info: EngineInfo
+
+    @property
+    def library_dir(self) -> Path:
+        """The folder of libllama and the ggml libraries."""
+        return self.prefix / "lib"
+
+    @property
+    def python_dir(self) -> Path:
+        """The folder to put on sys.path."""
+        return self.prefix / "python"
+
+    def tool(self, name: str) -> Path:
+        """The program `name`, for instance "llama-bench".
+
+        Raises:
+            EngineError: the engine has no such program.
+        """
+        path = self.prefix / "bin" / name
+        if not path.is_file():
+            raise EngineError(
+                "the engine has no such program", path=path, hint="see `ls $(sb-edge engine path)/bin`"
+            )
+        return path
+
+
+@dataclass(frozen=True)
+class BuildRecipe:
+    """Everything that decides what a build yields."""
+
+    upstream: Upstream
+    patch_set: PatchSet
+    toolchain: Toolchain
+    variant: str
+
+    @property
+    def flags(self) -> list[str]:
+        """cmake's. The commit that tools report tells the patches too."""
+        from sb_edge.engine.build import COMMON_FLAGS, VARIANT_FLAGS
+
+        commit = self.upstream.commit[:7]
+        if self.patch_set.patches or self.patch_set.overlay_files:
+            commit += f"-sb.{self.patch_set.digest()[:8]}"
+        identity = ("-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={commit}")
+        return [*COMMON_FLAGS, *identity, *VARIANT_FLAGS[self.variant]]
+
+    @property
+    def key(self) -> str:
+        """The hash of all of it. A `portable` engine does not depend on the machine's CPU."""
+        from sb_edge.engine.build import tools_of
+
+        target = "any" if self.variant == "portable" else self.toolchain.native_target
+        content: dict[str, Any] = {
+            "recipe": RECIPE,
+            "sha256": self.upstream.sha256,
+            **self.patch_set.contents(),
+            "series": [patch.name for patch in self.patch_set.patches],
+            "flags": self.flags,
+            "tools": tools_of(self.variant),
+            "compiler": self.toolchain.version,
+            "target": target,
+        }
+        return content_key(content)
+
+    @property
+    def name(self) -> str:
+        """The prefix's name in the cache."""
+        return f"{self.variant}-{self.key}"
+
+
+def make_recipe(variant: str | None = None) -> BuildRecipe:
+    """The recipe of this installation of sb-edge on this machine.
+
+    Args:
+        variant: "native", "portable" or "debug"; None: SB_EDGE_ENGINE_VARIANT, else "native".
+
+    Raises:
+        EngineError: an unknown variant, damaged patches, or no compiler.
+    """
+    chosen = variant or os.environ.get("SB_EDGE_ENGINE_VARIANT") or "native"
+    if chosen not in VARIANTS:
+        hint = None if variant else "correct SB_EDGE_ENGINE_VARIANT"
+        raise EngineError(
+            "unknown engine variant", found=repr(chosen), expected=" or ".join(VARIANTS), hint=hint
+        )
+    folder = patches_folder()
+    return BuildRecipe(read_upstream(folder / "UPSTREAM"), load_patches(folder), find_toolchain(), chosen)
+
+
+def open_engine(prefix: Path) -> Engine:
+    """The engine in `prefix`.
+
+    Raises:
+        EngineError: no engine there, or a manifest that this version cannot read.
+    """
+    manifest = prefix / MANIFEST
+    try:
+        info = EngineInfo.model_validate_json(manifest.read_bytes())
+    except OSError as error:
+        raise EngineError("is not an engine", path=prefix, found=f"{MANIFEST}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise EngineError(
+            first["msg"], path=manifest, item=key, hint="rebuild: `sb-edge engine build --force`"
+        ) from None
+    return Engine(prefix.resolve(), info)
+
+
+def find_engine(variant: str | None = None) -> Engine:
+    """The built engine for this source, these patches and flags, this compiler and this CPU.
+
+    SB_EDGE_ENGINE names a prefix to use instead, whatever it was built from.
+
+    Args:
+        variant: "native", "portable" or "debug"; None: SB_EDGE_ENGINE_VARIANT, else "native".
+
+    Raises:
+        EngineError: it has not been built.
+    """
+    override = os.environ.get("SB_EDGE_ENGINE")
+    if override:
+        return open_engine(Path(override).expanduser())
+    recipe = make_recipe(variant)
+    cache = BuildCache(cache_root())
+    if not cache.is_complete(recipe.name):
+        option = "" if recipe.variant == "native" else f" --{recipe.variant}"
+        raise EngineError(
+            f"the {recipe.variant} engine is not built", hint=f"run `sb-edge engine build{option}`"
+        )
+    return open_engine(cache.prefix(recipe.name))
+
+
+def build_engine(variant: str | None = None, jobs: int | None = None, *, force: bool = False) -> Engine:
+    """Build the engine, or find it in the cache.
+
+    Args:
+        variant: "native", "portable" or "debug"; None: SB_EDGE_ENGINE_VARIANT, else "native".
+        jobs: compilers at once; None: by CPUs and free memory.
+        force: build again even if it is there.
+
+    Raises:
+        EngineError: fetching, patching, configuring, compiling or loading failed.
+        OutputError: too little space.
+    """
+    recipe = make_recipe(variant)
+    cache = BuildCache(cache_root())
+    log = cache.log(recipe.name)
+
+    def build(work: Path, stage: Path) -> None:
+        _build(recipe, cache.root, work, stage, log, jobs)
+
+    return open_engine(cache.build_once(recipe.name, build, force=force))
+
+
+def _build(recipe: BuildRecipe, root: Path, work: Path, stage: Path, log: Path, jobs: int | None) -> None:
+    from sb_edge.engine import build as steps
+    from sb_edge.engine.patching import apply_patches
+    from sb_edge.engine.source import fetch_sdist, unpack
+    from sb_edge.util.files import require_free_space
+
+    require_free_space(root, BUILD_SPACE, "building the engine")
+    log.unlink(missing_ok=True)
+    top = unpack(fetch_sdist(recipe.upstream, root / "source"), recipe.upstream, work / "source")
+    tree = top / recipe.upstream.tree
+    apply_patches(recipe.patch_set, tree)
+    build = work / "build"
+    steps.configure(tree, build, recipe.flags, recipe.toolchain, log)
+    tools = steps.tools_of(recipe.variant)
+    steps.compile_targets(tree, build, tools, recipe.toolchain, log, jobs=jobs)
+    steps.install_programs(build, stage, tools)
+    steps.install_python(top, tree, stage)
+    steps.install_licences(top, tree, stage)
+    info = _describe(recipe, stage)
+    (stage / MANIFEST).write_text(json.dumps(info.model_dump(), indent=2) + "\n", encoding="utf-8")
+
+
+def _describe(recipe: BuildRecipe, stage: Path) -> EngineInfo:
+    import cpuinfo
+
+    runtime = _sanitizer_runtime(recipe)
+    cpu = cpuinfo.get_cpu_info()
+    upstream = recipe.upstream
+    return EngineInfo(
+        key=recipe.key,
+        variant=recipe.variant,
+        package=upstream.package,
+        version=upstream.version,
+        sha256=upstream.sha256,
+        commit=upstream.commit,
+        ggml_version=upstream.ggml_version,
+        licence=upstream.licence,
+        **recipe.patch_set.contents(),
+        flags=recipe.flags,
+        compiler=recipe.toolchain.version,
+        cpu=cpu.get("brand_raw", "unknown"),
+        cpu_features=cpu.get("flags", []),
+        system_info=probe(stage / "lib", runtime),
+        sanitizer_runtime=runtime,
+        built_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _sanitizer_runtime(recipe: BuildRecipe) -> str | None:
+    if recipe.variant != "debug":
+        return None
+    command = [*recipe.toolchain.cxx.split(), "-print-file-name=libasan.so"]
+    return str(Path(subprocess.check_output(command, text=True).strip()).resolve())
+
+
+def probe(library_dir: Path, sanitizer_runtime: str | None = None) -> str:
+    """ggml's list of CPU features, from a process that loads the libraries in `library_dir`.
+
+    Raises:
+        EngineError: they do not load.
+    """
+    environment = dict(os.environ)
+    if sanitizer_runtime:
+        environment.update(LD_PRELOAD=sanitizer_runtime, ASAN_OPTIONS="detect_leaks=0")
+    command = [sys.executable, "-m", "sb_edge.engine.probe", str(library_dir)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise EngineError("the built library does not load", path=library_dir, found=last)
+    return done.stdout
+
+
+_active: Engine | None = None
+
+
+def activate(engine: Engine | None = None) -> Engine:
+    """Make `import llama_cpp` and `import gguf` take this engine's; call it before them.
+
+    Puts the engine's packages first on sys.path, points the bindings at its library and, for a `portable`
+    engine, loads the backends that suit the CPU. Calling it again is free. An imported gguf stays.
+
+    Args:
+        engine: None: `find_engine()`, or the one already active.
+
+    Raises:
+        EngineError: not built; another engine or other bindings are already in use in this process; or a
+            `debug` engine in a Python that was started without the sanitizer.
+    """
+    global _active
+    if _active is not None and (engine is None or engine.prefix == _active.prefix):
+        return _active
+    if _active is not None and engine is not None:
+        raise EngineError(
+            "another engine is in use in this process", path=engine.prefix, found=_active.prefix
+        )
+    engine = engine or find_engine()
+    _refuse_other_bindings(engine)
+    _require_sanitizer(engine)
+    sys.path.insert(0, str(engine.python_dir))
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(engine.library_dir)
+    if engine.info.variant == "portable":
+        load_backends(engine.library_dir)
+    _active = engine
+    return engine
+
+
+def _refuse_other_bindings(engine: Engine) -> None:
+    loaded = getattr(sys.modules.get("llama_cpp"), "__file__", None)
+    if loaded and not Path(loaded).resolve().is_relative_to(engine.prefix):
+        raise EngineError(
+            "other bindings are already imported",
+            path=loaded,
+            expected=engine.python_dir / "llama_cpp",
+            hint="call sb_edge.engine.activate() before importing llama_cpp",
+        )
+
+
+def _require_sanitizer(engine: Engine) -> None:
+    runtime = engine.info.sanitizer_runtime
+    if runtime and "asan" not in Path("/proc/self/maps").read_text():
+        raise EngineError(
+            "a debug engine needs the address sanitizer loaded first",
+            path=engine.prefix,
+            hint=f"start with LD_PRELOAD={runtime} ASAN_OPTIONS=detect_leaks=0",
+        )

@@ -1,0 +1,1 @@
+"""Engine against reference: logits and spike counts."""

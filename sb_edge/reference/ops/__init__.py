@@ -1,0 +1,1 @@
+"""Operators of the reference implementation: gated linear attention and window attention."""

