@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sb_edge.engine import Engine
+    from sb_edge.engine.patching import PatchChoice
 
 
 def _variant(portable: bool, debug: bool) -> str | None:
@@ -21,9 +23,17 @@ def _variant(portable: bool, debug: bool) -> str | None:
 
 
 _portable = click.option(
-    "--portable", is_flag=True, help="For any CPU of this architecture; what it can do is found at run time."
+    "--portable", is_flag=True, help="Engine for any CPU of this architecture, with run-time CPU detection."
 )
-_debug = click.option("--debug", is_flag=True, help="With address and undefined-behaviour sanitizers.")
+_debug = click.option("--debug", is_flag=True, help="Engine with address and undefined-behaviour sanitizers.")
+_patches = click.option(
+    "--patches",
+    type=click.Choice(["all", "operators", "none"]),
+    default="all",
+    show_default=True,
+    help="Patches: all, operators (without generic improvements), or none (stock llama.cpp). "
+    "SB_EDGE_ENGINE makes other commands use the folder that this prints.",
+)
 
 
 @click.group("engine")
@@ -38,11 +48,15 @@ def command() -> None:
 @command.command("build")
 @_portable
 @_debug
+@_patches
 @click.option(
-    "--jobs", "-j", type=click.IntRange(1), help="Compilers at once; by default as CPUs and memory allow."
+    "--jobs",
+    "-j",
+    type=click.IntRange(1),
+    help="Number of parallel compilers.  [default: as CPUs and memory allow]",
 )
 @click.option("--force", is_flag=True, help="Build again even if it is in the cache.")
-def build(portable: bool, debug: bool, jobs: int | None, force: bool) -> None:
+def build(portable: bool, debug: bool, patches: PatchChoice, jobs: int | None, force: bool) -> None:
     """Build the engine, or find it in the cache; print its folder.
 
     Fetches the pinned source through pip (SHA-256 checked), applies the patches, compiles with cmake and
@@ -51,15 +65,16 @@ def build(portable: bool, debug: bool, jobs: int | None, force: bool) -> None:
     """
     from sb_edge.engine import build_engine
 
-    engine = build_engine(_variant(portable, debug), jobs, force=force)
+    engine = build_engine(_variant(portable, debug), jobs, patches=patches, force=force)
     click.echo(engine.prefix)
 
 
 @command.command("info")
 @_portable
 @_debug
+@_patches
 @json_option
-def info(portable: bool, debug: bool, json_target: str | None) -> None:
+def info(portable: bool, debug: bool, patches: PatchChoice, json_target: str | None) -> None:
     """Say what the engine was built from and with.
 
     JSON fields: prefix, key, variant, package, version, sha256, commit, ggml_version, licence, patches and
@@ -68,7 +83,7 @@ def info(portable: bool, debug: bool, json_target: str | None) -> None:
     from sb_edge.engine import find_engine
     from sb_edge.util.output import emit
 
-    engine = find_engine(_variant(portable, debug))
+    engine = find_engine(_variant(portable, debug), patches)
     document = {"prefix": str(engine.prefix), **engine.info.model_dump()}
     emit(document, json_target, lambda console: _render(console, engine))
 
@@ -76,11 +91,38 @@ def info(portable: bool, debug: bool, json_target: str | None) -> None:
 @command.command("path")
 @_portable
 @_debug
-def path(portable: bool, debug: bool) -> None:
+@_patches
+def path(portable: bool, debug: bool, patches: PatchChoice) -> None:
     """Print the engine's folder; its tools (llama-server, llama-imatrix, ...) are in bin/ there."""
     from sb_edge.engine import find_engine
 
-    click.echo(find_engine(_variant(portable, debug)).prefix)
+    click.echo(find_engine(_variant(portable, debug), patches).prefix)
+
+
+@command.command("checkout")
+@click.argument("folder", type=click.Path(path_type=Path))
+def checkout(folder: Path) -> None:
+    """Write a git tree of the patched llama.cpp to FOLDER, to work on the engine.
+
+    The tag `upstream` marks the pinned source. Edit and build with cmake, then run `refresh-patches`.
+    """
+    from sb_edge.engine.checkout import checkout
+
+    click.echo(checkout(folder))
+
+
+@command.command("refresh-patches")
+@click.argument("tree", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder of the patches.  [default: installed]"
+)
+@click.option("--new", metavar="NAME", help="Patch for upstream files that no patch changes yet.")
+def refresh(tree: Path, output: Path | None, new: str | None) -> None:
+    """Write patches and overlay from a TREE that `checkout` made; print the files that changed."""
+    from sb_edge.engine.checkout import refresh_patches
+
+    for file in refresh_patches(tree, output, new=new):
+        click.echo(file)
 
 
 def _render(console: Console, engine: Engine) -> None:

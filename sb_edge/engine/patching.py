@@ -8,19 +8,31 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sb_edge.util.errors import EngineError
 from sb_edge.util.packages import sha256_of
 
+PatchChoice = Literal["all", "operators", "none"]
+
+SERIES: dict[PatchChoice, tuple[str, ...]] = {
+    "all": ("series", "series-generic"),
+    "operators": ("series",),
+    "none": (),
+}
+"""Patch selection: the files that list its patches, in order. "none" is the pinned source as it is."""
+
+_GENERIC = "series-generic"  # optional: improvements that do not concern SpikingBrain
+
 
 @dataclass(frozen=True)
 class PatchSet:
-    """What is applied to the upstream tree.
+    """Patches and files applied to the upstream tree.
 
     Attributes:
-        patches: the patch files, in the order of `series`.
-        overlay: the folder whose files are added to the tree.
-        overlay_files: those files, relative to `overlay`, sorted.
+        patches: Patch files, in the order in which they apply.
+        overlay: Folder whose files are added to the tree.
+        overlay_files: Overlay files relative to `overlay`, sorted; empty for the pinned source as it is.
     """
 
     patches: tuple[Path, ...]
@@ -56,21 +68,28 @@ def read_series(path: Path) -> list[str]:
     return names
 
 
-def load_patches(folder: Path) -> PatchSet:
+def load_patches(folder: Path, choice: PatchChoice = "all") -> PatchSet:
     """Read the series and the overlay in `folder`.
 
+    Args:
+        folder: Folder with `series`, `series-generic` (optional), `*.patch` and `overlay/`.
+        choice: Patches to apply; all of them are checked.
+
     Raises:
-        EngineError: `series` and the `*.patch` files present are not the same set, or the overlay holds
+        EngineError: the two series and the `*.patch` files present are not the same set, or the overlay holds
             something that is not a plain file.
     """
-    series = read_series(folder / "series")
+    by_file = {"series": read_series(folder / "series")}
+    if (folder / _GENERIC).exists():
+        by_file[_GENERIC] = read_series(folder / _GENERIC)
+    listed = [name for names in by_file.values() for name in names]
     present = {file.name for file in folder.glob("*.patch")}
-    for name in series:
+    for name in listed:
         if name not in present:
             raise EngineError(
                 "the patch is not there", path=folder / "series", item=name, hint="add the file"
             )
-    for name in sorted(present - set(series)):
+    for name in sorted(present - set(listed)):
         raise EngineError("is not listed in series", path=folder / name, hint="list it, or remove the file")
     overlay = folder / "overlay"
     entries = sorted(overlay.rglob("*"))
@@ -78,7 +97,8 @@ def load_patches(folder: Path) -> PatchSet:
         if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
             raise EngineError("is not a plain file", path=entry, hint="the overlay holds whole files only")
     files = tuple(entry.relative_to(overlay) for entry in entries if entry.is_file())
-    return PatchSet(tuple(folder / name for name in series), overlay, files)
+    chosen = tuple(folder / name for file in SERIES[choice] for name in by_file.get(file, ()))
+    return PatchSet(chosen, overlay, files if choice != "none" else ())
 
 
 def apply_patches(patch_set: PatchSet, tree: Path) -> None:
@@ -115,28 +135,36 @@ def git_free_environment(tree: Path) -> dict[str, str]:
     return environment
 
 
+def run_git(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git in `tree`, see `git_free_environment`.
+
+    Raises:
+        EngineError: git is not installed.
+    """
+    try:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=tree,
+            env=git_free_environment(tree),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise EngineError(
+            "git is not installed", hint="install it (Debian, Ubuntu: `apt install git`)"
+        ) from None
+
+
 def _git_apply(patch: Path, tree: Path) -> None:
-    environment = git_free_environment(tree)
     for mode in (["--check"], []):
-        try:
-            done = subprocess.run(
-                ["git", "apply", *mode, str(patch.resolve())],
-                cwd=tree,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except FileNotFoundError:
-            raise EngineError(
-                "git is not installed", hint="install it (Debian, Ubuntu: `apt install git`)"
-            ) from None
+        done = run_git(tree, "apply", *mode, str(patch.resolve()))
         if done.returncode != 0:
             lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
             raise EngineError(
                 "the patch does not apply",
                 path=patch,
                 found=lines[0] if lines else f"exit code {done.returncode} from git apply",
-                hint="refresh it against the pinned upstream",
+                hint="refresh it: `sb-edge engine checkout`, then `sb-edge engine refresh-patches`",
             )

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sb_edge.engine.cache import MANIFEST, BuildCache, cache_root, content_key
-from sb_edge.engine.patching import PatchSet, load_patches
+from sb_edge.engine.patching import PatchChoice, PatchSet, load_patches
 from sb_edge.engine.probe import load_backends
 from sb_edge.engine.source import Upstream, patches_folder, read_upstream
 from sb_edge.engine.toolchain import Toolchain, find_toolchain
@@ -89,7 +89,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class BuildRecipe:
-    """Everything that decides what a build yields."""
+    """Build inputs; their hash is the cache key."""
 
     upstream: Upstream
     patch_set: PatchSet
@@ -131,11 +131,12 @@ class BuildRecipe:
         return f"{self.variant}-{self.key}"
 
 
-def make_recipe(variant: str | None = None) -> BuildRecipe:
+def make_recipe(variant: str | None = None, patches: PatchChoice = "all") -> BuildRecipe:
     """The recipe of this installation of sb-edge on this machine.
 
     Args:
         variant: "native", "portable" or "debug"; None: SB_EDGE_ENGINE_VARIANT, else "native".
+        patches: Patches to apply: "all", "operators" (without the generic improvements) or "none".
 
     Raises:
         EngineError: an unknown variant, damaged patches, or no compiler.
@@ -147,7 +148,8 @@ def make_recipe(variant: str | None = None) -> BuildRecipe:
             "unknown engine variant", found=repr(chosen), expected=" or ".join(VARIANTS), hint=hint
         )
     folder = patches_folder()
-    return BuildRecipe(read_upstream(folder / "UPSTREAM"), load_patches(folder), find_toolchain(), chosen)
+    patch_set = load_patches(folder, patches)
+    return BuildRecipe(read_upstream(folder / "UPSTREAM"), patch_set, find_toolchain(), chosen)
 
 
 def open_engine(prefix: Path) -> Engine:
@@ -170,13 +172,14 @@ def open_engine(prefix: Path) -> Engine:
     return Engine(prefix.resolve(), info)
 
 
-def find_engine(variant: str | None = None) -> Engine:
+def find_engine(variant: str | None = None, patches: PatchChoice = "all") -> Engine:
     """The built engine for this source, these patches and flags, this compiler and this CPU.
 
     SB_EDGE_ENGINE names a prefix to use instead, whatever it was built from.
 
     Args:
         variant: "native", "portable" or "debug"; None: SB_EDGE_ENGINE_VARIANT, else "native".
+        patches: Patches that were applied, see `make_recipe`.
 
     Raises:
         EngineError: it has not been built.
@@ -184,29 +187,37 @@ def find_engine(variant: str | None = None) -> Engine:
     override = os.environ.get("SB_EDGE_ENGINE")
     if override:
         return open_engine(Path(override).expanduser())
-    recipe = make_recipe(variant)
+    recipe = make_recipe(variant, patches)
     cache = BuildCache(cache_root())
     if not cache.is_complete(recipe.name):
         option = "" if recipe.variant == "native" else f" --{recipe.variant}"
+        option += "" if patches == "all" else f" --patches {patches}"
         raise EngineError(
             f"the {recipe.variant} engine is not built", hint=f"run `sb-edge engine build{option}`"
         )
     return open_engine(cache.prefix(recipe.name))
 
 
-def build_engine(variant: str | None = None, jobs: int | None = None, *, force: bool = False) -> Engine:
+def build_engine(
+    variant: str | None = None,
+    jobs: int | None = None,
+    *,
+    patches: PatchChoice = "all",
+    force: bool = False,
+) -> Engine:
     """Build the engine, or find it in the cache.
 
     Args:
         variant: "native", "portable" or "debug"; None: SB_EDGE_ENGINE_VARIANT, else "native".
-        jobs: compilers at once; None: by CPUs and free memory.
-        force: build again even if it is there.
+        jobs: Number of parallel compilers; None: by CPUs and free memory.
+        patches: Patches to apply, see `make_recipe`.
+        force: Build again even if it is in the cache.
 
     Raises:
         EngineError: fetching, patching, configuring, compiling or loading failed.
         OutputError: too little space.
     """
-    recipe = make_recipe(variant)
+    recipe = make_recipe(variant, patches)
     cache = BuildCache(cache_root())
     log = cache.log(recipe.name)
 

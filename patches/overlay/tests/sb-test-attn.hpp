@@ -1,6 +1,6 @@
 #pragma once
 
-// Cases of GGML_OP_FLASH_ATTN_EXT with all heads of a group at once, included by test-backend-ops.cpp.
+// Cases of GGML_OP_FLASH_ATTN_EXT with all heads of a group at once, included by sb-tests.hpp.
 
 struct test_attn_grouped : public test_flash_attn_ext {
     const bool    grouped;
@@ -36,7 +36,7 @@ struct test_attn_grouped : public test_flash_attn_ext {
             out->src[1] = cells(ctx, type_K, hsk);
             out->src[2] = cells(ctx, type_V, hsv);
         }
-        ggml_flash_attn_ext_set_grouped(out, grouped);
+        sb_attn_set_grouped(out, grouped);
         return out;
     }
 

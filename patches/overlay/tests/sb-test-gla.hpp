@@ -1,6 +1,6 @@
 #pragma once
 
-// Cases of GGML_OP_GATED_LINEAR_ATTN with fewer key/value heads than query heads, included by test-backend-ops.cpp.
+// Cases of GGML_OP_SB_GLA with fewer key/value heads than query heads, included by sb-tests.hpp.
 
 enum sb_gla_gates { SB_GATES_ANY, SB_GATES_OPEN, SB_GATES_CLOSED };
 
@@ -38,7 +38,7 @@ struct test_gla_grouped : public test_case {
         ggml_tensor * a = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, head_size, n_head_kv, n_tokens);
         ggml_tensor * s = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, head_size*head_size*n_head_kv, n_seqs);
         ggml_set_name(a, "decay");
-        ggml_tensor * out = ggml_gated_linear_attn(ctx, k, v, q, a, s, 1.0f/sqrtf((float) head_size));
+        ggml_tensor * out = sb_gla(ctx, k, v, q, a, s, 1.0f/sqrtf((float) head_size));
         out->op_params[1] = by_token;
         return out;
     }

@@ -1,6 +1,6 @@
 #pragma once
 
-// Cases of GGML_OP_SPARSE_MUL_MAT, included by test-backend-ops.cpp.
+// Cases of GGML_OP_SB_SPARSE_MUL_MAT, included by sb-tests.hpp.
 
 struct test_sparse_mul_mat : public test_case {
     const ggml_type type; // of the columns
@@ -11,7 +11,7 @@ struct test_sparse_mul_mat : public test_case {
     const float     max_density; // 0: always dense, of the same weights if they are F32
 
     std::string op_desc(ggml_tensor *) override {
-        return "SPARSE_MUL_MAT";
+        return "SB_SPARSE_MUL_MAT";
     }
 
     std::string vars() override {
@@ -38,7 +38,7 @@ struct test_sparse_mul_mat : public test_case {
         ggml_tensor * zones   = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n);
         ggml_tensor * x       = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, n_tokens);
         ggml_set_name(zones, "zones");
-        return ggml_sparse_mul_mat(ctx, rows, columns, zones, x, max_density);
+        return sb_sparse_mul_mat(ctx, rows, columns, zones, x, max_density);
     }
 
     bool run_whole_graph() override {

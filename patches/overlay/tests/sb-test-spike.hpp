@@ -1,6 +1,6 @@
 #pragma once
 
-// Cases of GGML_OP_SPIKE_CODE and GGML_OP_SPIKE_MUL_MAT, included by test-backend-ops.cpp.
+// Cases of GGML_OP_SB_SPIKE_CODE and GGML_OP_SB_SPIKE_MUL_MAT, included by sb-tests.hpp.
 
 // Activations as a model has them: mostly small, a few channels a thousand times larger.
 static void sb_init_heavy_tailed(ggml_tensor * t) {
@@ -22,7 +22,7 @@ struct test_spike_mul_mat : public test_case {
     const bool      heavy_tailed;
 
     std::string op_desc(ggml_tensor *) override {
-        return "SPIKE_MUL_MAT";
+        return "SB_SPIKE_MUL_MAT";
     }
 
     std::string vars() override {
@@ -44,7 +44,7 @@ struct test_spike_mul_mat : public test_case {
         ggml_tensor * w = ggml_new_tensor_2d(ctx, type, n, m);
         ggml_tensor * x = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, n_tokens);
         ggml_set_name(x, "activations");
-        return ggml_spike_mul_mat(ctx, w, ggml_spike_code(ctx, x, k));
+        return sb_spike_mul_mat(ctx, w, sb_spike_code(ctx, x, k));
     }
 
     void initialize_tensors(ggml_context * ctx) override {
@@ -87,7 +87,7 @@ struct test_spike_round : public test_case {
     const float   k; // 0: to INT8
 
     std::string op_desc(ggml_tensor *) override {
-        return "SPIKE_CODE";
+        return "SB_SPIKE_CODE";
     }
 
     std::string vars() override {
@@ -100,7 +100,7 @@ struct test_spike_round : public test_case {
         // rows that do not follow each other, as of one of several fused projections
         ggml_tensor * wide = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 2*n, n_head, n_tokens);
         ggml_tensor * x    = ggml_view_3d(ctx, wide, n, n_head, n_tokens, wide->nb[1], wide->nb[2], n*sizeof(float));
-        return k > 0.0f ? ggml_spike_round(ctx, x, k) : ggml_int8_round(ctx, x);
+        return k > 0.0f ? sb_spike_round(ctx, x, k) : sb_spike_round_int8(ctx, x);
     }
 };
 

@@ -2,7 +2,7 @@
 
 #include "ggml-impl.h"
 
-ggml_tensor * ggml_sparse_mul_mat(
+ggml_tensor * sb_sparse_mul_mat(
         ggml_context * ctx, ggml_tensor * rows, ggml_tensor * columns, ggml_tensor * zones, ggml_tensor * x, float max_density) {
     GGML_ASSERT(ggml_is_matrix(rows) && ggml_is_matrix(columns) && ggml_is_vector(zones) && ggml_is_matrix(x));
     GGML_ASSERT(columns->ne[0] == rows->ne[1] && columns->ne[1] == rows->ne[0]);
@@ -12,7 +12,7 @@ ggml_tensor * ggml_sparse_mul_mat(
 
     ggml_tensor * result = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rows->ne[1], x->ne[1]);
 
-    result->op = GGML_OP_SPARSE_MUL_MAT;
+    result->op = GGML_OP_SB_SPARSE_MUL_MAT;
     ggml_set_op_params_f32(result, 0, max_density);
     result->src[SB_SPARSE_ROWS]    = rows;
     result->src[SB_SPARSE_COLUMNS] = columns;

@@ -3,7 +3,7 @@
 // Spike coding (SpikingBrain, arXiv 2509.05276, section 3.3): a row x of activations becomes integer counts
 //   Vth = clamp(mean|x|/k, 1e-5, 1e4),   s = round(x/Vth), half to even, not clipped,   y = Vth*(W s)
 
-#include "ggml.h"
+#include "ggml-sb.h"
 
 #ifdef __cplusplus
 extern "C" {

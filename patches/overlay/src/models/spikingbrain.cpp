@@ -1,5 +1,8 @@
 #include "models.h"
 
+#include "ggml-sb.h"
+#include "llama-sb.h"
+
 #include "../llama-memory-hybrid-iswa.h"
 
 // SpikingBrain (arXiv 2509.05276): layers of gated linear attention (GLA) alternate with layers of
@@ -91,8 +94,9 @@ void llama_model_spikingbrain::load_arch_hparams(llama_model_loader & ml) {
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         hparams.is_swa_impl[il] = !hparams.is_recr(il);
     }
-    // all query heads of a group read one state, so a layer keeps n_head_kv of them
-    hparams.n_embd_state_gla = n_embd_head*n_embd_head*n_head_kv;
+    // all query heads of a group read one state, so a layer keeps n_head_kv states of [n_embd_head, n_embd_head]
+    hparams.ssm_d_state = n_embd_head;
+    hparams.ssm_d_inner = n_embd_head*n_head_kv;
 
     // 0: one merged gate projection, as in the W8ASpike release
     hparams.n_lora_decay = 16;
@@ -219,7 +223,7 @@ bool llama_model_spikingbrain::set_spike_k(uint32_t il, const std::string & name
     return true;
 }
 
-extern "C" LLAMA_API bool llama_spikingbrain_set_spike_k(llama_model * model, int32_t il, const char * projection, float k) {
+bool llama_spikingbrain_set_spike_k(llama_model * model, int32_t il, const char * projection, float k) {
     auto * sb = dynamic_cast<llama_model_spikingbrain *>(model);
     return sb != nullptr && sb->set_spike_k(il, projection, k);
 }
@@ -252,10 +256,8 @@ void llama_model_spikingbrain::load_sparse_tensors(uint32_t il) {
     };
     for (const auto & [proj, name, rows] : projections) {
         const int flags = TENSOR_NOT_REQUIRED | sparse_flags;
-        ggml_tensor * columns = create_tensor(tn(name, "columns.weight", il), { rows->ne[1], rows->ne[0] },
-                flags | llama_model_loader::TENSOR_SPARSE_COLUMNS);
-        ggml_tensor * zones   = create_tensor(tn(name, "zones.weight",   il), { rows->ne[0] },
-                flags | llama_model_loader::TENSOR_SPARSE_ZONES);
+        ggml_tensor * columns = create_readable(tn(name, "columns.weight", il), { rows->ne[1], rows->ne[0] }, flags);
+        ggml_tensor * zones   = create_readable(tn(name, "zones.weight",   il), { rows->ne[0] }, flags);
         if ((columns == nullptr) != (zones == nullptr)) {
             throw std::runtime_error(format("spikingbrain: layer %u has only one of columns and zones of %s", il, sb_projection_names[proj]));
         }
@@ -266,10 +268,18 @@ void llama_model_spikingbrain::load_sparse_tensors(uint32_t il) {
     }
 }
 
-// A coded projection's weight goes where the coded product can read it, not into a layout made for activations.
-int llama_model_spikingbrain::weight_flags(uint32_t il, projection proj) {
+// A tensor in plain host memory, where these operators read it, rather than in a layout made for other products.
+ggml_tensor * llama_model_spikingbrain::create_readable(
+        const LLM_TN_IMPL & tn, const std::initializer_list<int64_t> & ne, int flags) {
+    const buft_list_t plain = { { ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), ggml_backend_cpu_buffer_type() } };
+    return ml->create_tensor(hparams, &plain, &plain, &plain, &plain, tn, ne, flags);
+}
+
+// The weight of a projection: readable if its inputs are coded.
+ggml_tensor * llama_model_spikingbrain::create_projection(
+        uint32_t il, projection proj, const LLM_TN_IMPL & tn, const std::initializer_list<int64_t> & ne) {
     spiking[il].loaded[proj] = spiking[il].k[proj] > 0.0f;
-    return spiking[il].loaded[proj] ? llama_model_loader::TENSOR_SPIKE_MUL_MAT : 0;
+    return spiking[il].loaded[proj] ? create_readable(tn, ne, 0) : create_tensor(tn, ne, 0);
 }
 
 void llama_model_spikingbrain::load_arch_tensors(llama_model_loader &) {
@@ -291,30 +301,29 @@ void llama_model_spikingbrain::load_arch_tensors(llama_model_loader &) {
         layer.attn_norm = create_tensor(tn(LLM_TENSOR_ATTN_NORM, "weight", i), {n_embd}, 0);
 
         const int64_t n_embd_q = n_embd_head_k*n_head;
-        layer.wq   = create_tensor(tn(LLM_TENSOR_ATTN_Q,   "weight", i), {n_embd, n_embd_q},     weight_flags(i, ATTN_Q));
-        layer.wk   = create_tensor(tn(LLM_TENSOR_ATTN_K,   "weight", i), {n_embd, n_embd_k_gqa}, weight_flags(i, ATTN_K));
-        layer.wv   = create_tensor(tn(LLM_TENSOR_ATTN_V,   "weight", i), {n_embd, n_embd_v_gqa}, weight_flags(i, ATTN_V));
+        layer.wq   = create_projection(i, ATTN_Q, tn(LLM_TENSOR_ATTN_Q,   "weight", i), {n_embd, n_embd_q});
+        layer.wk   = create_projection(i, ATTN_K, tn(LLM_TENSOR_ATTN_K,   "weight", i), {n_embd, n_embd_k_gqa});
+        layer.wv   = create_projection(i, ATTN_V, tn(LLM_TENSOR_ATTN_V,   "weight", i), {n_embd, n_embd_v_gqa});
         layer.wq_b = create_tensor(tn(LLM_TENSOR_ATTN_Q,   "bias",   i), {n_embd_q},     TENSOR_NOT_REQUIRED);
         layer.wk_b = create_tensor(tn(LLM_TENSOR_ATTN_K,   "bias",   i), {n_embd_k_gqa}, TENSOR_NOT_REQUIRED);
         layer.wv_b = create_tensor(tn(LLM_TENSOR_ATTN_V,   "bias",   i), {n_embd_v_gqa}, TENSOR_NOT_REQUIRED);
-        layer.wo   = create_tensor(tn(LLM_TENSOR_ATTN_OUT, "weight", i), {n_embd_q, n_embd},     weight_flags(i, ATTN_OUTPUT));
+        layer.wo   = create_projection(i, ATTN_OUTPUT, tn(LLM_TENSOR_ATTN_OUT, "weight", i), {n_embd_q, n_embd});
 
         if (hparams.is_recr(i)) {
-            const int gate_flags = weight_flags(i, SSM_F);
             if (n_rank > 0) {
-                layer.ssm_f_a = create_tensor(tn(LLM_TENSOR_SSM_F_A, "weight", i), {n_embd, n_rank}, gate_flags);
+                layer.ssm_f_a = create_projection(i, SSM_F, tn(LLM_TENSOR_SSM_F_A, "weight", i), {n_embd, n_rank});
                 layer.ssm_f_b = create_tensor(tn(LLM_TENSOR_SSM_F_B, "weight", i), {n_rank, n_embd_k_gqa}, 0);
             } else {
-                layer.ssm_f_b = create_tensor(tn(LLM_TENSOR_SSM_F_B, "weight", i), {n_embd, n_embd_k_gqa}, gate_flags);
+                layer.ssm_f_b = create_projection(i, SSM_F, tn(LLM_TENSOR_SSM_F_B, "weight", i), {n_embd, n_embd_k_gqa});
             }
             layer.ssm_dt_b = create_tensor(tn(LLM_TENSOR_SSM_F_B, "bias",   i), {n_embd_k_gqa}, 0);
             layer.ssm_norm = create_tensor(tn(LLM_TENSOR_SSM_NORM, "weight", i), {n_embd_head_v}, 0);
         }
 
         layer.ffn_norm = create_tensor(tn(LLM_TENSOR_FFN_NORM, "weight", i), {n_embd}, 0);
-        layer.ffn_gate = create_tensor(tn(LLM_TENSOR_FFN_GATE, "weight", i), {n_embd, n_ff}, weight_flags(i, FFN_GATE));
-        layer.ffn_up   = create_tensor(tn(LLM_TENSOR_FFN_UP,   "weight", i), {n_embd, n_ff}, weight_flags(i, FFN_UP));
-        layer.ffn_down = create_tensor(tn(LLM_TENSOR_FFN_DOWN, "weight", i), {n_ff, n_embd}, weight_flags(i, FFN_DOWN));
+        layer.ffn_gate = create_projection(i, FFN_GATE, tn(LLM_TENSOR_FFN_GATE, "weight", i), {n_embd, n_ff});
+        layer.ffn_up   = create_projection(i, FFN_UP, tn(LLM_TENSOR_FFN_UP,   "weight", i), {n_embd, n_ff});
+        layer.ffn_down = create_projection(i, FFN_DOWN, tn(LLM_TENSOR_FFN_DOWN, "weight", i), {n_ff, n_embd});
 
         if (sparse_max_density > 0.0f) {
             load_sparse_tensors(i);
@@ -389,7 +398,7 @@ ggml_tensor * llama_model_spikingbrain::graph::build_projection(
     const float k = sb.spiking[il].k[proj];
     const auto & sparse = sb.sparse[il][proj];
     if (k == 0.0f && sparse.columns && in.x->ne[1] == 1 && loras->empty()) {
-        ggml_tensor * res = ggml_sparse_mul_mat(ctx0, w, sparse.columns, sparse.zones, in.x, sb.sparse_max_density);
+        ggml_tensor * res = sb_sparse_mul_mat(ctx0, w, sparse.columns, sparse.zones, in.x, sb.sparse_max_density);
         return w_s ? ggml_mul(ctx0, res, w_s) : res;
     }
     if (k == 0.0f) {
@@ -398,11 +407,11 @@ ggml_tensor * llama_model_spikingbrain::graph::build_projection(
 
     auto found = std::find_if(in.coded.begin(), in.coded.end(), [k](const auto & entry) { return entry.first == k; });
     if (found == in.coded.end()) {
-        ggml_tensor * counts = ggml_spike_code(ctx0, in.x, k);
+        ggml_tensor * counts = sb_spike_code(ctx0, in.x, k);
         cb(counts, (std::string("spike_") + sb_projection_names[proj]).c_str(), il);
         found = in.coded.insert(in.coded.end(), { k, counts });
     }
-    ggml_tensor * res = ggml_spike_mul_mat(ctx0, w, found->second);
+    ggml_tensor * res = sb_spike_mul_mat(ctx0, w, found->second);
     if (w_s) {
         res = ggml_mul(ctx0, res, w_s);
     }
@@ -460,11 +469,11 @@ ggml_tensor * llama_model_spikingbrain::graph::build_swa(
     cb(k, "Kcur_rope", il);
 
     if (sb.spike_query_k > 0.0f) {
-        q = ggml_spike_round(ctx0, q, sb.spike_query_k);
+        q = sb_spike_round(ctx0, q, sb.spike_query_k);
     }
     if (sb.spike_kv_rounding) {
-        k = ggml_int8_round(ctx0, k);
-        v = ggml_int8_round(ctx0, v);
+        k = sb_spike_round_int8(ctx0, k);
+        v = sb_spike_round_int8(ctx0, v);
     }
 
     input heads = { build_attn(inp_attn, nullptr, nullptr, nullptr, q, k, v, nullptr, nullptr, nullptr,
@@ -508,7 +517,7 @@ ggml_tensor * llama_model_spikingbrain::graph::build_gla(
 
     ggml_tensor * state = build_rs(inp_rs, s_all, n_state, n_seqs);
 
-    ggml_tensor * out = ggml_gated_linear_attn(ctx0, k, v, q, a, state, 1.0f/sqrtf(float(n_embd_head)));
+    ggml_tensor * out = sb_gla(ctx0, k, v, q, a, state, 1.0f/sqrtf(float(n_embd_head)));
     cb(out, "gla_out", il);
 
     const size_t n_out = n_embd_head*n_head*n_tokens;

@@ -51,20 +51,20 @@ sb_attn_args sb_attn_get_args(const ggml_tensor * dst) {
     return args;
 }
 
-const char * sb_row(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
+const char * sb_attn_row(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
     return (const char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3];
 }
 
 // Of a token: what is added to the scores of the keys, or null.
-const ggml_fp16_t * sb_mask_row(const sb_attn_args & a, int64_t token, int64_t seq) {
-    return a.mask ? (const ggml_fp16_t *) sb_row(a.mask, token, 0, seq % a.mask->ne[3]) : nullptr;
+const ggml_fp16_t * sb_attn_mask_row(const sb_attn_args & a, int64_t token, int64_t seq) {
+    return a.mask ? (const ggml_fp16_t *) sb_attn_row(a.mask, token, 0, seq % a.mask->ne[3]) : nullptr;
 }
 
-float * sb_out_row(const sb_attn_args & a, int64_t token, int64_t head, int64_t seq) {
+float * sb_attn_out_row(const sb_attn_args & a, int64_t token, int64_t head, int64_t seq) {
     return a.out + ((seq*a.n_tokens + token)*a.n_head + head)*a.d_v;
 }
 
-void sb_to_floats(ggml_type type, const void * row, int64_t n, float * out) {
+void sb_attn_to_floats(ggml_type type, const void * row, int64_t n, float * out) {
     switch (type) {
         case GGML_TYPE_F32:
             memcpy(out, row, n*sizeof(float));
@@ -90,14 +90,14 @@ void sb_to_floats(ggml_type type, const void * row, int64_t n, float * out) {
 
 void sb_attn_reference(const sb_attn_args & a, int64_t token, int64_t head, int64_t seq) {
     const int64_t head_kv = head/(a.n_head/a.n_head_kv);
-    const auto *  q       = (const float *) sb_row(a.q, token, head, seq);
-    const auto *  mask    = sb_mask_row(a, token, seq);
+    const auto *  q       = (const float *) sb_attn_row(a.q, token, head, seq);
+    const auto *  mask    = sb_attn_mask_row(a, token, seq);
 
     std::vector<float>  row(std::max(a.d_k, a.d_v));
     std::vector<double> scores(a.n_kv);
     double max = -INFINITY;
     for (int64_t j = 0; j < a.n_kv; ++j) {
-        sb_to_floats(a.k->type, sb_row(a.k, j, head_kv, seq), a.d_k, row.data());
+        sb_attn_to_floats(a.k->type, sb_attn_row(a.k, j, head_kv, seq), a.d_k, row.data());
         double sum = 0.0;
         for (int64_t c = 0; c < a.d_k; ++c) {
             sum += (double) q[c]*row[c];
@@ -109,14 +109,14 @@ void sb_attn_reference(const sb_attn_args & a, int64_t token, int64_t head, int6
     double total = 0.0;
     for (int64_t j = 0; j < a.n_kv && max > -INFINITY; ++j) {
         const double p = exp(scores[j] - max);
-        sb_to_floats(a.v->type, sb_row(a.v, j, head_kv, seq), a.d_v, row.data());
+        sb_attn_to_floats(a.v->type, sb_attn_row(a.v, j, head_kv, seq), a.d_v, row.data());
         for (int64_t c = 0; c < a.d_v; ++c) {
             out[c] += p*row[c];
         }
         total += p;
     }
     for (int64_t c = 0; c < a.d_v; ++c) {
-        sb_out_row(a, token, head, seq)[c] = total > 0.0 ? (float) (out[c]/total) : 0.0f;
+        sb_attn_out_row(a, token, head, seq)[c] = total > 0.0 ? (float) (out[c]/total) : 0.0f;
     }
 }
 
@@ -124,21 +124,21 @@ void sb_attn_reference(const sb_attn_args & a, int64_t token, int64_t head, int6
 
 // ---- the fast form: a tile of rows (tokens by heads of a group) against blocks of keys ----
 
-constexpr int64_t sb_keys = 32; // of a block: with their values they stay in the first-level cache
+constexpr int64_t sb_attn_keys = 32; // of a block: with their values they stay in the first-level cache
 
-constexpr int     sb_key_tile = 4;  // keys of a register tile of scores
-constexpr int     sb_row_tile = 4;  // rows of a register tile of results; channels: sb_row_vecs vectors
-constexpr int64_t sb_max_rows = 64; // of a tile
+constexpr int     sb_attn_key_tile = 4;  // keys of a register tile of scores
+constexpr int     sb_attn_row_tile = 4;  // rows of a register tile of results; channels: sb_row_vecs vectors
+constexpr int64_t sb_attn_max_rows = 64; // of a tile
 
-constexpr int64_t sb_max_tiles = 8; // of an item: they share the copies of keys and values
+constexpr int64_t sb_attn_max_tiles = 8; // of an item: they share the copies of keys and values
 
 // Tiles of up to so many rows take all key/value heads together: then the cache is read from end to end.
-constexpr int64_t sb_few_rows = 16;
+constexpr int64_t sb_attn_few_rows = 16;
 
 // Pieces of work for each thread, so that uneven ones even out.
-constexpr int64_t sb_items_a_thread = 4;
+constexpr int64_t sb_attn_items_a_thread = 4;
 
-int64_t sb_pad(int64_t n, int64_t to) {
+int64_t sb_attn_pad(int64_t n, int64_t to) {
     return (n + to - 1)/to*to;
 }
 
@@ -149,9 +149,9 @@ bool sb_attn_is_direct(const sb_attn_args & a, const ggml_tensor * t) {
 // What a thread works in, for one tile. Those of its other tiles and heads follow.
 struct sb_attn_scratch {
     float * q;      // [d_k][rows] scaled queries; [rows][d_k] if keys and values are read where they are
-    float * k;      // [sb_keys][d_k] copies as floats, of the head
-    float * v;      // [sb_keys][d_v padded]
-    float * scores; // [sb_keys][rows], then probabilities; one for all tiles of a head
+    float * k;      // [sb_attn_keys][d_k] copies as floats, of the head
+    float * v;      // [sb_attn_keys][d_v padded]
+    float * scores; // [sb_attn_keys][rows], then probabilities; one for all tiles of a head
     float * shrink; // [rows] what the sums so far are multiplied with
     float * max;    // [rows] of scores; with what follows the sums of a result
     float * total;  // [rows] of probabilities
@@ -178,7 +178,7 @@ struct sb_attn_plan {
     int64_t scratch; // of a thread
 };
 
-int64_t sb_width(int64_t rows) {
+int64_t sb_attn_width(int64_t rows) {
     return rows <= 4 ? 4 : rows <= 8 && sb_lanes > 8 ? 8 : sb_lanes;
 }
 
@@ -186,31 +186,31 @@ sb_attn_plan sb_attn_make_plan(const sb_attn_args & a, int n_threads) {
     const int64_t group = a.n_head/a.n_head_kv;
 
     sb_attn_plan plan;
-    plan.tokens  = std::min(std::max<int64_t>(1, sb_max_rows/group), a.n_tokens);
-    plan.width   = sb_width(plan.tokens*group);
-    plan.rows    = sb_pad(plan.tokens*group, std::max<int64_t>(plan.width, sb_row_tile));
-    plan.d_v     = sb_pad(a.d_v, sb_lanes);
-    plan.heads   = plan.rows <= sb_few_rows ? a.n_head_kv : 1;
-    plan.direct  = plan.rows <= sb_few_rows && sb_attn_is_direct(a, a.k) && sb_attn_is_direct(a, a.v);
+    plan.tokens  = std::min(std::max<int64_t>(1, sb_attn_max_rows/group), a.n_tokens);
+    plan.width   = sb_attn_width(plan.tokens*group);
+    plan.rows    = sb_attn_pad(plan.tokens*group, std::max<int64_t>(plan.width, sb_attn_row_tile));
+    plan.d_v     = sb_attn_pad(a.d_v, sb_lanes);
+    plan.heads   = plan.rows <= sb_attn_few_rows ? a.n_head_kv : 1;
+    plan.direct  = plan.rows <= sb_attn_few_rows && sb_attn_is_direct(a, a.k) && sb_attn_is_direct(a, a.v);
 
     const int64_t n_tiles   = (a.n_tokens + plan.tokens - 1)/plan.tokens;
     const int64_t n_heads   = a.q->ne[3]*(a.n_head_kv/plan.heads);
-    const int64_t n_wanted  = sb_items_a_thread*n_threads;
-    plan.tiles   = std::min(std::max<int64_t>(1, n_heads*n_tiles/n_wanted), std::min(sb_max_tiles, n_tiles));
+    const int64_t n_wanted  = sb_attn_items_a_thread*n_threads;
+    plan.tiles   = std::min(std::max<int64_t>(1, n_heads*n_tiles/n_wanted), std::min(sb_attn_max_tiles, n_tiles));
     plan.n_spans = (n_tiles + plan.tiles - 1)/plan.tiles;
 
     const int64_t n_results = n_heads*plan.n_spans;
     const int64_t wanted    = (n_wanted + n_results - 1)/n_results;
-    const int64_t n_blocks  = (a.n_kv + sb_keys - 1)/sb_keys;
+    const int64_t n_blocks  = (a.n_kv + sb_attn_keys - 1)/sb_attn_keys;
     plan.n_parts = std::max<int64_t>(1, std::min(wanted, n_blocks/4));
-    plan.part    = (n_blocks + plan.n_parts - 1)/plan.n_parts*sb_keys;
+    plan.part    = (n_blocks + plan.n_parts - 1)/plan.n_parts*sb_attn_keys;
     plan.n_items = n_results*plan.n_parts;
 
-    plan.q       = sb_pad(plan.rows*a.d_k, 16);
-    plan.k       = sb_pad(sb_keys*a.d_k, 16);
-    plan.v       = sb_keys*plan.d_v;
-    plan.sums    = sb_pad(plan.rows*(plan.d_v + 2), 16);
-    plan.scores  = sb_pad(plan.rows*(sb_keys + 1), 16);
+    plan.q       = sb_attn_pad(plan.rows*a.d_k, 16);
+    plan.k       = sb_attn_pad(sb_attn_keys*a.d_k, 16);
+    plan.v       = sb_attn_keys*plan.d_v;
+    plan.sums    = sb_attn_pad(plan.rows*(plan.d_v + 2), 16);
+    plan.scores  = sb_attn_pad(plan.rows*(sb_attn_keys + 1), 16);
     plan.scratch = plan.heads*(plan.tiles*plan.q + plan.k + plan.v + plan.scores);
     return plan;
 }
@@ -234,24 +234,24 @@ sb_attn_scratch sb_attn_lay_out(const sb_attn_plan & plan, float * own, float * 
     s.k      = k + head*plan.k;
     s.v      = v + head*plan.v;
     s.scores = scores + head*plan.scores;
-    s.shrink = s.scores + sb_keys*plan.rows;
+    s.shrink = s.scores + sb_attn_keys*plan.rows;
     s.max    = sums + (head*plan.tiles + tile)*plan.sums;
     s.total  = s.max + plan.rows;
     s.out    = s.max + plan.rows*2;
     return s;
 }
 
-enum sb_seen { SB_SEES_NONE, SB_SEES_SOME, SB_SEES_ALL };
+enum sb_attn_seen_by { SB_SEES_NONE, SB_SEES_SOME, SB_SEES_ALL };
 
 // What a tile's tokens see of keys [j0, j1). Negative infinity hides a key, 0 shows it as it is.
-sb_seen sb_attn_seen(const sb_attn_args & a, int64_t token, int64_t token_end, int64_t seq, int64_t j0, int64_t j1) {
+sb_attn_seen_by sb_attn_seen(const sb_attn_args & a, int64_t token, int64_t token_end, int64_t seq, int64_t j0, int64_t j1) {
     if (a.mask == nullptr) {
         return SB_SEES_ALL;
     }
     uint16_t all = 0xffff;
     uint16_t any = 0;
     for (int64_t t = token; t < token_end; ++t) {
-        const ggml_fp16_t * mask = sb_mask_row(a, t, seq);
+        const ggml_fp16_t * mask = sb_attn_mask_row(a, t, seq);
         for (int64_t j = j0; j < j1; ++j) {
             const uint16_t hidden = mask[j] == 0xfc00 ? 0xffff : 0;
             all &= hidden;
@@ -291,13 +291,13 @@ void sb_attn_score_tile(int64_t d, int64_t rows, const float * k, const float * 
 template <int W> void sb_attn_scores(int64_t d, int64_t rows, const sb_attn_scratch & s) {
     int64_t r = 0;
     for (; r + sb_row_vecs*W <= rows; r += sb_row_vecs*W) {
-        for (int64_t j = 0; j < sb_keys; j += sb_key_tile) {
-            sb_attn_score_tile<W, sb_row_vecs, sb_key_tile>(d, rows, s.k + j*d, s.q + r, s.scores + j*rows + r);
+        for (int64_t j = 0; j < sb_attn_keys; j += sb_attn_key_tile) {
+            sb_attn_score_tile<W, sb_row_vecs, sb_attn_key_tile>(d, rows, s.k + j*d, s.q + r, s.scores + j*rows + r);
         }
     }
     for (; r < rows; r += W) {
-        for (int64_t j = 0; j < sb_keys; j += 2*sb_key_tile) {
-            sb_attn_score_tile<W, 1, 2*sb_key_tile>(d, rows, s.k + j*d, s.q + r, s.scores + j*rows + r);
+        for (int64_t j = 0; j < sb_attn_keys; j += 2*sb_attn_key_tile) {
+            sb_attn_score_tile<W, 1, 2*sb_attn_key_tile>(d, rows, s.k + j*d, s.q + r, s.scores + j*rows + r);
         }
     }
 }
@@ -310,7 +310,7 @@ bool sb_attn_soft_max(int64_t rows, const sb_attn_scratch & s) {
     bool shrinks = false;
     for (int64_t r = 0; r < rows; r += width) {
         float * scores = s.scores + r;
-        float * end    = s.scores + sb_keys*rows;
+        float * end    = s.scores + sb_attn_keys*rows;
         sb_vec  max    = sb_vec{} + SB_NOTHING_YET;
         for (const float * at = scores; at < end; at += step) {
             sb_vec x;
@@ -361,13 +361,13 @@ template <typename T> struct sb_attn_values {
     int64_t      n;
 };
 
-// out[r][c] += sum_j p[j][r] v[j][c] for sb_row_tile rows and N vectors of channels from c on
+// out[r][c] += sum_j p[j][r] v[j][c] for sb_attn_row_tile rows and N vectors of channels from c on
 template <int N, typename T>
 void sb_attn_result_tile(int64_t rows, int64_t d, int64_t c, const float * p, const sb_attn_values<T> & values,
                          float * out) {
-    sb_vec acc[sb_row_tile][N];
+    sb_vec acc[sb_attn_row_tile][N];
     SB_UNROLL
-    for (int r = 0; r < sb_row_tile; ++r) {
+    for (int r = 0; r < sb_attn_row_tile; ++r) {
         SB_UNROLL
         for (int n = 0; n < N; ++n) {
             sb_load(acc[r][n], out + r*d + c + n*sb_lanes);
@@ -382,7 +382,7 @@ void sb_attn_result_tile(int64_t rows, int64_t d, int64_t c, const float * p, co
             sb_keep(x[n]);
         }
         SB_UNROLL
-        for (int r = 0; r < sb_row_tile; ++r) {
+        for (int r = 0; r < sb_attn_row_tile; ++r) {
             SB_UNROLL
             for (int n = 0; n < N; ++n) {
                 acc[r][n] += p[r]*x[n];
@@ -390,7 +390,7 @@ void sb_attn_result_tile(int64_t rows, int64_t d, int64_t c, const float * p, co
         }
     }
     SB_UNROLL
-    for (int r = 0; r < sb_row_tile; ++r) {
+    for (int r = 0; r < sb_attn_row_tile; ++r) {
         SB_UNROLL
         for (int n = 0; n < N; ++n) {
             sb_store(out + r*d + c + n*sb_lanes, acc[r][n]);
@@ -400,7 +400,7 @@ void sb_attn_result_tile(int64_t rows, int64_t d, int64_t c, const float * p, co
 
 template <typename T>
 void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const float * p, const sb_attn_values<T> & values, float * out) {
-    for (int64_t r = 0; r < n_rows; r += sb_row_tile) {
+    for (int64_t r = 0; r < n_rows; r += sb_attn_row_tile) {
         int64_t c = 0;
         for (; c + sb_row_vecs*sb_lanes <= d; c += sb_row_vecs*sb_lanes) {
             sb_attn_result_tile<sb_row_vecs>(rows, d, c, p + r, values, out + r*d);
@@ -413,7 +413,7 @@ void sb_attn_results(int64_t rows, int64_t n_rows, int64_t d, const float * p, c
 
 // ---- few rows: keys and values where they are ----
 
-constexpr int sb_direct_keys = sb_lanes/sb_row_tile; // with the rows of a tile as many sums as lanes
+constexpr int sb_attn_direct_keys = sb_lanes/sb_attn_row_tile; // with the rows of a tile as many sums as lanes
 
 // Some heads' rows [j, j + n) on their way to the second-level cache.
 void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t n_heads, int64_t seq, int64_t j, int64_t n) {
@@ -421,55 +421,55 @@ void sb_attn_prefetch(const ggml_tensor * t, int64_t head, int64_t n_heads, int6
     for (int64_t end = std::min(j + n, t->ne[1]); j < end; ++j) {
         for (int64_t h = head; h < head + n_heads; ++h) {
             for (int64_t i = 0; i < size; i += 64) {
-                SB_PREFETCH_L2(sb_row(t, j, h, seq) + i);
+                SB_PREFETCH_L2(sb_attn_row(t, j, h, seq) + i);
             }
         }
     }
 }
 
-// scores[j][r] = q[r] k[j] for sb_direct_keys keys from j on; those from j1 on are read as the last one
+// scores[j][r] = q[r] k[j] for sb_attn_direct_keys keys from j on; those from j1 on are read as the last one
 template <typename T>
 void sb_attn_direct_scores(const sb_attn_args & a, int64_t rows, int64_t head, int64_t seq, int64_t j, int64_t j1,
                            const float * queries, float * scores) {
-    const T * k[sb_direct_keys];
-    for (int i = 0; i < sb_direct_keys; ++i) {
-        k[i] = (const T *) sb_row(a.k, std::min(j + i, j1 - 1), head, seq);
+    const T * k[sb_attn_direct_keys];
+    for (int i = 0; i < sb_attn_direct_keys; ++i) {
+        k[i] = (const T *) sb_attn_row(a.k, std::min(j + i, j1 - 1), head, seq);
     }
-    for (int64_t r = 0; r < rows; r += sb_row_tile) {
+    for (int64_t r = 0; r < rows; r += sb_attn_row_tile) {
         sb_vec acc[sb_lanes] = {};
         for (int64_t c = 0; c < a.d_k; c += sb_lanes) {
-            sb_vec x[sb_direct_keys];
+            sb_vec x[sb_attn_direct_keys];
             SB_UNROLL
-            for (int i = 0; i < sb_direct_keys; ++i) {
+            for (int i = 0; i < sb_attn_direct_keys; ++i) {
                 sb_load(x[i], k[i] + c);
             }
             SB_UNROLL
-            for (int n = 0; n < sb_row_tile; ++n) {
+            for (int n = 0; n < sb_attn_row_tile; ++n) {
                 sb_vec q;
                 sb_load(q, queries + (r + n)*a.d_k + c);
                 SB_UNROLL
-                for (int i = 0; i < sb_direct_keys; ++i) {
-                    acc[i*sb_row_tile + n] += q*x[i];
+                for (int i = 0; i < sb_attn_direct_keys; ++i) {
+                    acc[i*sb_attn_row_tile + n] += q*x[i];
                 }
             }
         }
         sb_sum_each(acc);
         float sums[sb_lanes];
         sb_store(sums, acc[0]);
-        for (int i = 0; i < sb_direct_keys; ++i) {
-            memcpy(scores + i*rows + r, sums + i*sb_row_tile, sb_row_tile*sizeof(float));
+        for (int i = 0; i < sb_attn_direct_keys; ++i) {
+            memcpy(scores + i*rows + r, sums + i*sb_attn_row_tile, sb_attn_row_tile*sizeof(float));
         }
     }
 }
 
 // ---- many rows: copies as floats ----
 
-// Keys or values [j0, j1) of some heads as floats, [head][sb_keys][stride].
+// Keys or values [j0, j1) of some heads as floats, [head][sb_attn_keys][stride].
 void sb_attn_load(const ggml_tensor * t, int64_t head, int64_t n_heads, int64_t seq, int64_t j0, int64_t j1,
                   int64_t stride, int64_t head_stride, float * out) {
     for (int64_t j = j0; j < j1; ++j) {
         for (int64_t h = 0; h < n_heads; ++h) {
-            sb_to_floats(t->type, sb_row(t, j, head + h, seq), t->ne[0], out + h*head_stride + (j - j0)*stride);
+            sb_attn_to_floats(t->type, sb_attn_row(t, j, head + h, seq), t->ne[0], out + h*head_stride + (j - j0)*stride);
         }
     }
 }
@@ -512,7 +512,7 @@ int64_t sb_attn_n_rows(const sb_attn_args & a, const sb_attn_tile & tile) {
 struct sb_attn_block {
     int64_t j0;
     int64_t j1;
-    sb_seen seen[sb_max_tiles];
+    sb_attn_seen_by seen[sb_attn_max_tiles];
 };
 
 // Whether any tile sees any of it.
@@ -533,7 +533,7 @@ void sb_attn_load_queries(const sb_attn_args & a, const sb_attn_plan & plan, con
     int64_t r = 0;
     for (int64_t t = tile.token; t < tile.end; ++t) {
         for (int64_t h = head_kv*group; h < (head_kv + 1)*group; ++h, ++r) {
-            const auto * row = (const float *) sb_row(a.q, t, h, seq);
+            const auto * row = (const float *) sb_attn_row(a.q, t, h, seq);
             for (int64_t c = 0; c < a.d_k; ++c) {
                 q[plan.direct ? r*a.d_k + c : c*plan.rows + r] = a.scale*row[c];
             }
@@ -546,7 +546,7 @@ void sb_attn_hide(const sb_attn_args & a, const sb_attn_plan & plan, const sb_at
                   const sb_attn_block & block, float * scores) {
     const int64_t group = a.n_head/a.n_head_kv;
     for (int64_t t = tile.token; t < tile.end && a.mask; ++t) {
-        const ggml_fp16_t * mask = sb_mask_row(a, t, seq);
+        const ggml_fp16_t * mask = sb_attn_mask_row(a, t, seq);
         for (int64_t j = block.j0; j < block.j1; ++j) {
             float * of_token = scores + (j - block.j0)*plan.rows + (t - tile.token)*group;
             for (int64_t g = 0; g < group; ++g) {
@@ -554,14 +554,14 @@ void sb_attn_hide(const sb_attn_args & a, const sb_attn_plan & plan, const sb_at
             }
         }
     }
-    std::fill(scores + (block.j1 - block.j0)*plan.rows, scores + sb_keys*plan.rows, -INFINITY);
+    std::fill(scores + (block.j1 - block.j0)*plan.rows, scores + sb_attn_keys*plan.rows, -INFINITY);
 }
 
 // Scores of a block to probabilities, for one tile of one head, with its sums so far made ready for them.
 void sb_attn_weigh(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, int64_t i,
                    const sb_attn_block & block, const sb_attn_scratch & s) {
     const sb_attn_tile tile = sb_attn_get_tile(a, plan, item, i);
-    if (block.seen[i] == SB_SEES_SOME || block.j1 < block.j0 + sb_keys) {
+    if (block.seen[i] == SB_SEES_SOME || block.j1 < block.j0 + sb_attn_keys) {
         sb_attn_hide(a, plan, tile, item.seq, block, s.scores);
     }
     if (!sb_attn_soft_max(plan.rows, s)) {
@@ -581,18 +581,18 @@ void sb_attn_add_direct(const sb_attn_args & a, const sb_attn_plan & plan, const
                         const sb_attn_block & block, float * own, float * sums) {
     const sb_attn_scratch first  = sb_attn_lay_out(plan, own, sums, 0, 0);
     const int64_t         n_rows = sb_attn_n_rows(a, sb_attn_get_tile(a, plan, item, 0));
-    for (int64_t j = block.j0; j < block.j1; j += sb_direct_keys) {
-        sb_attn_prefetch(a.v, item.head, plan.heads, item.seq, j, sb_direct_keys);
+    for (int64_t j = block.j0; j < block.j1; j += sb_attn_direct_keys) {
+        sb_attn_prefetch(a.v, item.head, plan.heads, item.seq, j, sb_attn_direct_keys);
         for (int64_t h = 0; h < plan.heads; ++h) {
             sb_attn_direct_scores<T>(a, plan.rows, item.head + h, item.seq, j, block.j1, first.q + h*plan.q,
                                      first.scores + h*plan.scores + (j - block.j0)*plan.rows);
         }
     }
-    const int64_t ahead = (sb_keys + plan.heads - 1)/plan.heads;
+    const int64_t ahead = (sb_attn_keys + plan.heads - 1)/plan.heads;
     for (int64_t h = 0; h < plan.heads; ++h) {
         const sb_attn_scratch   s      = sb_attn_lay_out(plan, own, sums, h, 0);
-        const sb_attn_values<T> values = { sb_row(a.v, block.j0, item.head + h, item.seq), a.v->nb[1], block.j1 - block.j0 };
-        sb_attn_prefetch(a.k, item.head, plan.heads, item.seq, block.j0 + sb_keys + h*ahead, ahead);
+        const sb_attn_values<T> values = { sb_attn_row(a.v, block.j0, item.head + h, item.seq), a.v->nb[1], block.j1 - block.j0 };
+        sb_attn_prefetch(a.k, item.head, plan.heads, item.seq, block.j0 + sb_attn_keys + h*ahead, ahead);
         sb_attn_weigh(a, plan, item, 0, block, s);
         sb_attn_results(plan.rows, n_rows, plan.d_v, s.scores, values, s.out);
     }
@@ -649,8 +649,8 @@ void sb_attn_run(const sb_attn_args & a, const sb_attn_plan & plan, const sb_att
             sb_attn_load_queries(a, plan, sb_attn_get_tile(a, plan, item, i), item.head + h, item.seq, s.q);
         }
     }
-    for (int64_t j = item.part*plan.part; j < end; j += sb_keys) {
-        sb_attn_block block = { j, std::min(j + sb_keys, end), {} };
+    for (int64_t j = item.part*plan.part; j < end; j += sb_attn_keys) {
+        sb_attn_block block = { j, std::min(j + sb_attn_keys, end), {} };
         if (sb_attn_look(a, plan, item, block)) {
             add(a, plan, item, block, own, sums);
         }
@@ -686,7 +686,7 @@ void sb_attn_write(const sb_attn_args & a, const sb_attn_plan & plan, const sb_a
             const sb_attn_tile tile = sb_attn_get_tile(a, plan, item, i);
             for (int64_t r = 0; r < sb_attn_n_rows(a, tile); ++r) {
                 sb_attn_write_row(plan, sums + (h*plan.tiles + i)*plan.sums, r, a.d_v,
-                                  sb_out_row(a, tile.token + r/group, (item.head + h)*group + r % group, item.seq));
+                                  sb_attn_out_row(a, tile.token + r/group, (item.head + h)*group + r % group, item.seq));
             }
         }
     }
@@ -723,7 +723,7 @@ bool   sb_attn_takes(const ggml_tensor *)          { return false; }
 size_t sb_attn_work_size(const ggml_tensor *, int) { return 0; }
 #endif
 
-void ggml_compute_forward_attn_grouped(const ggml_compute_params * params, ggml_tensor * dst) {
+void sb_attn_compute(const ggml_compute_params * params, ggml_tensor * dst) {
     const sb_attn_args a = sb_attn_get_args(dst);
     if (params->use_ref) {
         const int64_t n_rows = a.n_tokens*a.n_head*a.q->ne[3];
@@ -734,7 +734,7 @@ void ggml_compute_forward_attn_grouped(const ggml_compute_params * params, ggml_
     }
 #if defined(SB_VECTORS)
     const sb_attn_plan plan = sb_attn_make_plan(a, params->nth);
-    float *            work = (float *) sb_pad((intptr_t) params->wdata, 64);
+    float *            work = (float *) sb_attn_pad((intptr_t) params->wdata, 64);
     float *            sums = work + params->nth*plan.scratch;
     const auto sums_of = [&](int64_t i) { return sums + i*sb_attn_item_sums(plan); };
 

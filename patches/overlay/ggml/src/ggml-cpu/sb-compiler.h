@@ -1,6 +1,6 @@
 #pragma once
 
-// What compilers are asked for in words of their own; others do without.
+// Compiler-specific attributes; other compilers do without.
 
 // before a loop of constant length, to keep what it indexes in registers
 #if defined(__clang__)

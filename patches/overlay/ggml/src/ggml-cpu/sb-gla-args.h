@@ -1,6 +1,6 @@
 #pragma once
 
-// What GGML_OP_GATED_LINEAR_ATTN is given; shapes in sb-gla.h.
+// Arguments of GGML_OP_SB_GLA; shapes in sb-gla.h.
 
 #include <cstdint>
 

@@ -19,7 +19,7 @@ constexpr int sb_gla_column_width = 16;
 constexpr int sb_gla_min_chunked = 64;
 
 // Query heads served by one pass over the state; more than these spill out of the registers.
-constexpr int sb_heads_at_once = 8;
+constexpr int sb_gla_heads_at_once = 8;
 
 bool sb_gla_in_chunks(const ggml_tensor * dst) {
 #if defined(SB_VECTORS)
@@ -175,8 +175,8 @@ void sb_gla_column(const sb_gla_args & g, int64_t seq, int64_t h, int64_t j0, W 
 
     for (int64_t t = seq*g.n_seq_tokens; t < (seq + 1)*g.n_seq_tokens; ++t) {
         const int64_t kv_off = (t*g.n_head_kv + h)*d;
-        for (int64_t g0 = 0; g0 < group; g0 += sb_heads_at_once) {
-            const int     n     = (int) std::min<int64_t>(sb_heads_at_once, group - g0);
+        for (int64_t g0 = 0; g0 < group; g0 += sb_gla_heads_at_once) {
+            const int     n     = (int) std::min<int64_t>(sb_gla_heads_at_once, group - g0);
             const int64_t q_off = (t*g.n_head + h*group + g0)*d;
             const auto    heads = g0 == 0 ? sb_gla_heads<true, W> : sb_gla_heads<false, W>;
             heads(n, d, width, g.scale, g.k + kv_off, g.v + kv_off + j0, g.a + kv_off, g.q + q_off,
@@ -232,7 +232,7 @@ size_t sb_gla_work_size(const ggml_tensor * dst, int n_threads) {
     return sb_gla_in_chunks(dst) ? sb_gla_by_chunks_size(sb_gla_get_args(dst), n_threads) : 0;
 }
 
-void ggml_compute_forward_gla_grouped(const ggml_compute_params * params, ggml_tensor * dst) {
+void sb_gla_compute(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int i = 0; i < 5; ++i) {
         GGML_ASSERT(dst->src[i]->type == GGML_TYPE_F32);
     }

@@ -15,7 +15,7 @@ struct sb_sparse_dense {
 };
 
 // Computes dst, or returns false if too few channels are silent: then all threads compute `dense` instead.
-bool ggml_compute_forward_sparse_mul_mat(const struct ggml_compute_params * params, struct ggml_tensor * dst,
+bool sb_sparse_mul_mat_compute(const struct ggml_compute_params * params, struct ggml_tensor * dst,
                                          struct sb_sparse_dense * dense);
 
 // For planning: the dense product of `op`, and the work space in bytes that is needed besides that product's own.
@@ -24,11 +24,8 @@ size_t sb_sparse_work_size (const struct ggml_tensor * op, int n_threads);
 
 bool sb_sparse_supports(const struct ggml_tensor * op);
 
-// One of the functions below, by its name; null for another name. ggml_backend_reg_get_proc_address asks here.
+// An exported function by its name; null for another name.
 void * sb_sparse_proc_address(const char * name);
-
-void sb_sparse_counters_reset(void);
-void sb_sparse_counters_get(struct sb_sparse_counts * counts);
 
 #ifdef __cplusplus
 }

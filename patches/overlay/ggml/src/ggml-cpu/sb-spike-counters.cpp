@@ -10,12 +10,12 @@
 
 namespace {
 
-std::atomic<bool> sb_counting{false};
+std::atomic<bool> sb_spike_counting{false};
 
-std::mutex                                  sb_sites_mutex;
-std::vector<std::unique_ptr<sb_spike_site>> sb_sites;
+std::mutex                                  sb_spike_sites_mutex;
+std::vector<std::unique_ptr<sb_spike_site>> sb_spike_sites;
 
-int sb_bits(uint64_t x) {
+int sb_spike_bits(uint64_t x) {
     int bits = 0;
     for (; x != 0; x >>= 1) {
         ++bits;
@@ -23,7 +23,7 @@ int sb_bits(uint64_t x) {
     return bits;
 }
 
-int sb_popcount(uint64_t x) {
+int sb_spike_popcount(uint64_t x) {
     int count = 0;
     for (; x != 0; x &= x - 1) {
         ++count;
@@ -31,8 +31,8 @@ int sb_popcount(uint64_t x) {
     return count;
 }
 
-void sb_count_row(sb_spike_site & site, int64_t n, const sb_spike_row & row) {
-    const int64_t bits_largest = sb_bits(row.largest);
+void sb_spike_count_row(sb_spike_site & site, int64_t n, const sb_spike_row & row) {
+    const int64_t bits_largest = sb_spike_bits(row.largest);
     const int64_t twos_steps   = std::max<int64_t>(2, bits_largest + 1);
     const uint64_t twos_mask   = (uint64_t(1) << twos_steps) - 1;
 
@@ -57,13 +57,13 @@ void sb_count_row(sb_spike_site & site, int64_t n, const sb_spike_row & row) {
         site.n_negative   += s < 0;
         site.n_bursts     += magnitude > 127;
         site.unary_spikes += magnitude;
-        site.bit_spikes   += sb_popcount(magnitude);
-        site.twos_spikes  += sb_popcount(uint64_t(s) & twos_mask);
-        site.window_slots += 3*std::max(1, (sb_bits(magnitude) + 2)/3);
+        site.bit_spikes   += sb_spike_popcount(magnitude);
+        site.twos_spikes  += sb_spike_popcount(uint64_t(s) & twos_mask);
+        site.window_slots += 3*std::max(1, (sb_spike_bits(magnitude) + 2)/3);
     }
 }
 
-void sb_merge(sb_spike_site & to, const sb_spike_site & from) {
+void sb_spike_merge(sb_spike_site & to, const sb_spike_site & from) {
     to.k             = from.k;
     to.n_channels    = from.n_channels;
     to.n_tokens     += from.n_tokens;
@@ -96,7 +96,7 @@ int64_t sb_spike_count_of(const sb_spike_row * row, int64_t n, int64_t channel, 
 }
 
 bool sb_spike_counters_enabled() {
-    return sb_counting.load(std::memory_order_relaxed);
+    return sb_spike_counting.load(std::memory_order_relaxed);
 }
 
 void sb_spike_count(const char * name, float k, int64_t n, int64_t n_rows, const char * rows, size_t row_size) {
@@ -104,42 +104,46 @@ void sb_spike_count(const char * name, float k, int64_t n, int64_t n_rows, const
     sum.k          = k;
     sum.n_channels = n;
     for (int64_t i = 0; i < n_rows; ++i) {
-        sb_count_row(sum, n, *(const sb_spike_row *) (rows + i*row_size));
+        sb_spike_count_row(sum, n, *(const sb_spike_row *) (rows + i*row_size));
     }
 
-    const std::lock_guard<std::mutex> lock(sb_sites_mutex);
-    const auto found = std::find_if(sb_sites.begin(), sb_sites.end(), [&](const auto & site) {
+    const std::lock_guard<std::mutex> lock(sb_spike_sites_mutex);
+    const auto found = std::find_if(sb_spike_sites.begin(), sb_spike_sites.end(), [&](const auto & site) {
         return strncmp(site->name, name, sizeof(site->name) - 1) == 0;
     });
-    if (found != sb_sites.end()) {
-        sb_merge(**found, sum);
+    if (found != sb_spike_sites.end()) {
+        sb_spike_merge(**found, sum);
         return;
     }
     strncpy(sum.name, name, sizeof(sum.name) - 1);
-    sb_sites.push_back(std::make_unique<sb_spike_site>(sum));
+    sb_spike_sites.push_back(std::make_unique<sb_spike_site>(sum));
 }
 
 void sb_spike_counters_enable(bool on) {
-    sb_counting.store(on, std::memory_order_relaxed);
+    sb_spike_counting.store(on, std::memory_order_relaxed);
 }
 
 void sb_spike_counters_reset() {
-    const std::lock_guard<std::mutex> lock(sb_sites_mutex);
-    sb_sites.clear();
+    const std::lock_guard<std::mutex> lock(sb_spike_sites_mutex);
+    sb_spike_sites.clear();
 }
 
 size_t sb_spike_counters_size() {
-    const std::lock_guard<std::mutex> lock(sb_sites_mutex);
-    return sb_sites.size();
+    const std::lock_guard<std::mutex> lock(sb_spike_sites_mutex);
+    return sb_spike_sites.size();
 }
 
 bool sb_spike_counters_get(size_t index, sb_spike_site * site) {
-    const std::lock_guard<std::mutex> lock(sb_sites_mutex);
-    if (index >= sb_sites.size()) {
+    const std::lock_guard<std::mutex> lock(sb_spike_sites_mutex);
+    if (index >= sb_spike_sites.size()) {
         return false;
     }
-    *site = *sb_sites[index];
+    *site = *sb_spike_sites[index];
     return true;
+}
+
+size_t sb_spike_site_size() {
+    return sizeof(sb_spike_site);
 }
 
 void * sb_spike_proc_address(const char * name) {
@@ -153,6 +157,7 @@ void * sb_spike_proc_address(const char * name) {
         { "sb_spike_counters_reset",  (void *) sb_spike_counters_reset  },
         { "sb_spike_counters_size",   (void *) sb_spike_counters_size   },
         { "sb_spike_counters_get",    (void *) sb_spike_counters_get    },
+        { "sb_spike_site_size",       (void *) sb_spike_site_size       },
     };
     for (const auto & entry : table) {
         if (strcmp(entry.name, name) == 0) {

@@ -1,7 +1,7 @@
 #pragma once
 
 // Integer dot products of a block of 32 int8 weights and 32 int8 digits of counts, for one instruction set each.
-// A type `sb_simd` gives:
+// A type `sb_spike_simd` gives:
 //   weights, counts  what a block is loaded into
 //   dot()            their products summed into int32 lanes, exactly: weights in [-128, 127], counts in [-127, 127]
 //   first            a block of first digits with its offsets (sb-spike.h), for weights that are used once:
@@ -30,7 +30,7 @@
 
 #include <immintrin.h>
 
-struct sb_simd {
+struct sb_spike_simd {
 #if defined(__AVX512VL__)
     static constexpr int panel_tokens = 6; // 32 registers
 #else
@@ -196,7 +196,7 @@ struct sb_simd {
 
 #include <arm_neon.h>
 
-struct sb_simd_blocks {
+struct sb_spike_simd_blocks {
     static constexpr int panel_tokens = 6;
     static constexpr int panel_rows   = 4;
 
@@ -301,7 +301,7 @@ struct sb_simd_blocks {
 
 #else
 
-struct sb_simd_blocks {
+struct sb_spike_simd_blocks {
     static constexpr int panel_tokens = 1;
     static constexpr int panel_rows   = 1;
 
@@ -418,7 +418,7 @@ struct sb_simd_blocks {
 #if !defined(SB_SIMD_X86)
 
 // Weights that are used once are treated as all others.
-struct sb_simd : sb_simd_blocks {
+struct sb_spike_simd : sb_spike_simd_blocks {
     using first = counts;
 
     static first load_first(const int8_t * s, const int32_t *) {
