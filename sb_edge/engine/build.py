@@ -18,6 +18,7 @@ from sb_edge.util.progress import progress_bar
 
 TOOLS = (
     "llama-bench",
+    "sb-memory",
     "llama-server",
     "llama-quantize",
     "llama-perplexity",

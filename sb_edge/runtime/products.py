@@ -189,7 +189,7 @@ class _Functions:
         self.new_graph = typed("ggml_new_graph", pointer, pointer)
         self.dense = typed("ggml_mul_mat", pointer, pointer, pointer, pointer)
         self.sparse = typed(
-            "ggml_sparse_mul_mat", pointer, pointer, pointer, pointer, pointer, pointer, ctypes.c_float
+            "sb_sparse_mul_mat", pointer, pointer, pointer, pointer, pointer, pointer, ctypes.c_float
         )
         self.expand = typed("ggml_build_forward_expand", None, pointer, pointer)
         self.compute = typed("ggml_backend_graph_compute", number, pointer, pointer)

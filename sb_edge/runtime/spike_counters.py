@@ -95,7 +95,7 @@ class RecordedCounts:
 
 
 class _Site(ctypes.Structure):
-    """sb_spike_site of sb-spike-cpu.h."""
+    """sb_spike_site of ggml-sb.h, field by field."""
 
     _fields_ = [
         ("name", ctypes.c_char * 64),
@@ -329,6 +329,14 @@ def _require_spikes(model: Model) -> SpikePlan:
 
 @contextmanager
 def _counting() -> Iterator[None]:
+    size = _function("sb_spike_site_size")()
+    if size != ctypes.sizeof(_Site):
+        raise InferenceError(
+            "the engine's spike counters have another layout",
+            found=f"{size} bytes",
+            expected=f"{ctypes.sizeof(_Site)} bytes",
+            hint="rebuild the engine: `sb-edge engine build`",
+        )
     _function("sb_spike_counters_reset")()
     _function("sb_spike_counters_enable")(True)
     try:
@@ -348,7 +356,7 @@ def _order(projection: str) -> int:
 
 
 def _row_size(n: int) -> int:
-    function = ggml_base().ggml_spike_row_size
+    function = ggml_base().sb_spike_row_size
     function.restype, function.argtypes = ctypes.c_size_t, [ctypes.c_int64]
     return int(function(n))
 
@@ -367,6 +375,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "sb_spike_counters_reset": (None, []),
     "sb_spike_counters_size": (ctypes.c_size_t, []),
     "sb_spike_counters_get": (ctypes.c_bool, [ctypes.c_size_t, _POINTER]),
+    "sb_spike_site_size": (ctypes.c_size_t, []),
 }
 
 

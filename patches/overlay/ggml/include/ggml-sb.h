@@ -77,19 +77,19 @@ bool sb_spike_accumulate(int type, bool unpacked, int64_t n, const void * w, con
 struct sb_spike_site {
     char    name[64];
     float   k;                        // of the last coded row
-    int64_t n_channels;               // of the last coded row
-    int64_t n_tokens;
+    int64_t channels;                 // of the last coded row
+    int64_t tokens;
     int64_t histogram[SB_SPIKE_BINS]; // of |s|; the last bin also holds all larger ones
     int64_t largest;                  // |s|
-    int64_t n_negative;               // s < 0
-    int64_t n_bursts;                 // |s| > 127
+    int64_t negative;                 // s < 0
+    int64_t bursts;                   // |s| > 127
     double  threshold_sum;            // of Vth over the tokens
     int64_t unary_spikes;             // sum of |s|
     int64_t bit_spikes;               // sum of popcount(|s|)
-    int64_t twos_spikes;              // sum of popcount(s mod 2^T), T = max(2, bits(c) + 1)
+    int64_t twos_complement_spikes;   // sum of popcount(s mod 2^T), T = max(2, bits(c) + 1)
     int64_t unary_steps;              // sum of c over the tokens
     int64_t bit_steps;                // sum of bits(c)
-    int64_t twos_steps;               // sum of max(2, bits(c) + 1)
+    int64_t twos_complement_steps;    // sum of max(2, bits(c) + 1)
     int64_t window_slots;             // sum of 3*max(1, ceil(bits(|s|)/3)): windows of three time steps
 };
 

@@ -36,12 +36,12 @@ void sb_spike_count_row(sb_spike_site & site, int64_t n, const sb_spike_row & ro
     const int64_t twos_steps   = std::max<int64_t>(2, bits_largest + 1);
     const uint64_t twos_mask   = (uint64_t(1) << twos_steps) - 1;
 
-    site.n_tokens      += 1;
-    site.largest        = std::max<int64_t>(site.largest, row.largest);
+    site.tokens += 1;
+    site.largest = std::max<int64_t>(site.largest, row.largest);
     site.threshold_sum += row.threshold;
-    site.unary_steps   += row.largest;
-    site.bit_steps     += bits_largest;
-    site.twos_steps    += twos_steps;
+    site.unary_steps += row.largest;
+    site.bit_steps += bits_largest;
+    site.twos_complement_steps += twos_steps;
 
     const uint16_t * burst     = sb_spike_burst_blocks_const(&row, n);
     const uint16_t * burst_end = burst + row.n_burst_blocks;
@@ -54,33 +54,33 @@ void sb_spike_count_row(sb_spike_site & site, int64_t n, const sb_spike_row & ro
         const uint64_t magnitude = s < 0 ? -s : s;
 
         site.histogram[std::min<uint64_t>(magnitude, SB_SPIKE_BINS - 1)] += 1;
-        site.n_negative   += s < 0;
-        site.n_bursts     += magnitude > 127;
+        site.negative += s < 0;
+        site.bursts += magnitude > 127;
         site.unary_spikes += magnitude;
-        site.bit_spikes   += sb_spike_popcount(magnitude);
-        site.twos_spikes  += sb_spike_popcount(uint64_t(s) & twos_mask);
+        site.bit_spikes += sb_spike_popcount(magnitude);
+        site.twos_complement_spikes += sb_spike_popcount(uint64_t(s) & twos_mask);
         site.window_slots += 3*std::max(1, (sb_spike_bits(magnitude) + 2)/3);
     }
 }
 
 void sb_spike_merge(sb_spike_site & to, const sb_spike_site & from) {
-    to.k             = from.k;
-    to.n_channels    = from.n_channels;
-    to.n_tokens     += from.n_tokens;
+    to.k = from.k;
+    to.channels = from.channels;
+    to.tokens += from.tokens;
     for (int i = 0; i < SB_SPIKE_BINS; ++i) {
         to.histogram[i] += from.histogram[i];
     }
-    to.largest        = std::max(to.largest, from.largest);
-    to.n_negative    += from.n_negative;
-    to.n_bursts      += from.n_bursts;
+    to.largest = std::max(to.largest, from.largest);
+    to.negative += from.negative;
+    to.bursts += from.bursts;
     to.threshold_sum += from.threshold_sum;
-    to.unary_spikes  += from.unary_spikes;
-    to.bit_spikes    += from.bit_spikes;
-    to.twos_spikes   += from.twos_spikes;
-    to.unary_steps   += from.unary_steps;
-    to.bit_steps     += from.bit_steps;
-    to.twos_steps    += from.twos_steps;
-    to.window_slots  += from.window_slots;
+    to.unary_spikes += from.unary_spikes;
+    to.bit_spikes += from.bit_spikes;
+    to.twos_complement_spikes += from.twos_complement_spikes;
+    to.unary_steps += from.unary_steps;
+    to.bit_steps += from.bit_steps;
+    to.twos_complement_steps += from.twos_complement_steps;
+    to.window_slots += from.window_slots;
 }
 
 } // namespace
@@ -101,8 +101,8 @@ bool sb_spike_counters_enabled() {
 
 void sb_spike_count(const char * name, float k, int64_t n, int64_t n_rows, const char * rows, size_t row_size) {
     sb_spike_site sum = {};
-    sum.k          = k;
-    sum.n_channels = n;
+    sum.k = k;
+    sum.channels = n;
     for (int64_t i = 0; i < n_rows; ++i) {
         sb_spike_count_row(sum, n, *(const sb_spike_row *) (rows + i*row_size));
     }
