@@ -64,6 +64,15 @@ static void sb_memory_print(const llama_memory_breakdown & breakdown) {
     printf("}\n");
 }
 
+// The engine's log, without what only its developers need.
+static void sb_memory_log(ggml_log_level level, const char * text, void *) {
+    static bool skipped = false;
+    skipped             = level == GGML_LOG_LEVEL_DEBUG || (level == GGML_LOG_LEVEL_CONT && skipped);
+    if (!skipped) {
+        fputs(text, stderr);
+    }
+}
+
 int main(int argc, char ** argv) {
     if (argc < 2) {
         fprintf(stderr, "usage: sb-memory MODEL [NAME=VALUE ...]\n");
@@ -89,6 +98,7 @@ int main(int argc, char ** argv) {
         }
     }
     overrides.push_back({});
+    llama_log_set(sb_memory_log, nullptr);
 
     try {
         ggml_backend_load_all();
