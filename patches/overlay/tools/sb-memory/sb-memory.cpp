@@ -4,10 +4,14 @@
 //                    kv_unified=0|1 KEY=FLOAT ...]
 //
 // KEY=FLOAT overrides a key of the model, such as spikingbrain.spike.override. Without n_ctx, only the model is looked at.
-// The result is one line of JSON: bytes by buffer type. The engine's log goes to standard error.
+// The result is one line of JSON: bytes by buffer type, and how many of the context's bytes are recurrent states. The engine's
+// log goes to standard error. Exit status: 1 for a model that cannot be loaded, 3 for a context that cannot be made.
 
 #include "llama.h"
 #include "llama-ext.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-recurrent.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -52,16 +56,33 @@ static bool sb_memory_set(llama_context_params & params, const std::string & key
     return true;
 }
 
-static void sb_memory_print(const llama_memory_breakdown & breakdown) {
+// Bytes of the recurrent states.
+static size_t sb_memory_states(llama_memory_t memory) {
+    const llama_memory_i * states = dynamic_cast<llama_memory_recurrent *>(memory);
+    if (const auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        states = hybrid->get_mem_recr();
+    } else if (const auto * hybrid_iswa = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
+        states = hybrid_iswa->get_mem_recr();
+    }
+    size_t size = 0;
+    if (states != nullptr) {
+        for (const auto & [buft, bytes] : states->memory_breakdown()) {
+            size += bytes;
+        }
+    }
+    return size;
+}
+
+static void sb_memory_print(const llama_memory_breakdown & breakdown, size_t states) {
     const char * separator = "";
-    printf("{");
+    printf("{\"states\": %zu, \"buffers\": {", states);
     for (const auto & [buft, bytes] : breakdown) {
         printf("%s\"%s\": {\"in_place\": %s, \"model\": %zu, \"context\": %zu, \"compute\": %zu}", separator,
                ggml_backend_buft_name(buft), buft == ggml_backend_cpu_buffer_type() ? "true" : "false", bytes.model, bytes.context,
                bytes.compute);
         separator = ", ";
     }
-    printf("}\n");
+    printf("}}\n");
 }
 
 // The engine's log, without what only its developers need.
@@ -115,9 +136,9 @@ int main(int argc, char ** argv) {
         }
         llama_context * context = llama_init_from_model(model, cparams);
         if (context == nullptr) {
-            return 1;
+            return 3;
         }
-        sb_memory_print(llama_get_memory_breakdown(context));
+        sb_memory_print(llama_get_memory_breakdown(context), sb_memory_states(llama_get_memory(context)));
         llama_free(context);
         llama_model_free(model);
     } catch (const std::exception & error) {
