@@ -16,7 +16,7 @@ import numpy as np
 from sb_edge.bench.speed.fill import CHUNK, MAIN, synthetic_fill
 from sb_edge.bench.speed.plan import Case
 from sb_edge.engine.machine import Machine
-from sb_edge.memory.flash_attention import FLASH_ATTN
+from sb_edge.memory.forecast import FLASH_ATTN
 from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError, OutputError

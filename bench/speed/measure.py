@@ -18,7 +18,7 @@ from sb_edge.bench.rows.timing import summarize
 from sb_edge.bench.speed.contexts import Contexts, open_session, reach_depth, rewinder
 from sb_edge.bench.speed.plan import Case
 from sb_edge.engine.machine import Machine
-from sb_edge.memory.flash_attention import FLASH_ATTN
+from sb_edge.memory.forecast import FLASH_ATTN
 from sb_edge.memory.traffic import token_traffic
 from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model

@@ -16,8 +16,7 @@ from sb_edge.bench.speed.fill import CHUNK
 from sb_edge.engine.machine import Machine
 from sb_edge.gguf.reader import GgufHeader, padded, read_header
 from sb_edge.memory.check import FLOAT_TYPES
-from sb_edge.memory.flash_attention import FLASH_ATTN, FlashChoice
-from sb_edge.memory.forecast import DEFAULT_UBATCH
+from sb_edge.memory.forecast import DEFAULT_UBATCH, FLASH_ATTN, FlashChoice
 from sb_edge.util.errors import SbEdgeError
 
 AUTO_REAL_DEPTH = 4096

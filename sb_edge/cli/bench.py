@@ -29,7 +29,7 @@ from sb_edge.cli.spike_options import SpikeK, run_spikes_options
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sb_edge.memory.flash_attention import FlashChoice
+    from sb_edge.memory.forecast import FlashChoice
 
 
 @click.group()

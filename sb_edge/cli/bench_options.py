@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sb_edge.bench.rows.row import Row
     from sb_edge.bench.speed.plan import BenchModel, BenchSettings, FillChoice
     from sb_edge.bench.speed.run import TimeBudget
-    from sb_edge.memory.flash_attention import FlashChoice
+    from sb_edge.memory.forecast import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sb_edge.arch.layers import recurrent_layers
 from sb_edge.bench.report.page import Facts, LayerMap, Section, Transcript, Turn, write_report
 from sb_edge.bench.report.row_tables import rich_table
 from sb_edge.bench.speed.plan import BenchModel, DecodeSettings
@@ -14,7 +15,6 @@ from sb_edge.engine import activate, build_engine
 from sb_edge.engine.machine import describe_machine
 from sb_edge.evaluate.perplexity import held_out_text, perplexity
 from sb_edge.gguf.reader import read_header
-from sb_edge.memory.forecast import recurrent_layers
 from sb_edge.models.registry import BASE_NAME, default, default_base
 from sb_edge.runtime.conversation import Chat
 from sb_edge.runtime.sampling import Sampling

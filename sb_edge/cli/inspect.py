@@ -63,8 +63,9 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
     """
     from pathlib import Path
 
+    from sb_edge.arch.layers import recurrent_layers, vocabulary_size
     from sb_edge.arch.sparse_plan import sparse_values
-    from sb_edge.memory.forecast import EngineSettings, forecast, recurrent_layers, vocabulary_size
+    from sb_edge.memory.forecast import EngineSettings, forecast
 
     metadata = header.metadata
     document: dict[str, Any] = {

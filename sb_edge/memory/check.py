@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from sb_edge.arch.layers import layer_count, vocabulary_size
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.forecast import USUAL, EngineSettings, MemoryForecast, forecast, forecast_weights
 from sb_edge.system.cgroup import Group, groups
@@ -23,6 +24,7 @@ SMALLEST_CONTEXT = 256
 """The engine rounds contexts up to it."""
 
 _ROOT = Path("/")
+_ENGINE_BOUND = 512 << 20  # libraries, vocabulary, interpreter
 
 Alternative = tuple[str, MemoryForecast]
 """What to ask for instead, in words, and what it would take."""
@@ -104,9 +106,12 @@ def require_memory(
             yield f"{context_option} {context}", need(context, settings)
             context //= 2
 
+    room = Room.now() if room is None else room
+    if _certainly_fits(header, room, extra + _context_bound(header, n_ctx, settings)):
+        return
     refuse_shortage(
         need(n_ctx, settings),
-        Room.now() if room is None else room,
+        room,
         f"a context of {n_ctx} tokens",
         path=header.files[0],
         alternatives=(smaller_types(), smaller_contexts()),
@@ -122,8 +127,27 @@ def require_memory_for_weights(
         OutOfMemoryForecast: what is needed and what there is.
         GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
     """
-    need = forecast_weights(header, spikes, sparse)
-    refuse_shortage(need, Room.now() if room is None else room, "the model", path=header.files[0])
+    room = Room.now() if room is None else room
+    if not _certainly_fits(header, room, 0):
+        need = forecast_weights(header, spikes, sparse)
+        refuse_shortage(need, room, "the model", path=header.files[0])
+
+
+def _certainly_fits(header: GgufHeader, room: Room, context: int) -> bool:
+    """Far from the limit, the engine need not be asked: weights are kept twice at most."""
+    need = _ENGINE_BOUND + 3 * header.nbytes + context
+    return need <= min(room.physical, room.physical if room.address_space is None else room.address_space)
+
+
+def _context_bound(header: GgufHeader, n_ctx: int, settings: EngineSettings) -> int:
+    """More than any context and its buffers take: float32 keys and values of full width in every layer."""
+    layers, hidden = layer_count(header), header.integer("embedding_length")
+    cells = max(n_ctx, SMALLEST_CONTEXT) * settings.n_seq_max
+    rows = min(settings.n_ubatch, cells)
+    widest = (
+        16 * hidden + vocabulary_size(header) + cells
+    )  # a row of activations, logits or one head's scores
+    return 32 * cells * layers * hidden + 8 * settings.n_seq_max * layers * hidden**2 + 256 * rows * widest
 
 
 def refuse_shortage(

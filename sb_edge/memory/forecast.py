@@ -1,28 +1,41 @@
-"""How much memory a model needs at a context length, computed from its header alone."""
+"""Memory that a model and its context need, from the engine's own simulated allocation."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 from dataclasses import dataclass, replace
-
-import numpy as np
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
 
 from sb_edge.arch.config import ARCH
-from sb_edge.gguf.reader import BLOCK_SIZES, GgufHeader, padded
-from sb_edge.memory.flash_attention import FlashChoice, uses_flash_attention
-from sb_edge.memory.repacking import weight_bytes
-from sb_edge.util.errors import GgufError, InferenceError
+from sb_edge.arch.layers import vocabulary_size
+from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY
+from sb_edge.arch.spike_plan import OVERRIDE_KEY
+from sb_edge.engine import find_engine
+from sb_edge.gguf.reader import BLOCK_SIZES, GgufHeader
+from sb_edge.util.errors import EngineError, GgufError, InferenceError
+
+FlashChoice = Literal["auto", "on", "off"]
+
+FLASH_ATTN: dict[FlashChoice, int] = {"auto": -1, "off": 0, "on": 1}
+"""llama.cpp's numbers for the choice, which are also those of llama-bench's `flash_attn` field."""
 
 DEFAULT_UBATCH = 256
 """Tokens computed at once. Windowed layers keep as many beyond the window; twice as many were no faster."""
 
-_CELL_STEP = 256  # the engine rounds contexts and window caches up to this
-_MAX_LAYERS = 512  # the engine's own limit (LLAMA_MAX_LAYERS)
-_BLOCKS = {name.lower(): sizes for name, sizes in BLOCK_SIZES.items()}
-_Q8_0 = "q8_0"
+TOOL = "sb-memory"
+"""The engine's program that simulates the allocation, in a process that a hostile file may abort."""
 
-# Measured: what the engine takes beside the buffers that it reports.
+_TIMEOUT = 60  # seconds; a 70B model takes a few
+_BATCH = 2048
+_LARGEST_CONTEXT = 1 << 20  # simulated; the engine allocates its bookkeeping for real
+_TYPES = frozenset(name.lower() for name in BLOCK_SIZES)
+
+# Memory that the engine takes beside the buffers that it reports (measured).
 _ENGINE_BYTES = 4 << 20  # libraries, graphs, thread stacks
-_CELL_BYTES = 54  # the engine's books on a position of the context, whether a layer keeps it or not
+_CELL_BYTES = 54  # bookkeeping for a position of the context, whether a layer keeps it or not
 _VOCABULARY_ENTRY_BYTES = 235  # a token or a merge, in the engine's tables and in the header as it was read
 
 
@@ -66,21 +79,18 @@ class MemoryForecast:
         return replace(self, weights=0, repacked=0, originals=0, engine=0)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What the forecast needs of a model; layers are listed one by one."""
+def uses_flash_attention(arch: str, choice: FlashChoice, type_k: str, type_v: str) -> bool:
+    """Whether the engine is asked for flash attention.
 
-    recurrent: list[bool]
-    kv_heads: list[int]
-    state_values: list[int]
-    window: int
-    key_length: int
-    value_length: int
-    hidden: int
-    heads: int
-    ffn: int
-    vocab: int
-    is_rwkv: bool
+    Upstream's flash attention rounds a float32 cache to float16, so "auto" means "off" with one.
+    SpikingBrain's window attention has a kernel of its own, which does not round.
+
+    Args:
+        arch: `general.architecture`.
+        choice: The setting.
+        type_k, type_v: ggml types of the cached keys and values.
+    """
+    return choice == "on" or (choice == "auto" and (arch == ARCH or "f32" not in (type_k, type_v)))
 
 
 def _require_positive(name: str, value: int) -> None:
@@ -100,7 +110,8 @@ class EngineSettings:
         n_outputs: tokens of a batch whose logits are kept.
         flash_attn: without it the attention scores of a whole ubatch are kept; see `uses_flash_attention`.
         swa_full: windowed layers keep the whole context.
-        spikes, sparse: as the engine is told, see `weight_bytes`.
+        spikes: k of every coded projection; 0: none; None: as the file says.
+        sparse: False: without the file's sparse layout.
 
     Raises:
         InferenceError: n_seq_max, n_ubatch or n_outputs is not positive, or a type is unknown.
@@ -120,7 +131,7 @@ class EngineSettings:
         for name in ("n_seq_max", "n_ubatch", "n_outputs"):
             _require_positive(name, getattr(self, name))
         for kind in (self.type_k, self.type_v):
-            if kind not in _BLOCKS:
+            if kind not in _TYPES:
                 raise InferenceError(
                     "is not a type of ggml", item="cache type", found=kind, expected="f16, f32, q8_0, ..."
                 )
@@ -133,49 +144,66 @@ USUAL = EngineSettings()
 def forecast(header: GgufHeader, n_ctx: int, settings: EngineSettings = USUAL) -> MemoryForecast:
     """Forecast the memory for a context of `n_ctx` tokens, divided among the sequences.
 
-    Key/value cells are counted as llama_kv_cache_iswa does: a window-sized cache has window + n_ubatch
-    cells. In other architectures than spikingbrain, lfm2 and rwkv7 every layer counts as full attention.
-
     Raises:
-        GgufError: the header lacks a key or has an impossible one.
-        SpikeError: the file's spike keys, or `spikes`, are wrong.
-        InferenceError: n_ctx is not positive.
+        GgufError: the engine cannot load the file.
+        InferenceError: n_ctx is not positive, or the engine refuses the settings.
+        EngineError: the engine is not built.
     """
     _require_positive("n_ctx", n_ctx)
-    shape = _shape(header)
-    cells = _cells(shape, n_ctx, settings)
-    kv = sum(
-        cells
-        * (
-            _row(settings.type_k, heads * shape.key_length)
-            + _row(settings.type_v, heads * shape.value_length)
-        )
-        for recurrent, heads in zip(shape.recurrent, shape.kv_heads, strict=True)
-        if not recurrent
+    if n_ctx > _LARGEST_CONTEXT:
+        return _extrapolate(header, n_ctx, settings)
+    is_flash = uses_flash_attention(header.arch, settings.flash_attn, settings.type_k, settings.type_v)
+    simulated = _simulate(
+        header,
+        {
+            "n_ctx": n_ctx,
+            "n_batch": min(_BATCH, n_ctx),
+            "n_ubatch": min(settings.n_ubatch, n_ctx),
+            "n_seq_max": settings.n_seq_max,
+            "n_outputs": max(settings.n_outputs, settings.n_seq_max),
+            "type_k": settings.type_k,
+            "type_v": settings.type_v,
+            "flash_attn": FLASH_ATTN[settings.flash_attn if is_flash else "off"],
+            "swa_full": int(settings.swa_full),
+            **_overrides(settings.spikes, settings.sparse),
+        },
     )
-    activations = min(settings.n_ubatch, n_ctx) * _row(_Q8_0, max(shape.ffn, shape.hidden))
-    output = 4 * max(settings.n_outputs, settings.n_seq_max) * shape.vocab
-    # An RWKV has no cache to keep books on.
-    books = 0 if shape.is_rwkv else _CELL_BYTES * _pad(n_ctx)
+    buffers = simulated["buffers"].values()
+    context, state = sum(each["context"] for each in buffers), simulated["states"]
+    output = 4 * max(settings.n_outputs, settings.n_seq_max) * vocabulary_size(header)
+    bookkeeping = _CELL_BYTES * n_ctx if context > state else 0
     return replace(
-        forecast_weights(header, settings.spikes, settings.sparse),
-        kv=kv * settings.n_seq_max,
-        state=4 * sum(shape.state_values) * settings.n_seq_max,
-        buffers=compute_buffer(header, n_ctx, settings) + activations + output + books,
+        _weights(header, simulated),
+        kv=context - state,
+        state=state,
+        buffers=sum(each["compute"] for each in buffers) + output + bookkeeping,
     )
+
+
+def _extrapolate(header: GgufHeader, n_ctx: int, settings: EngineSettings) -> MemoryForecast:
+    """Beyond every window, memory is a straight line over the context; the engine keeps books on each position."""
+    half, whole = (forecast(header, size, settings) for size in (_LARGEST_CONTEXT // 2, _LARGEST_CONTEXT))
+    steps = (n_ctx - _LARGEST_CONTEXT) / (_LARGEST_CONTEXT // 2)
+
+    def at(name: str) -> int:
+        first, last = getattr(half, name), getattr(whole, name)
+        return round(last + steps * (last - first))
+
+    return replace(whole, kv=at("kv"), state=at("state"), buffers=at("buffers"))
 
 
 def forecast_weights(header: GgufHeader, spikes: float | None = None, sparse: bool = True) -> MemoryForecast:
-    """As `forecast`, for a model without any context.
+    """As `forecast`, for a model without any context."""
+    return _weights(header, _simulate(header, _overrides(spikes, sparse)))
 
-    Raises:
-        GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
-    """
-    weights = weight_bytes(header, spikes, sparse)
+
+def _weights(header: GgufHeader, simulated: dict[str, Any]) -> MemoryForecast:
+    buffers = simulated["buffers"].values()
+    in_place = sum(each["model"] for each in buffers if each["in_place"])
     return MemoryForecast(
-        weights=weights.mapped,
-        repacked=weights.repacked,
-        originals=weights.originals,
+        weights=in_place,
+        repacked=sum(each["model"] for each in buffers if not each["in_place"]),
+        originals=max(header.nbytes - in_place, 0),
         kv=0,
         state=0,
         buffers=0,
@@ -183,150 +211,64 @@ def forecast_weights(header: GgufHeader, spikes: float | None = None, sparse: bo
     )
 
 
-def compute_buffer(header: GgufHeader, n_ctx: int, settings: EngineSettings = USUAL) -> int:
-    """Bytes of what the engine calls its compute buffer.
-
-    The allocator reuses space, so the peak is the largest of three moments; float32 unless said otherwise.
-    Attention (mask, scores, activations), the FFN (mask, its gate, up and product, activations), the output
-    (logits). RWKV has six shifted copies of its activations instead of attention. The counts of activations
-    are those that reproduce the engine's own figures.
-
-    Raises:
-        GgufError: the header lacks a key or has an impossible one.
-    """
-    shape = _shape(header)
-    flash_attn = uses_flash_attention(header.arch, settings.flash_attn, settings.type_k, settings.type_v)
-    n_rows = min(settings.n_ubatch, n_ctx)
-    cells = 0 if all(shape.recurrent) else _cells(shape, n_ctx, settings)
-    kv = max(shape.kv_heads) * (shape.key_length + shape.value_length)
-    mask = cells * n_rows * (2 if flash_attn else 4)
-    scores = 0 if flash_attn else 4 * cells * n_rows * shape.heads
-    attention = scores + 4 * n_rows * (4 * shape.hidden + 3 * kv)
-    ffn = 4 * n_rows * (3 * shape.ffn + 4 * shape.hidden)
-    output = 4 * min(settings.n_outputs, n_rows) * shape.vocab + 4 * n_rows * 2 * shape.hidden
-    if shape.is_rwkv:
-        return max(4 * n_rows * 19 * shape.hidden + 2 * 4 * max(shape.state_values), ffn, output)
-    return max(mask + max(attention, ffn), output)
+def _overrides(spikes: float | None, sparse: bool) -> dict[str, object]:
+    values = {OVERRIDE_KEY: spikes, SPARSE_OVERRIDE_KEY: None if sparse else 0.0}
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _cells(shape: _Shape, n_ctx: int, settings: EngineSettings) -> int:
-    """Positions that an attention layer keeps of one sequence."""
-    cells = _pad(-(-_pad(n_ctx) // settings.n_seq_max))
-    if shape.window and not settings.swa_full:
-        return min(cells, _pad(min(cells, shape.window + settings.n_ubatch)))
-    return cells
+def _simulate(header: GgufHeader, values: dict[str, object]) -> dict[str, Any]:
+    """Run the engine's tool on a model; the same question is asked once."""
+    path = header.files[0]
+    stat = path.stat()
+    arguments = tuple(f"{name}={value}" for name, value in values.items())
+    return _ask(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino), arguments)
 
 
-def _pad(cells: int) -> int:
-    return padded(cells, _CELL_STEP)
-
-
-def _row(kind: str, values: int) -> int:
-    block, size = _BLOCKS[kind]
-    return -(-values // block) * size
-
-
-def _shape(header: GgufHeader) -> _Shape:
-    n_layer = layer_count(header)
-    hidden = _number(header, "embedding_length")
-    heads = _per_layer(header, "attention.head_count", n_layer)
-    kv_heads = _per_layer(header, "attention.head_count_kv", n_layer, heads)
-    widest = max(heads)
-    head_dim = hidden // widest if widest else 0
-    key_length = _number(header, "attention.key_length", head_dim)
-    value_length = _number(header, "attention.value_length", head_dim)
-    recurrent = recurrent_layers(header)
-    wkv_head = _number(header, "wkv.head_size", 0)
-    conv_cache = _number(header, "shortconv.l_cache", 0)
-
-    def state_values(layer: int) -> int:
-        if not recurrent[layer]:
-            return 0
-        if wkv_head:
-            return hidden * (_number(header, "token_shift_count", 2) + wkv_head)
-        if conv_cache:
-            return hidden * (conv_cache - 1)
-        return kv_heads[layer] * key_length * value_length
-
-    return _Shape(
-        recurrent=recurrent,
-        kv_heads=kv_heads,
-        state_values=[state_values(layer) for layer in range(n_layer)],
-        window=_number(header, "attention.sliding_window", 0) if header.arch == ARCH else 0,
-        key_length=key_length,
-        value_length=value_length,
-        hidden=hidden,
-        heads=widest,
-        ffn=max(_per_layer(header, "feed_forward_length", n_layer, [4 * hidden] * n_layer)),
-        vocab=vocabulary_size(header),
-        is_rwkv=wkv_head > 0,
+@lru_cache(maxsize=64)
+def _ask(path: Path, _identity: tuple[int, int, int], arguments: tuple[str, ...]) -> dict[str, Any]:
+    tool = find_engine().tool(TOOL)
+    command = [str(tool), str(path), *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise GgufError("the engine takes too long to read it", path=path, found=f"{_TIMEOUT} s") from None
+    except OSError as error:
+        raise EngineError("cannot be started", path=tool, found=error.strerror) from None
+    if done.returncode == 0:
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+    problem = _problem(done.stderr.splitlines(), done.returncode)
+    if done.returncode == _NO_CONTEXT:
+        raise InferenceError(
+            "the engine cannot make a context",
+            path=path,
+            found=problem,
+            hint="ask for a smaller --context, or other KV cache types",
+        )
+    raise GgufError(
+        "the engine cannot load it", path=path, found=problem, hint="check it with `sb-edge inspect`"
     )
 
 
-def layer_count(header: GgufHeader) -> int:
-    """Number of layers.
-
-    Raises:
-        GgufError: absent or impossible.
-    """
-    n_layer = header.integer("block_count")
-    if not 0 < n_layer <= _MAX_LAYERS:
-        raise _error(header, "block_count", "is impossible", n_layer, f"1 to {_MAX_LAYERS}")
-    return n_layer
+_NO_CONTEXT = 3  # exit status of the tool
 
 
-def recurrent_layers(header: GgufHeader) -> list[bool]:
-    """Per layer: True if it keeps a recurrent state instead of keys and values.
-
-    Raises:
-        GgufError: the list is not one value a layer.
-    """
-    n_layer = layer_count(header)
-    if header.integer("wkv.head_size", 0):
-        return [True] * n_layer
-    if header.integer("shortconv.l_cache", 0):
-        return [heads == 0 for heads in _per_layer(header, "attention.head_count_kv", n_layer)]
-    value = header.metadata.get(f"{header.arch}.attention.recurrent_layers")
-    if value is None:
-        even = header.arch == ARCH  # the engine's default for it: even layers are GLA
-        return [even and layer % 2 == 0 for layer in range(n_layer)]
-    if isinstance(value, bool):
-        return [value] * n_layer
-    if not isinstance(value, np.ndarray) or len(value) != n_layer:
-        found = f"{len(value)} values" if isinstance(value, np.ndarray) else repr(value)[:40]
-        raise _error(header, "attention.recurrent_layers", "is not one value a layer", found, n_layer)
-    return [bool(flag) for flag in value]
-
-
-def vocabulary_size(header: GgufHeader) -> int:
-    """Number of tokens: of the vocabulary in the file, or as `vocab_size` states it, or 0."""
-    tokens = header.metadata.get("tokenizer.ggml.tokens")
-    return len(tokens) if isinstance(tokens, list) else _number(header, "vocab_size", 0)
-
-
-def _number(header: GgufHeader, key: str, default: int | None = None) -> int:
-    return _checked(header, key, header.integer(key, default))
-
-
-def _checked(header: GgufHeader, key: str, value: int) -> int:
-    if not 0 <= value < 2**31:
-        raise _error(header, key, "is impossible", value, "0 to 2147483647")
-    return value
-
-
-def _per_layer(header: GgufHeader, key: str, n_layer: int, default: list[int] | None = None) -> list[int]:
-    """A key that is one number, or one a layer."""
-    value = header.metadata.get(f"{header.arch}.{key}")
-    if value is None and default is not None:
-        return default
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value) == n_layer:
-        return [_checked(header, key, int(item)) for item in value]
-    return [_number(header, key)] * n_layer
-
-
-def _error(header: GgufHeader, key: str, message: str, found: object, expected: object) -> GgufError:
-    item = f"{header.arch}.{key}"
-    return GgufError(message, path=header.files[0], item=item, found=found, expected=expected)
+def _problem(log: list[str], status: int) -> str:
+    """The line of the log that says most, without its function name."""
+    if status < 0:
+        return f"the engine stopped with signal {-status}"
+    lines = [line for line in log if "error" in line or "failed" in line] or log
+    line = lines[-1] if lines else f"exit status {status}"
+    function, _, message = line.partition(": ")
+    return message if message and " " not in function else line
 
 
 def _vocabulary_entries(header: GgufHeader) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sb_edge.arch.layers import recurrent_layers
 from sb_edge.arch.plan_rules import effective_plan
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_values
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.memory.check import require_memory_for_weights
-from sb_edge.memory.forecast import recurrent_layers
 from sb_edge.runtime.binding import clear_log, last_problem, library
 from sb_edge.util.errors import GgufError, InferenceError, SpikeError
 
@@ -109,7 +109,7 @@ class Model:
 
     @cached_property
     def recurrent_layers(self) -> list[bool]:
-        """Per layer: True for GLA, False for SWA; as `sb_edge.memory.forecast.recurrent_layers`."""
+        """Per layer: True for GLA, False for SWA; as `sb_edge.arch.layers.recurrent_layers`."""
         return recurrent_layers(self.header)
 
     @cached_property

@@ -17,7 +17,6 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from sb_edge.memory.repacking import is_repacked_type
 from sb_edge.runtime.binding import cpu_device, cpu_function, engine_library, ggml_base
 from sb_edge.util.errors import InferenceError
 
@@ -26,6 +25,9 @@ _PEAKS = {"Q4_0": -8, "Q8_0": 127}
 
 _OVERHEAD = 1 << 20
 """Bytes for the descriptions of tensors and graphs."""
+
+_BUFFER_OFFSET = 8
+"""Of the field `buffer` in ggml_tensor."""
 
 ZONE = 1.0
 SILENT, ACTIVE = 0.5, 2.0
@@ -54,7 +56,7 @@ class Products:
         set_threads = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
         set_threads(cpu_function("ggml_backend_set_n_threads"))(self._backend, n_threads)
         number = GGMLQuantizationType[kind]
-        buffers = _repacked_buffers() if is_repacked_type(kind, n_outputs) else None
+        buffers = self._dense_buffers(number)
         rows = self._tensors([(number, (n_inputs, n_outputs))] * copies, buffers)
         columns = self._tensors([(number, (n_outputs, n_inputs))] * copies)
         self._x, zones = self._tensors([(GGMLQuantizationType.F32, (n_inputs,))] * 2)
@@ -100,6 +102,23 @@ class Products:
         tensor = self._outputs[is_sparse][-1]
         ggml_base().ggml_backend_tensor_get(tensor, values.ctypes.data, 0, values.nbytes)
         return values
+
+    def _dense_buffers(self, kind: GGMLQuantizationType) -> int | None:
+        """The buffer type that the engine's loader would choose for a dense product; None: the usual one."""
+        base = _functions()
+        context = base.init(ctypes.c_size_t(_OVERHEAD))
+        self._contexts.append(context)
+        n_outputs, n_inputs = self.shape
+        weight = base.new(context, int(kind), 2, (ctypes.c_int64 * 2)(n_inputs, n_outputs))
+        x = base.new(context, int(GGMLQuantizationType.F32), 2, (ctypes.c_int64 * 2)(n_inputs, 512))
+        product = base.dense(context, weight, x)
+        for buffer_type in _extra_buffers():
+            buffer = base.allocate_bytes(buffer_type, 0)
+            self._buffers.append(buffer)
+            ctypes.c_void_p.from_address(weight + _BUFFER_OFFSET).value = buffer
+            if base.supports(cpu_device(), product):
+                return buffer_type
+        return None
 
     def _tensors(
         self, kinds: Sequence[tuple[GGMLQuantizationType, tuple[int, ...]]], buffer_type: int | None = None
@@ -150,19 +169,14 @@ def integer_weights(kind: str, n_outputs: int, n_inputs: int) -> NDArray[np.floa
     return weights
 
 
-def _repacked_buffers() -> int | None:
-    """The kind of buffer whose matrices are repacked for the dense kernels; None if the engine has none."""
+def _extra_buffers() -> list[int]:
+    """The engine's buffer types with layouts of their own, in the order in which it prefers them."""
     extra = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
     found = extra(cpu_function("ggml_backend_dev_get_extra_bufts"))(cpu_device())
-    base = ggml_base()
-    base.ggml_backend_buft_name.restype = ctypes.c_char_p
-    base.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
-    index = 0
-    while found and found[index]:
-        if base.ggml_backend_buft_name(found[index]) == b"CPU_REPACK":
-            return int(found[index])
-        index += 1
-    return None
+    kinds: list[int] = []
+    while found and (kind := found[len(kinds)]):
+        kinds.append(int(kind))
+    return kinds
 
 
 class _InitParams(ctypes.Structure):
@@ -195,6 +209,8 @@ class _Functions:
         self.compute = typed("ggml_backend_graph_compute", number, pointer, pointer)
         self.usual_buffers = typed("ggml_backend_get_default_buffer_type", pointer, pointer)
         self.allocate = typed("ggml_backend_alloc_ctx_tensors_from_buft", pointer, pointer, pointer)
+        self.allocate_bytes = typed("ggml_backend_buft_alloc_buffer", pointer, pointer, ctypes.c_size_t)
+        self.supports = typed("ggml_backend_dev_supports_op", ctypes.c_bool, pointer, pointer)
         self._set = typed("ggml_backend_tensor_set", None, pointer, pointer, ctypes.c_size_t, ctypes.c_size_t)
 
     def init(self, size: ctypes.c_size_t) -> Any:

@@ -11,8 +11,13 @@ from types import TracebackType
 import numpy as np
 
 from sb_edge.memory.check import require_memory
-from sb_edge.memory.flash_attention import FLASH_ATTN, FlashChoice, uses_flash_attention
-from sb_edge.memory.forecast import DEFAULT_UBATCH, EngineSettings
+from sb_edge.memory.forecast import (
+    DEFAULT_UBATCH,
+    FLASH_ATTN,
+    EngineSettings,
+    FlashChoice,
+    uses_flash_attention,
+)
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import load_state, save_state

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from shapes import LLAMA_1B, SB_1B, header
 
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import Room, require_memory, require_memory_for_weights
-from sb_edge.memory.forecast import EngineSettings, forecast
+from sb_edge.memory.forecast import EngineSettings, forecast, forecast_weights
 from sb_edge.util.errors import OutOfMemoryForecast
+from sb_edge.util.output import format_bytes
 
 GIB = 2**30
 
@@ -20,57 +20,65 @@ def refusal(model: GgufHeader, n_ctx: int, room: Room, **arguments) -> str:
     return str(caught.value)
 
 
-def test_what_fits_is_let_through():
-    llama = header("llama", LLAMA_1B)
+def test_what_fits_is_let_through(hollow):
+    llama = hollow["llama"]
     need = forecast(llama, 65536)
     require_memory(llama, 65536, room=Room(need.total, need.address_space))
-    require_memory(header("spikingbrain", SB_1B), 4096)
+    require_memory(hollow["spikingbrain"], 4096)
 
 
-def test_the_refusal_names_need_room_and_what_would_fit():
-    line = refusal(header("llama", LLAMA_1B), 131072, Room(3 * GIB))
-    assert "a context of 131072 tokens will not fit in memory: it needs 4.1" in line
+def beside(model: GgufHeader, nbytes: int) -> Room:
+    """Room for the weights and `nbytes` more."""
+    return Room(forecast_weights(model).total + nbytes)
+
+
+def test_the_refusal_names_need_room_and_what_would_fit(hollow):
+    llama = hollow["llama"]
+    room = beside(llama, 3 * GIB)
+    line = refusal(llama, 131072, room)
+    need = forecast(llama, 131072).total
+    assert f"a context of 131072 tokens will not fit in memory: it needs {format_bytes(need)}" in line
     assert "4.00 GiB KV cache and states" in line
-    assert "(found 3.00 GiB available)" in line
-    assert "try --kv-type q8_0 (2.2" in line
-    assert "--context 65536 (2.0" in line
+    assert f"(found {format_bytes(room.physical)} available)" in line
+    assert "try --kv-type q8_0 (" in line
+    assert "--context 65536 (" in line
 
 
-def test_the_alternatives_fit():
-    llama, room = header("llama", LLAMA_1B), Room(3 * GIB)
+def test_the_alternatives_fit(hollow):
+    llama = hollow["llama"]
+    room = beside(llama, 3 * GIB)
     assert room.shortage(forecast(llama, 131072)) is not None
     assert room.shortage(forecast(llama, 131072, EngineSettings("q8_0", "q8_0"))) is None
     assert room.shortage(forecast(llama, 65536)) is None
 
 
-def test_only_what_helps_is_offered():
-    llama = header("llama", LLAMA_1B)
-    assert "--kv-type" not in refusal(llama, 131072, Room(GIB))
-    assert "--kv-type" not in refusal(llama, 131072, Room(2 * GIB), settings=EngineSettings("q8_0", "q8_0"))
-    assert "try --tokens 65536" in refusal(
-        llama, 131072, Room(3 * GIB), context_option="--tokens", kv_option=None
-    )
+def test_only_what_helps_is_offered(hollow):
+    llama = hollow["llama"]
+    assert "--kv-type" not in refusal(llama, 131072, beside(llama, GIB))
+    quantized = EngineSettings("q8_0", "q8_0")
+    assert "--kv-type" not in refusal(llama, 131072, beside(llama, 2 * GIB), settings=quantized)
+    line = refusal(llama, 131072, beside(llama, 3 * GIB), context_option="--tokens", kv_option=None)
+    assert "try --tokens 65536" in line
     assert refusal(llama, 131072, Room(1000)).endswith("; use a smaller model or close other programs")
 
 
-def test_a_smaller_window_would_not_help():
+def test_a_smaller_window_would_not_help(hollow):
     """A window keeps no more of a longer context, so that only a context within it is offered."""
-    line = refusal(header("spikingbrain", SB_1B), 1 << 20, Room(90 * 2**20))
+    model = hollow["spikingbrain"]
+    line = refusal(model, 1 << 20, beside(model, 90 * 2**20))
     assert "--context 2048" in line or "--context 4096" in line
 
 
-def test_a_loaded_model_needs_its_context_only():
-    model = header("llama", LLAMA_1B)
+def test_a_loaded_model_needs_its_context_only(hollow):
+    model = hollow["llama"]
     need = forecast(model, 4096)
     require_memory(model, 4096, is_loaded=True, room=Room(need.total - need.engine))
     with pytest.raises(OutOfMemoryForecast):
         require_memory(model, 4096, room=Room(need.total - need.engine))
 
 
-def test_what_a_command_takes_beside_the_engine_counts():
-    assert "2.00 GiB beside the engine" in refusal(
-        header("llama", LLAMA_1B), 4096, Room(2 * GIB), extra=2 * GIB
-    )
+def test_what_a_command_takes_beside_the_engine_counts(hollow):
+    assert "2.00 GiB beside the engine" in refusal(hollow["llama"], 4096, Room(2 * GIB), extra=2 * GIB)
 
 
 def test_weights_alone(golden_gguf):
