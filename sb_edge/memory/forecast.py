@@ -181,7 +181,7 @@ def forecast(header: GgufHeader, n_ctx: int, settings: EngineSettings = USUAL) -
 
 
 def _extrapolate(header: GgufHeader, n_ctx: int, settings: EngineSettings) -> MemoryForecast:
-    """Beyond every window, memory is a straight line over the context; the engine keeps books on each position."""
+    """Beyond every window, memory grows linearly with the context."""
     half, whole = (forecast(header, size, settings) for size in (_LARGEST_CONTEXT // 2, _LARGEST_CONTEXT))
     steps = (n_ctx - _LARGEST_CONTEXT) / (_LARGEST_CONTEXT // 2)
 
