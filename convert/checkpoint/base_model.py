@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -21,7 +20,7 @@ from sb_edge.gguf.floats import to_float32
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.values import tensor_values
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
 
@@ -232,10 +231,8 @@ def fingerprint(path: Path) -> str:
     """SHA-256 of a GGUF, or of a folder's config.json and safetensors files with their names."""
     if path.is_file():
         return sha256_of(path)
-    digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors*")]):
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    return digest.hexdigest()
+    files = sorted([path / "config.json", *path.glob("*.safetensors*")])
+    return sha256_of_bytes(*(f"{file.name} {sha256_of(file)}\n".encode() for file in files))
 
 
 def _to_half_split(values: np.ndarray, n_head: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sb_edge.util.errors import EngineError
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class PatchSet:
 
     def digest(self) -> str:
         """One SHA-256 over names, order and contents."""
-        return hashlib.sha256(repr(self.contents()).encode()).hexdigest()
+        return sha256_of_bytes(repr(self.contents()).encode())
 
 
 def read_series(path: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import atomic_output
+from sb_edge.util.hashes import sha256_of
 from sb_edge.util.progress import progress_bar
 
 
@@ -22,12 +22,6 @@ class Pinned:
     version: str
     filename: str
     sha256: str
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_file(path: Path, pinned: Pinned) -> None:

@@ -15,7 +15,7 @@ from sb_edge.engine.source import (
     unpack,
 )
 from sb_edge.util.errors import EngineError
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of
 
 
 @pytest.fixture
