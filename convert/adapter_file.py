@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from sb_edge.arch.config import ARCH
 from sb_edge.arch.tensors import TensorSpec, attention_prefixes
-from sb_edge.gguf.reader import BLOCK_SIZES, TensorEntry, read_header
+from sb_edge.gguf.reader import TensorEntry, read_header
+from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.gguf.values import tensor_values
 from sb_edge.gguf.writer import PlannedTensor, write_gguf
 from sb_edge.util.errors import GgufError

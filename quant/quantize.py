@@ -33,7 +33,7 @@ def quantization_types(engine: Engine | None = None) -> dict[str, str]:
 
 def tensor_types() -> list[str]:
     """The ggml types that a single tensor may have (`Q6_K`)."""
-    from sb_edge.gguf.reader import GGML_TYPES
+    from sb_edge.gguf.types import GGML_TYPES
 
     return [name for name, _, _ in GGML_TYPES.values()]
 

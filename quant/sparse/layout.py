@@ -27,8 +27,9 @@ from sb_edge.arch.sparse_plan import (
 )
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.gguf.floats import encoder
-from sb_edge.gguf.reader import BLOCK_SIZES, GgufHeader, TensorEntry, read_header
+from sb_edge.gguf.reader import GgufHeader, TensorEntry, read_header
 from sb_edge.gguf.rewrite import with_tensors
+from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.gguf.values import tensor_bytes, tensor_values
 from sb_edge.gguf.writer import PlannedTensor
 from sb_edge.quant.sparse.dead_zones import zones

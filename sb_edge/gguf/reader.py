@@ -17,64 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sb_edge.gguf.types import ARRAY, BOOL, GGML_TYPES, SCALARS, STRING
 from sb_edge.util.errors import GgufError
-
-GGML_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 36),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
-}
-"""ggml's tensor types: number to (name, values in a block, bytes of a block)."""
-
-BLOCK_SIZES = {name: (block, size) for name, block, size in GGML_TYPES.values()}
-"""Values in a block and bytes of a block, by the type's name."""
-
-_SCALARS: dict[int, np.dtype[Any]] = {
-    0: np.dtype("<u1"),
-    1: np.dtype("<i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    7: np.dtype("<u1"),  # bool
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
-_BOOL, _STRING, _ARRAY = 7, 8, 9
 
 _MAX_HEADER = 128 << 20
 _MAX_ARRAY = 1 << 24
@@ -344,30 +288,30 @@ def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list
 
 def _value(cursor: _Cursor, key: str) -> Any:
     kind = cursor.number("I", key)
-    if kind == _STRING:
+    if kind == STRING:
         return cursor.text(key)
-    if kind == _ARRAY:
+    if kind == ARRAY:
         return _array(cursor, key)
-    if kind not in _SCALARS:
+    if kind not in SCALARS:
         raise cursor.error("has an unknown type", key, kind)
-    value = np.frombuffer(cursor.take(_SCALARS[kind].itemsize, key), _SCALARS[kind])[0].item()
-    return bool(value) if kind == _BOOL else value
+    value = np.frombuffer(cursor.take(SCALARS[kind].itemsize, key), SCALARS[kind])[0].item()
+    return bool(value) if kind == BOOL else value
 
 
 def _array(cursor: _Cursor, key: str) -> Any:
     kind, count = cursor.number("I", key), cursor.number("Q", key)
-    if kind == _ARRAY:
+    if kind == ARRAY:
         raise cursor.error("is an array of arrays", key)  # the engine refuses them too
-    if kind != _STRING and kind not in _SCALARS:
+    if kind != STRING and kind not in SCALARS:
         raise cursor.error("is an array of an unknown type", key, kind)
     if count > _MAX_ARRAY:
         raise cursor.error("is too long an array", key, count, f"at most {_MAX_ARRAY}")
-    if kind == _STRING:
+    if kind == STRING:
         cursor.need(count, key, 8)
         return [cursor.text(key) for _ in range(count)]
-    cursor.need(count, key, _SCALARS[kind].itemsize)
-    values = np.frombuffer(cursor.take(count * _SCALARS[kind].itemsize, key), _SCALARS[kind])
-    return values != 0 if kind == _BOOL else values
+    cursor.need(count, key, SCALARS[kind].itemsize)
+    values = np.frombuffer(cursor.take(count * SCALARS[kind].itemsize, key), SCALARS[kind])
+    return values != 0 if kind == BOOL else values
 
 
 def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:

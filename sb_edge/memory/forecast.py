@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sb_edge.arch.config import ARCH
-from sb_edge.gguf.reader import BLOCK_SIZES, GgufHeader, padded
+from sb_edge.gguf.reader import GgufHeader, padded
+from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.memory.flash_attention import FlashChoice, uses_flash_attention
 from sb_edge.memory.repacking import weight_bytes
 from sb_edge.util.errors import GgufError, InferenceError

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb_edge.cli.inspect import describe
-from sb_edge.gguf.reader import GGML_TYPES, read_header
+from sb_edge.gguf.reader import read_header
+from sb_edge.gguf.types import GGML_TYPES
 from sb_edge.util.errors import GgufError, SbEdgeError
 
 
