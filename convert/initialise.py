@@ -10,8 +10,9 @@ import numpy as np
 
 from sb_edge.arch.config import PRESETS, SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
-from sb_edge.convert.checkpoint.folder import DTYPES, CheckpointWriter
 from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.safetensors_file import DTYPES
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.gguf.floats import encoder
 from sb_edge.util.progress import progress_bar
 

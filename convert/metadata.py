@@ -15,6 +15,7 @@ from typing import Any
 import gguf
 
 from sb_edge.util.errors import CheckpointError
+from sb_edge.util.json_files import read_json_object
 
 _TEXT_KEYS = frozenset(
     f"general.{key}"
@@ -95,14 +96,9 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
 
 
 def _load_override(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError("not found", path=path, hint="name a JSON file of general.* keys") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("is not valid JSON", path=path, found=str(error)) from None
-    if not isinstance(document, dict):
-        raise CheckpointError("is not a JSON object", path=path, found=type(document).__name__)
+    document = read_json_object(
+        path, CheckpointError, absent="give a JSON file of general.* keys", hint="correct this file"
+    )
     for key, value in document.items():
         _check_override(path, key, value)
     return document

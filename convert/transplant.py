@@ -16,8 +16,8 @@ from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
 from sb_edge.convert.adapter_file import Delta, read_delta
 from sb_edge.convert.checkpoint.base_model import BaseModelReader, fingerprint, open_base
-from sb_edge.convert.checkpoint.folder import CheckpointWriter
 from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.progress import progress_bar
 

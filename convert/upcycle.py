@@ -23,9 +23,10 @@ from pydantic import ValidationError
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
 from sb_edge.convert.checkpoint.base_model import TOKENIZER_FILES
-from sb_edge.convert.checkpoint.folder import Checkpoint, CheckpointWriter
+from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.checkpoint.layout import account_for_tensors
 from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.gguf.floats import to_float32
 from sb_edge.util.errors import CheckpointError, ConfigError
 from sb_edge.util.progress import Advance, progress_bar

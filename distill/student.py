@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import TensorSpec, attention_prefixes, expected_tensors
 from sb_edge.convert.adapter_file import write_delta
-from sb_edge.convert.checkpoint.folder import DTYPES, CheckpointWriter
+from sb_edge.convert.checkpoint.safetensors_file import DTYPES
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.convert.transplant import NORM_SCALE, new_parameter, student_config
 from sb_edge.distill.adapters import AdaptedProjection
 from sb_edge.distill.base import Base, gla_layers_of, use_fused_attention

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sb_edge.arch.config import PositiveInt
-from sb_edge.convert.checkpoint.folder import TensorInfo, read_tensor, read_tensor_table
+from sb_edge.arch.config import PositiveInt, read_config_json
+from sb_edge.convert.checkpoint.folder import read_tensor_table
+from sb_edge.convert.checkpoint.safetensors_file import TensorInfo, read_tensor
 from sb_edge.convert.vocab.export import write_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.gguf.reader import GgufHeader, read_header
@@ -242,19 +242,13 @@ def _to_half_split(values: np.ndarray, n_head: int) -> np.ndarray:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("not found", path=path, hint="point at the folder that holds config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError("is not valid JSON", path=path, found=str(error)) from None
-    if not isinstance(document, dict) or document.get("model_type") not in BASE_ARCHITECTURES:
-        found = document.get("model_type") if isinstance(document, dict) else type(document).__name__
+    document = read_config_json(path)
+    if document.get("model_type") not in BASE_ARCHITECTURES:
         raise ConfigError(
             "cannot be transplanted",
             path=path,
             item="model_type",
-            found=repr(found),
+            found=repr(document.get("model_type")),
             expected=" or ".join(BASE_ARCHITECTURES),
         )
     return document

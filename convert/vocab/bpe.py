@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ from sb_edge.convert.vocab.tokens import (
     TokenType,
     added_token,
     read_added_tokens,
-    read_json_object,
-    read_optional,
+    read_tokenizer_file,
     read_vocab_map,
 )
 from sb_edge.util.errors import TokenizerError
@@ -61,20 +61,28 @@ class Bpe:
         table: the tokens.
         merges: "left right", by rank.
         pre: `tokenizer.ggml.pre`.
+        add_bos, add_eos: a text begins or ends with a special token.
     """
 
     table: TokenTable
     merges: list[str]
     pre: str
+    add_bos: bool = False
+    add_eos: bool = False
 
 
-def load_tokenizer_json(path: Path, vocab_size: int) -> Bpe:
-    """Read a tokenizer.json that holds a byte-level BPE.
+def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+    """Read a tokenizer.json that holds a byte-level BPE, and the tokens that other files in its folder add.
+
+    Args:
+        path: the tokenizer.json.
+        vocab_size: number of tokens of the model.
+        tokenizer_config: content of tokenizer_config.json.
 
     Raises:
         TokenizerError: damaged, another kind of model, or text handling that the engine does not have.
     """
-    document = read_json_object(path)
+    document = read_tokenizer_file(path)
     model = document.get("model")
     if not isinstance(model, dict):
         raise TokenizerError("has no model", path=path, item="model", hint="fetch this file again")
@@ -97,9 +105,22 @@ def load_tokenizer_json(path: Path, vocab_size: int) -> Bpe:
         raise TokenizerError("is not a list", path=path, item="added_tokens")
     for entry in added:
         table.put_added(added_token(entry, entry.get("id") if isinstance(entry, dict) else None, path))
-    for token in read_added_tokens(path.parent):
+    for token in read_added_tokens(path.parent, tokenizer_config):
         table.put_added(token)
-    return Bpe(table, _json_merges(model.get("merges"), vocab, path), pre)
+    merges = _json_merges(model.get("merges"), vocab, path)
+    return Bpe(table, merges, pre, *_post_processor(document))
+
+
+def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether tokenizer.json's template puts a token before and after a text."""
+    processor = document.get("post_processor")
+    if not isinstance(processor, dict):
+        return False, False
+    for step in processor.get("processors", [processor]):
+        single = step.get("single") if isinstance(step, dict) else None
+        if isinstance(single, list) and single:
+            return "SpecialToken" in single[0], "SpecialToken" in single[-1]
+    return False, False
 
 
 def _check_model(model: dict[str, Any], document: dict[str, Any], path: Path) -> None:
@@ -160,8 +181,13 @@ def _json_merges(merges: Any, vocab: dict[str, int], path: Path) -> list[str]:
     return result
 
 
-def load_vocab_and_merges(folder: Path, vocab_size: int) -> Bpe:
-    """Read vocab.json and merges.txt, with the tokens that tokenizer_config.json adds.
+def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+    """Read vocab.json and merges.txt, and the tokens that other files in the folder add.
+
+    Args:
+        folder: the checkpoint.
+        vocab_size: number of tokens of the model.
+        tokenizer_config: content of its tokenizer_config.json.
 
     Raises:
         TokenizerError: one of them is missing or damaged, or the tokenizer's class is unknown.
@@ -170,19 +196,19 @@ def load_vocab_and_merges(folder: Path, vocab_size: int) -> Bpe:
     for file in (path, merges_path):
         if not file.is_file():
             raise TokenizerError("not found", path=file, hint="vocab.json and merges.txt belong together")
-    vocab = read_vocab_map(read_json_object(path), path)
+    vocab = read_vocab_map(read_tokenizer_file(path), path)
     table = TokenTable(vocab_size)
     for text, token_id in vocab.items():
         table.put(token_id, text, TokenType.NORMAL, path)
-    for token in read_added_tokens(folder):
+    for token in read_added_tokens(folder, tokenizer_config):
         table.put_added(token)
-    return Bpe(table, _text_merges(merges_path, vocab), _pre_of_class(folder))
+    return Bpe(table, _text_merges(merges_path, vocab), _pre_of_class(folder, tokenizer_config))
 
 
-def _pre_of_class(folder: Path) -> str:
-    """How text is cut: the tokenizer's class says so, not these files. Without one: Qwen2, the family's."""
+def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
+    """The pre-tokenizer of the tokenizer's class, as these files name none; without a class: Qwen2's."""
     path = folder / "tokenizer_config.json"
-    name = read_optional(path).get("tokenizer_class") or "Qwen2Tokenizer"
+    name = tokenizer_config.get("tokenizer_class") or "Qwen2Tokenizer"
     pre = _TOKENIZER_CLASSES.get(str(name).removesuffix("Fast"))
     if pre is None:
         raise TokenizerError(

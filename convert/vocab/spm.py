@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
@@ -34,8 +35,13 @@ class SentencePiece:
     special: dict[str, int]
 
 
-def load_sentencepiece(path: Path, vocab_size: int) -> SentencePiece:
-    """Read a tokenizer.model and the tokens that its neighbours add.
+def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> SentencePiece:
+    """Read a tokenizer.model and the tokens that other files in its folder add.
+
+    Args:
+        path: the tokenizer.model.
+        vocab_size: number of tokens of the model.
+        tokenizer_config: content of tokenizer_config.json.
 
     Raises:
         TokenizerError: damaged, larger than the model's vocabulary, or not of the BPE kind: the engine
@@ -57,7 +63,7 @@ def load_sentencepiece(path: Path, vocab_size: int) -> SentencePiece:
     for number in range(processor.GetPieceSize()):
         table.put(number, processor.IdToPiece(number), _type(processor, number), path)
         scores[number] = processor.GetScore(number)
-    for token in read_added_tokens(path.parent):
+    for token in read_added_tokens(path.parent, tokenizer_config):
         text = token.text if token.type == TokenType.CONTROL else token.text.replace(_SPACE, " ")
         table.put(token.token_id, text, token.type, token.path)
         scores[token.token_id] = _ADDED_SCORE

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.json_files import parse_json_object
 
 
 class TokenType(IntEnum):
@@ -99,34 +101,13 @@ class TokenTable:
         self.put(token.token_id, token.text, token.type, token.path)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file whose top is an object.
+def read_tokenizer_file(path: Path) -> dict[str, Any]:
+    """Read a tokenizer's JSON file; an absent one is empty.
 
     Raises:
-        TokenizerError: not valid JSON (the line is named) or something else at its top.
+        TokenizerError: not valid JSON (the line is named) or not an object.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TokenizerError(
-            "is not valid JSON",
-            path=path,
-            item=f"line {error.lineno}",
-            found=error.msg,
-            hint="fetch this file again",
-        ) from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise TokenizerError(
-            "is not valid JSON", path=path, found=str(error), hint="fetch this file again"
-        ) from None
-    if not isinstance(document, dict):
-        raise TokenizerError("is not a JSON object", path=path, found=type(document).__name__)
-    return document
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    """As `read_json_object`; empty if there is no such file."""
-    return read_json_object(path) if path.is_file() else {}
+    return parse_json_object(path.read_bytes(), path, TokenizerError) if path.is_file() else {}
 
 
 def is_token_id(value: object) -> bool:
@@ -157,20 +138,24 @@ def read_vocab_map(vocab: Any, path: Path) -> dict[str, int]:
     return vocab
 
 
-def read_added_tokens(folder: Path) -> list[AddedToken]:
-    """The tokens that added_tokens.json and tokenizer_config.json add, ascending; the latter wins.
+def read_added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> list[AddedToken]:
+    """The tokens that added_tokens.json and tokenizer_config.json add, by ascending number; the latter wins.
+
+    Args:
+        folder: the checkpoint.
+        tokenizer_config: content of its tokenizer_config.json.
 
     Raises:
         TokenizerError: an entry is damaged.
     """
     tokens: dict[int, AddedToken] = {}
     path = folder / "added_tokens.json"
-    for text, token_id in read_optional(path).items():
+    for text, token_id in read_tokenizer_file(path).items():
         if not is_token_id(token_id):
             raise TokenizerError("has no valid number", path=path, item=repr(text), found=repr(token_id))
         tokens[token_id] = AddedToken(token_id, text, False, path)
     path = folder / "tokenizer_config.json"
-    decoder = read_optional(path).get("added_tokens_decoder", {})
+    decoder = tokenizer_config.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
         raise TokenizerError("is not a JSON object", path=path, item="added_tokens_decoder")
     for number, entry in decoder.items():

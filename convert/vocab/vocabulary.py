@@ -12,7 +12,7 @@ import gguf
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.convert.vocab.bpe import load_tokenizer_json, load_vocab_and_merges
 from sb_edge.convert.vocab.spm import load_sentencepiece
-from sb_edge.convert.vocab.tokens import TokenTable, read_optional
+from sb_edge.convert.vocab.tokens import TokenTable, read_tokenizer_file
 from sb_edge.util.errors import TokenizerError
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
@@ -60,10 +60,10 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
     Raises:
         TokenizerError: a file is damaged, of an unsupported kind, or does not fit the model.
     """
-    tokenizer_config = read_optional(folder / "tokenizer_config.json")
+    tokenizer_config = read_tokenizer_file(folder / "tokenizer_config.json")
     template = _chat_template(folder, tokenizer_config)
     if (folder / "tokenizer.model").is_file():
-        spm = load_sentencepiece(folder / "tokenizer.model", config.vocab_size)
+        spm = load_sentencepiece(folder / "tokenizer.model", config.vocab_size, tokenizer_config)
         add_bos, add_eos = _flags(tokenizer_config, add_bos=True)
         special = spm.special | _special_tokens(folder, tokenizer_config, config, spm.table, template)
         return Vocabulary(
@@ -78,14 +78,12 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
             chat_template=template,
         )
     if (folder / "tokenizer.json").is_file():
-        bpe = load_tokenizer_json(folder / "tokenizer.json", config.vocab_size)
-        begins, ends = _post_processor(read_optional(folder / "tokenizer.json"))
+        bpe = load_tokenizer_json(folder / "tokenizer.json", config.vocab_size, tokenizer_config)
     elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
-        bpe = load_vocab_and_merges(folder, config.vocab_size)
-        begins, ends = False, False
+        bpe = load_vocab_and_merges(folder, config.vocab_size, tokenizer_config)
     else:
         return None
-    add_bos, add_eos = _flags(tokenizer_config, add_bos=begins, add_eos=ends)
+    add_bos, add_eos = _flags(tokenizer_config, add_bos=bpe.add_bos, add_eos=bpe.add_eos)
     special = _special_tokens(folder, tokenizer_config, config, bpe.table, template)
     return Vocabulary(
         "gpt2", bpe.pre, bpe.table, special, add_bos, add_eos, merges=bpe.merges, chat_template=template
@@ -100,18 +98,6 @@ def _flags(
         value if isinstance(value, bool) else default
         for value, default in zip(stated, (add_bos, add_eos), strict=True)
     )
-
-
-def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether tokenizer.json's template puts a token before and after a text."""
-    processor = document.get("post_processor")
-    if not isinstance(processor, dict):
-        return False, False
-    for step in processor.get("processors", [processor]):
-        single = step.get("single") if isinstance(step, dict) else None
-        if isinstance(single, list) and single:
-            return "SpecialToken" in single[0], "SpecialToken" in single[-1]
-    return False, False
 
 
 def _special_tokens(

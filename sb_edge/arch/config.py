@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sb_edge.util.errors import ConfigError
+from sb_edge.util.json_files import read_json_object
 
 ARCH = "spikingbrain"
 """`general.architecture` of every GGUF that this project writes; permanent."""
@@ -178,6 +178,17 @@ PRESETS = {
 the 7B's attention pattern); a tiny one for tests."""
 
 
+def read_config_json(path: Path) -> dict[str, Any]:
+    """Read a config.json of any model.
+
+    Raises:
+        ConfigError: not found, not valid JSON or not an object.
+    """
+    return read_json_object(
+        path, ConfigError, absent="give the folder that holds config.json", hint="fetch this file again"
+    )
+
+
 def load_config(path: Path) -> SpikingBrainConfig:
     """Read and check a checkpoint's config.json.
 
@@ -187,14 +198,7 @@ def load_config(path: Path) -> SpikingBrainConfig:
     Raises:
         ConfigError: not there, not JSON, another model type, or a missing, wrong or unsupported value.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("not found", path=path, hint="point at the folder that holds config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError("is not valid JSON", path=path, found=str(error)) from None
-    if not isinstance(document, dict):
-        raise ConfigError("is not a JSON object", path=path, found=type(document).__name__)
+    document = read_config_json(path)
     model_type = document.get("model_type")
     if model_type != "gla_swa":
         raise ConfigError(

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from sb_edge.arch.config import PRESETS, load_config
-from sb_edge.convert.checkpoint.folder import Checkpoint, CheckpointWriter, read_safetensors_header
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.safetensors_file import read_safetensors_header
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.util.errors import CheckpointError, ConfigError, OutputError
 
 
