@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as QType
 
 from sb_edge.arch.config import ARCH, SpikingBrainConfig
-from sb_edge.arch.plan_rules import choose_plan, released_plan
+from sb_edge.arch.model_spikes import choose_plan, released_plan
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.arch.tensors import SCALE_GROUP, TensorLayout, TensorSpec
 from sb_edge.convert.checkpoint.folder import Checkpoint

@@ -11,7 +11,6 @@ it is exact, unless the report's own form is asked for.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,11 @@ from pydantic import ValidationError
 
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
-from sb_edge.convert.checkpoint.base_model import TOKENIZER_FILES
 from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.checkpoint.layout import account_for_tensors
 from sb_edge.convert.checkpoint.random_weights import normal
 from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
+from sb_edge.convert.vocab.export import copy_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.util.errors import CheckpointError, ConfigError
 from sb_edge.util.progress import Advance, progress_bar
@@ -119,9 +118,7 @@ def upcycle(
                 else:
                     values = _copies(source, name, shape, factors)
                 writer.write_chunks(name, _counted(values, advance))
-        for file in TOKENIZER_FILES:
-            if (checkpoint / file).is_file():
-                shutil.copyfile(checkpoint / file, writer.path / file)
+        copy_tokenizer(checkpoint, writer.path)
     sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
     idle = sum(size * (experts - active) // experts for name, size in sizes.items() if ".experts." in name)
     return UpcycleReport(folder, config, scale, sum(sizes.values()), sum(sizes.values()) - idle)

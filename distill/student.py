@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import TensorSpec, attention_prefixes, expected_tensors
-from sb_edge.convert.adapter_file import write_delta
+from sb_edge.convert.adapter_file import write_adapter_file
 from sb_edge.convert.checkpoint.safetensors_file import DTYPES
 from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.convert.transplant import NORM_SCALE, new_parameter, student_config
@@ -102,7 +102,7 @@ def write_student(base: Base, model: SpikingBrain, folder: Path, dtype: str) -> 
 
 
 def write_trained(base: Base, model: SpikingBrain, path: Path) -> None:
-    """Write the trained parameters alone, as `convert.delta` stores them.
+    """Write the trained parameters alone, as an adapter file.
 
     Raises:
         OutputError: the file cannot be written.
@@ -112,7 +112,7 @@ def write_trained(base: Base, model: SpikingBrain, path: Path) -> None:
         for name, parameter in trained_parameters(model).items()
     }
     config = model.config
-    write_delta(
+    write_adapter_file(
         path, values, base=base.sha256, gla_layers=gla_layers_of(config), window=config.sliding_window
     )
 

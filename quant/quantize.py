@@ -81,9 +81,9 @@ def quantize(
         OutputError: `target` cannot be written, or would replace `source`.
         EngineError: no engine.
     """
-    from sb_edge.arch.plan_rules import change_plan, check_plan
-    from sb_edge.arch.plan_writer import with_spike_plan
+    from sb_edge.arch.model_spikes import change_plan, check_plan
     from sb_edge.arch.sparse_plan import check_sparse
+    from sb_edge.arch.spike_rewrite import with_spike_plan
     from sb_edge.gguf.reader import read_header
 
     engine = engine or find_engine()

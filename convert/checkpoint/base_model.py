@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sb_edge.arch.config import PositiveInt, read_config_json
 from sb_edge.convert.checkpoint.folder import read_tensor_table
 from sb_edge.convert.checkpoint.safetensors_file import TensorInfo, read_tensor
-from sb_edge.convert.vocab.export import write_tokenizer
+from sb_edge.convert.vocab.export import copy_tokenizer, write_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.values import tensor_values
@@ -23,18 +22,6 @@ from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 _LAYER_NAMES = {
     "attn_norm.weight": ("input_layernorm.weight", "attn_norm.weight"),
@@ -180,9 +167,7 @@ class HuggingFaceBase(BaseModelReader):
         return to_float32(read_tensor(self._stored[stored]))
 
     def write_tokenizer(self, folder: Path) -> None:
-        for name in TOKENIZER_FILES:
-            if (self.path / name).is_file():
-                shutil.copyfile(self.path / name, folder / name)
+        copy_tokenizer(self.path, folder)
 
 
 class GgufBase(BaseModelReader):

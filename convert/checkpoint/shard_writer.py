@@ -58,26 +58,24 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         if self.folder.absolute().parent.is_dir():
             require_free_space(self.folder.absolute().parent, self.nbytes, "the checkpoint")
-        self.path = self._stack.enter_context(atomic_directory(self.folder))
-        try:
-            self._begin()
-        except BaseException as error:
-            self._stack.__exit__(type(error), error, error.__traceback__)
-            raise
+        with ExitStack() as stack:
+            self.path = stack.enter_context(atomic_directory(self.folder))
+            self._begin(stack)
+            self._stack = stack.pop_all()
         return self
 
-    def _begin(self) -> None:
+    def _begin(self, stack: ExitStack) -> None:
         (self.path / "config.json").write_text(
             json.dumps(self._config.to_json(), indent=2) + "\n", encoding="utf-8"
         )
         for number, names in enumerate(self._shards, 1):
-            self._begin_shard(self.path / shard_name(number, len(self._shards)), names)
+            self._begin_shard(stack, self.path / shard_name(number, len(self._shards)), names)
         if len(self._shards) > 1:
             weight_map = {name: self._places[name].file.name for name in self._shapes}
             index = {"metadata": {"total_size": self.nbytes}, "weight_map": weight_map}
             (self.path / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def _begin_shard(self, path: Path, names: list[str]) -> None:
+    def _begin_shard(self, stack: ExitStack, path: Path, names: list[str]) -> None:
         type_names = {dtype: name for name, dtype in DTYPES.items()}
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
@@ -89,7 +87,7 @@ class CheckpointWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # so that the data is aligned
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._stack.callback(os.close, fd)
+        stack.callback(os.close, fd)
         self._files[path] = fd
         write_all(fd, len(text).to_bytes(8, "little") + text)
         for name in names:
@@ -140,8 +138,7 @@ class CheckpointWriter:
     ) -> None:
         if error is None and self._missing:
             error = CheckpointError("was not written", path=self.folder, item=min(self._missing))
-            kind, trace = type(error), error.__traceback__
-            self._stack.__exit__(kind, error, trace)
+            self._stack.__exit__(type(error), error, None)
             raise error
         self._stack.__exit__(kind, error, trace)
 

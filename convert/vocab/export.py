@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,26 @@ from sb_edge.convert.vocab.tokens import TokenType
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.util.errors import GgufError
 
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer files of a checkpoint into another folder."""
+    for name in _FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:

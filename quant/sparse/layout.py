@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from sb_edge.arch.config import ARCH
-from sb_edge.arch.plan_rules import check_plan
+from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import (
     COLUMN_BLOCK,
     MAX_DENSITY_KEY,

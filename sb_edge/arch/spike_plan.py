@@ -55,7 +55,7 @@ def require_k(k: float, item: str) -> None:
 
 
 @dataclass(frozen=True)
-class Site:
+class CodedInput:
     """A coded input: the projections that share it, and so its counts and its k."""
 
     layer: int
@@ -122,14 +122,14 @@ class SpikePlan:
         ks = {name: self.k_of(layer, name) for name in PROJECTIONS if recurrent or name != "ssm_f"}
         return {name: k for name, k in ks.items() if k}
 
-    def sites(self, recurrent: Sequence[bool]) -> tuple[Site, ...]:
+    def coded_inputs(self, recurrent: Sequence[bool]) -> tuple[CodedInput, ...]:
         """Every coded input of a model, by layer.
 
         Args:
             recurrent: [n_layer], True for GLA.
         """
         return tuple(
-            Site(layer, names)
+            CodedInput(layer, names)
             for layer, gla in enumerate(recurrent)
             for names in coded_together(self.layer_ks(layer, recurrent=gla))
         )

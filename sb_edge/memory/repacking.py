@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sb_edge.arch.plan_rules import STEMS, effective_plan
+from sb_edge.arch.model_spikes import STEMS, effective_plan
 from sb_edge.arch.sparse_plan import dense_tensors, is_sparse_tensor
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.gguf.reader import GgufHeader, TensorEntry

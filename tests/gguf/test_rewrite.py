@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from sb_edge.arch.plan_writer import with_spike_plan
 from sb_edge.arch.spike_plan import SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.gguf.reader import read_header, read_layout
 from sb_edge.gguf.rewrite import set_number, with_metadata, with_tensors

@@ -1,4 +1,4 @@
-"""Which spike plan a model gets and whether one fits it: the rules of convert, quantize and inspect."""
+"""The spike plan of a model: read and check it, choose another."""
 
 from __future__ import annotations
 

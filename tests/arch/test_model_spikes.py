@@ -7,9 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sb_edge.arch.plan_rules import change_plan, check_plan, choose_plan, present_projections, released_plan
-from sb_edge.arch.plan_writer import with_spike_plan
+from sb_edge.arch.model_spikes import (
+    change_plan,
+    check_plan,
+    choose_plan,
+    present_projections,
+    released_plan,
+)
 from sb_edge.arch.spike_plan import PROJECTIONS, SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
 from sb_edge.gguf.reader import read_header
 from sb_edge.gguf.rewrite import with_metadata

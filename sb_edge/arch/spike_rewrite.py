@@ -1,4 +1,4 @@
-"""Copying a GGUF with another spike plan."""
+"""A copy of a GGUF with another spike plan. A module of its own: readers of a plan need no GGUF writer."""
 
 from __future__ import annotations
 
