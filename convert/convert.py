@@ -18,7 +18,7 @@ from sb_edge.arch.model_spikes import choose_plan, released_plan
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.arch.tensors import SCALE_GROUP, TensorLayout, TensorSpec
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.metadata import default_file_name, load_metadata
 from sb_edge.convert.vocab.vocabulary import add_vocabulary, load_vocabulary
 from sb_edge.convert.w8aspike import CodesReport, CodeStore, check_scales

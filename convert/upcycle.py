@@ -22,9 +22,9 @@ from pydantic import ValidationError
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
 from sb_edge.convert.checkpoint.random_weights import normal
 from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.vocab.export import copy_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.util.errors import CheckpointError, ConfigError

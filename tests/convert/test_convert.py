@@ -13,7 +13,7 @@ import pytest
 
 from sb_edge.arch.config import PRESETS
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import init_checkpoint, write_random_checkpoint
 from sb_edge.gguf.reader import read_header

@@ -6,7 +6,7 @@ import pytest
 from sb_edge.arch.config import PRESETS
 from sb_edge.arch.tensors import expected_tensors
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.util.errors import CheckpointError
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sb_edge.arch.spike_plan import PROJECTIONS, SpikePlan
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import forecast
