@@ -1,4 +1,4 @@
-"""The types of a GGUF: of its tensors and of its keys' values."""
+"""Tables of the types of tensors and of keys' values in a GGUF."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     41: ("Q1_0", 128, 18),
     42: ("Q2_0", 64, 18),
 }
-"""ggml's tensor types: number to (name, values in a block, bytes of a block)."""
+"""ggml's tensor types by number: (name, values per block, bytes per block)."""
 
 BLOCK_SIZES = {name: (block, size) for name, block, size in GGML_TYPES.values()}
-"""Values in a block and bytes of a block, by the type's name."""
+"""Values per block and bytes per block, by name of the type."""
 
 SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
@@ -61,6 +61,6 @@ SCALARS: dict[int, np.dtype[Any]] = {
     11: np.dtype("<i8"),
     12: np.dtype("<f8"),
 }
-"""Types of a value that are numbers, as they lie in the file."""
+"""Numeric types of values, by number, as stored in the file."""
 
 BOOL, STRING, ARRAY = 7, 8, 9

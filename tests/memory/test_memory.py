@@ -149,7 +149,7 @@ def test_impossible_headers(changes, problem):
 
 
 def test_missing_key():
-    with pytest.raises(GgufError, match=r"llama\.block_count: has no such key"):
+    with pytest.raises(GgufError, match=r"llama\.block_count: key not found"):
         forecast(header("llama", {}), 1024)
 
 
