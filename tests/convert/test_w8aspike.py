@@ -161,7 +161,7 @@ def test_impossible_k(data, tmp_path, k):
 def test_impossible_projections(data, tmp_path):
     with pytest.raises(SpikeError, match="no such projection"):
         convert_checkpoint(data / "gla_swa", tmp_path / "x.gguf", spike_k=3, spike_projections=["wq"])
-    with pytest.raises(SpikeError, match="named once each"):
+    with pytest.raises(SpikeError, match="must be listed once"):
         convert_checkpoint(data / "gla_swa", tmp_path / "x.gguf", spike_k=3, spike_projections=["ssm_f"] * 2)
     with pytest.raises(SpikeError, match="give --spike-k too"):
         convert_checkpoint(data / "gla_swa", tmp_path / "x.gguf", spike_projections=["attn_q"])
