@@ -1,4 +1,4 @@
-"""Llama- and Qwen2-shaped base models, from a Hugging Face checkpoint or a GGUF, under one set of names."""
+"""Llama- and Qwen2-shaped base models: Hugging Face checkpoints and GGUFs under one set of names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LAYER_NAMES = {
     "attn.k_proj.bias": ("self_attn.k_proj.bias", "attn_k.bias"),
     "attn.v_proj.bias": ("self_attn.v_proj.bias", "attn_v.bias"),
 }
-"""SpikingBrain's name of a layer's tensor: (Hugging Face's, GGUF's)."""
+"""Names of a layer's tensor by SpikingBrain's name: (Hugging Face's, GGUF's)."""
 
 _GLOBAL_NAMES = {
     "model.embeddings.weight": ("model.embed_tokens.weight", "token_embd.weight"),
@@ -47,7 +47,7 @@ _GLOBAL_NAMES = {
 
 
 class BaseShape(BaseModel):
-    """What a transplant takes over from the base's configuration."""
+    """The base's configuration, as far as a transplant uses it."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -68,7 +68,7 @@ class BaseShape(BaseModel):
 
 @dataclass(frozen=True)
 class _Names:
-    """One of the two namings: which of the pair in the tables above, and the prefix of a layer."""
+    """One of the two naming schemes: its column in the tables above and its prefix of a layer."""
 
     column: int
     layer: str
@@ -102,7 +102,7 @@ class BaseModelReader(ABC):
         unknown = [name for name in self._stored if name not in known]
         if unknown:
             raise CheckpointError(
-                "a tensor that Llama- and Qwen2-shaped models do not have",
+                "is not a tensor of Llama- or Qwen2-shaped models",
                 path=self.path,
                 item=unknown[0],
                 hint="only such models can be transplanted",
@@ -112,14 +112,14 @@ class BaseModelReader(ABC):
         return set()
 
     def has(self, name: str) -> bool:
-        """Whether the base has the tensor that SpikingBrain calls `name`."""
+        """True if the base has the tensor that SpikingBrain names `name`."""
         return self._names.of(name) in self._stored
 
     def read(self, name: str, expected: tuple[int, ...]) -> np.ndarray:
-        """A tensor as float32, rows of q and k in the half-split ("NeoX") rotary order.
+        """Read a tensor as float32, with rows of q and k in half-split ("NeoX") rotary order.
 
         Raises:
-            CheckpointError: missing, or of another shape than `expected`.
+            CheckpointError: the tensor is missing or its shape is not `expected`.
         """
         stored = self._names.of(name)
         if stored not in self._stored:
@@ -140,7 +140,7 @@ class BaseModelReader(ABC):
 
     @abstractmethod
     def write_tokenizer(self, folder: Path) -> None:
-        """Put the tokenizer into `folder` in Hugging Face's files."""
+        """Write the tokenizer to `folder` as Hugging Face files."""
 
 
 class HuggingFaceBase(BaseModelReader):
@@ -158,7 +158,7 @@ class HuggingFaceBase(BaseModelReader):
         )
 
     def _ignored(self) -> set[str]:
-        # Written by old versions of transformers; computed from the config.
+        # Old versions of transformers stored it; it follows from the config.
         return {
             f"model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(self.shape.num_hidden_layers)
         }
@@ -183,7 +183,7 @@ class GgufBase(BaseModelReader):
         )
 
     def _ignored(self) -> set[str]:
-        # Llama 3's scaled rotary frequencies: reported as rope_scaling.
+        # Llama 3's scaled rotary frequencies; `rope_scaling` reports them.
         return {"rope_freqs.weight"}
 
     def _load(self, name: str, stored: str) -> np.ndarray:
@@ -200,20 +200,20 @@ class GgufBase(BaseModelReader):
 
 
 def open_base(path: Path) -> BaseModelReader:
-    """A base model: a checkpoint folder or a GGUF.
+    """Open a base model: a checkpoint folder or a GGUF.
 
     Raises:
-        CheckpointError, ConfigError, GgufError: not there, damaged, or of another shape.
+        CheckpointError, ConfigError, GgufError: not found, damaged, or of another architecture.
     """
     if path.is_dir():
         return HuggingFaceBase(path)
     if not path.exists():
-        raise CheckpointError("not found", path=path, hint="point at a checkpoint's folder or a GGUF")
+        raise CheckpointError("not found", path=path, hint="give a checkpoint folder or a GGUF")
     return GgufBase(path)
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a GGUF, or of a folder's config.json and safetensors files with their names."""
+    """SHA-256 of a GGUF, or of names and contents of a folder's config.json and safetensors files."""
     if path.is_file():
         return sha256_of(path)
     files = sorted([path / "config.json", *path.glob("*.safetensors*")])
@@ -221,7 +221,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _to_half_split(values: np.ndarray, n_head: int) -> np.ndarray:
-    """Undo the row order that llama GGUFs have for interleaved rotary embedding. values: [H*d, ...]."""
+    """Undo the row order of llama GGUFs for interleaved rotary embedding. values: [H*d, ...]."""
     half = values.shape[0] // n_head // 2
     return values.reshape(n_head, half, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 

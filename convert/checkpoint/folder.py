@@ -24,7 +24,7 @@ _DEFAULT_CHUNK = 1 << 20
 
 
 class Checkpoint:
-    """A checkpoint folder, open for reading; use `Checkpoint.open`."""
+    """An open checkpoint folder; use `Checkpoint.open`."""
 
     def __init__(self, folder: Path, config: SpikingBrainConfig, tensors: dict[str, TensorInfo]) -> None:
         self.folder = folder
@@ -33,57 +33,58 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Check a folder's config.json and every safetensors header in it.
+        """Open a folder; check its config.json and all safetensors headers.
 
         Raises:
-            CheckpointError: no such folder, pickle files only, a missing, truncated or corrupt shard.
-            ConfigError: config.json is missing or has a wrong value.
+            CheckpointError: the folder does not exist or has only pickle files, or a shard is missing,
+                truncated or corrupt.
+            ConfigError: config.json is missing or invalid.
         """
         folder = Path(folder)
         if not folder.exists():
-            raise CheckpointError("not found", path=folder, hint="point at the checkpoint's folder")
+            raise CheckpointError("not found", path=folder, hint="give the checkpoint folder")
         if not folder.is_dir():
-            raise CheckpointError("is a file", path=folder, expected="the checkpoint's folder")
+            raise CheckpointError("is a file", path=folder, expected="the checkpoint folder")
         return cls(folder, load_config(folder / "config.json"), read_tensor_table(folder))
 
     @property
     def names(self) -> list[str]:
-        """The tensors' names, in the order of the files."""
+        """Names of the tensors, in file order."""
         return list(self._tensors)
 
     def info(self, name: str) -> TensorInfo:
-        """Shape, type and place of a tensor.
+        """Shape, type and position of a tensor.
 
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: the tensor does not exist.
         """
         if name not in self._tensors:
             raise CheckpointError("there is no such tensor", path=self.folder, item=name)
         return self._tensors[name]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a read-only, memory-mapped array in its own type and shape.
+        """Read a tensor as a read-only memory map in its own type and shape.
 
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: the tensor does not exist.
         """
         return read_tensor(self.info(name))
 
     def chunks(
         self, name: str, max_bytes: int = _DEFAULT_CHUNK, *, multiple: int = 1, buffers: int = 1
     ) -> Iterator[np.ndarray]:
-        """A tensor's values in order, as one-dimensional pieces in its own type.
+        """Read a tensor's values in order, as one-dimensional chunks in its own type.
 
-        Memory use does not depend on the tensor: a piece is overwritten `buffers` pieces later.
+        Memory use does not depend on the tensor: a chunk is overwritten `buffers` chunks later.
 
         Args:
-            name: the tensor.
-            max_bytes: size of a piece, at most (at least `multiple` values).
-            multiple: every piece holds a multiple of this many values, the last one excepted.
-            buffers: how many pieces stay valid at a time.
+            name: name of the tensor.
+            max_bytes: maximum size of a chunk, unless `multiple` values need more.
+            multiple: divides the number of values of every chunk except the last.
+            buffers: number of chunks that are valid at the same time.
 
         Raises:
-            CheckpointError: there is no such tensor, or the file became shorter since it was opened.
+            CheckpointError: the tensor does not exist, or the file was truncated after it was opened.
         """
         info = self.info(name)
         step = max(max_bytes // info.dtype.itemsize // multiple, 1) * multiple * info.dtype.itemsize
@@ -93,9 +94,9 @@ class Checkpoint:
                 os.posix_fadvise(file.fileno(), info.offset, info.nbytes, os.POSIX_FADV_SEQUENTIAL)
             file.seek(info.offset)
             for start in range(0, info.nbytes, step):
-                piece = next(ring)[: info.nbytes - start]
-                _read_exactly(file.fileno(), piece, info.file, name)
-                yield piece.view(info.dtype)
+                chunk = next(ring)[: info.nbytes - start]
+                _read_exactly(file.fileno(), chunk, info.file, name)
+                yield chunk.view(info.dtype)
 
 
 def _read_exactly(fd: int, into: np.ndarray, path: Path, name: str) -> None:
@@ -108,12 +109,12 @@ def _read_exactly(fd: int, into: np.ndarray, path: Path, name: str) -> None:
 
 
 def read_tensor_table(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a folder's model.safetensors, or of the shards that its index lists.
+    """List the tensors of a folder's model.safetensors, or of the shards in its index.
 
-    config.json is not looked at, so this serves checkpoints of other architectures too.
+    Does not read config.json, and so also serves checkpoints of other architectures.
 
     Raises:
-        CheckpointError: no safetensors files, a damaged one, or an index that disagrees.
+        CheckpointError: there are no safetensors files, one is damaged, or the index differs from the shards.
     """
     index = folder / INDEX_FILE
     if index.is_file():
@@ -126,19 +127,19 @@ def read_tensor_table(folder: Path) -> dict[str, TensorInfo]:
             "the index of the shards is missing",
             path=index,
             found=shards[0].name,
-            hint=f"fetch {INDEX_FILE} too, or name a single file {SINGLE_FILE}",
+            hint=f"fetch {INDEX_FILE}, or rename a single file to {SINGLE_FILE}",
         )
     pickles = sorted(
         file for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)
     )
     if pickles:
         raise CheckpointError(
-            "pickled weights are not read, because reading them can run code",
+            "pickled weights are refused, because they can run code",
             path=pickles[0],
             expected="safetensors",
-            hint="save the model with safe_serialization=True in a tool that you trust it with",
+            hint="save the model with safe_serialization=True in a tool that you trust",
         )
-    raise CheckpointError("holds no safetensors file", path=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
+    raise CheckpointError("has no safetensors file", path=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
 
 
 def _read_sharded(index: Path) -> dict[str, TensorInfo]:
@@ -169,7 +170,7 @@ def _read_sharded(index: Path) -> dict[str, TensorInfo]:
                 )
             if weight_map.get(name) != shard:
                 raise CheckpointError(
-                    "is in this shard, but the index says otherwise",
+                    "is not in the shard that the index gives",
                     path=path,
                     item=name,
                     found=weight_map.get(name, "not in the index"),
@@ -179,7 +180,7 @@ def _read_sharded(index: Path) -> dict[str, TensorInfo]:
     for name, shard in weight_map.items():
         if name not in tensors:
             raise CheckpointError(
-                "the index names a tensor that is not in its shard",
+                "is in the index, but not in the shard",
                 path=index.parent / shard,
                 item=name,
                 hint="fetch index and shards of one release",

@@ -1,7 +1,7 @@
-"""One safetensors file: its header, and its tensors as arrays.
+"""The header of a safetensors file, and its tensors as arrays.
 
-A header is checked field by field before any data is read, because errors must name the file and the tensor
-(format: https://github.com/huggingface/safetensors, "Format"). Nothing is ever unpickled.
+Headers are checked field by field before any data is read, because errors must name the file and the tensor
+(format: https://github.com/huggingface/safetensors, "Format"). Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""safetensors' name of a type: numpy's. Other types hold no weights of these models."""
+"""numpy's types by safetensors' names. These models have no weights of other types."""
 
 _OTHER_DTYPES = frozenset(
     [
@@ -52,14 +52,14 @@ _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what it is.
+    """Shape, type and position of a tensor.
 
     Attributes:
-        shape: as in PyTorch, [out, in] for a linear layer.
-        dtype: numpy's; bfloat16 is ml_dtypes'.
-        nbytes: size of the data.
+        shape: PyTorch's order, [out, in] for a linear layer.
+        dtype: type of numpy, or bfloat16 of ml_dtypes.
+        nbytes: size of the data, bytes.
         file: the shard.
-        offset: of the data, from the start of the file.
+        offset: start of the data, bytes from the start of the file.
     """
 
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ class TensorInfo:
 
 
 def read_tensor(info: TensorInfo) -> np.ndarray:
-    """A tensor as a read-only, memory-mapped array in its own type and shape."""
+    """Read a tensor as a read-only memory map in its own type and shape."""
     if not info.nbytes:
         return np.zeros(info.shape, info.dtype)
     raw = np.memmap(info.file, mode="r", dtype=np.uint8, offset=info.offset, shape=(info.nbytes,))
@@ -78,11 +78,11 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
 
 
 def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
-    """Check one safetensors file's header against the file and list its tensors.
+    """Check the header of one safetensors file against the file, and list its tensors.
 
     Raises:
-        CheckpointError: truncated, not safetensors, overlapping or out-of-range data, or a type that is not
-            F32, F16 or BF16.
+        CheckpointError: not safetensors or truncated, data overlaps or is out of range, or a type is not F32,
+            F16 or BF16.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -167,16 +167,16 @@ def _tensor_info(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
         raise error("has no valid data_offsets", offsets, "[begin, end]")
     nbytes = prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:
-        raise error("its data does not have its shape's size", f"{offsets[1] - offsets[0]} bytes", nbytes)
+        raise error("the size of its data does not fit its shape", f"{offsets[1] - offsets[0]} bytes", nbytes)
     return TensorInfo(tuple(shape), DTYPES[dtype], nbytes, path, data_start + offsets[0])
 
 
 def _check_layout(tensors: Mapping[str, TensorInfo], path: Path, data_start: int, size: int) -> None:
-    """The data must lie in the file without gaps or overlaps, as the format demands."""
+    """Refuse gaps and overlaps of data, as the format requires."""
     end = data_start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if info.offset != end:
-            problem = "overlaps another tensor" if info.offset < end else "lies behind a gap"
+            problem = "overlaps another tensor" if info.offset < end else "follows a gap"
             raise CheckpointError(
                 problem, path=path, item=name, found=f"byte {info.offset}", expected=f"byte {end}"
             )
@@ -192,7 +192,7 @@ def _check_layout(tensors: Mapping[str, TensorInfo], path: Path, data_start: int
             )
     if end != size:
         raise CheckpointError(
-            "goes on after its last tensor",
+            "has data after its last tensor",
             path=path,
             found=f"{size} bytes",
             expected=end,

@@ -1,4 +1,4 @@
-"""Writing a checkpoint folder, in shards if it is large."""
+"""Write a checkpoint folder, in shards if it is large."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from sb_edge.util.files import atomic_directory, require_free_space, write_all
 
 
 class CheckpointWriter:
-    """Writes a checkpoint folder in the public layout, one tensor at a time; complete or not at all.
+    """Writes a checkpoint folder in the public layout, tensor by tensor, complete or not at all.
 
-    Use it as a context manager. Tensors may come in any order; all must have come when the block ends.
+    A context manager. Tensors may be written in any order; all must be written before the block ends.
 
     Args:
-        folder: must not exist, or be empty.
-        config: becomes config.json.
-        shapes: tensor name to (shape, type), in the order of the file; types as in `DTYPES`.
-        max_shard_bytes: with more data than this, several files and an index are written.
+        folder: folder to write; must be empty or not exist.
+        config: content of config.json.
+        shapes: (shape, type) by tensor name, in file order; types as in `DTYPES`.
+        max_shard_bytes: maximum size of a shard; a larger tensor gets its own shard.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class CheckpointWriter:
         self._places: dict[str, TensorInfo] = {}
         self._files: dict[Path, int] = {}
         self.path = self.folder
-        """Where the files are while the block runs; tokenizer files may be put here."""
+        """Folder of the files while the block runs; other files may be added to it."""
 
     @property
     def nbytes(self) -> int:
-        """Size of all tensors."""
+        """Size of all tensors, bytes."""
         return sum(_nbytes(*spec) for spec in self._shapes.values())
 
     def __enter__(self) -> CheckpointWriter:
@@ -85,7 +85,7 @@ class CheckpointWriter:
             header[name] = {"dtype": type_names[dtype], "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # so that the data is aligned
+        text += b" " * (-len(text) % 8)  # aligns the data
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         stack.callback(os.close, fd)
         self._files[path] = fd
@@ -96,26 +96,28 @@ class CheckpointWriter:
             self._places[name] = TensorInfo(shape, dtype, _nbytes(shape, dtype), path, place)
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Write a whole tensor, of the shape and type announced for it.
+        """Write a whole tensor.
 
         Raises:
-            CheckpointError: the name is unknown or already written, or shape or type differ.
+            CheckpointError: the tensor is unknown or already written, or its shape or type differs from
+                `shapes`.
         """
         info = self._places.get(name)
         if info is not None and tuple(array.shape) != info.shape:
             raise CheckpointError(
-                "has another shape", item=name, found=list(array.shape), expected=list(info.shape)
+                "has the wrong shape", item=name, found=list(array.shape), expected=list(info.shape)
             )
         self.write_chunks(name, [array])
 
     def write_chunks(self, name: str, chunks: Iterable[np.ndarray]) -> None:
-        """Write a tensor from consecutive pieces of its values.
+        """Write a tensor from consecutive chunks of its values.
 
         Raises:
-            CheckpointError: the name is unknown or already written, or type or size differ.
+            CheckpointError: the tensor is unknown or already written, or its type or size differs from
+                `shapes`.
         """
         if name not in self._missing:
-            known = "was already written" if name in self._places else "was not announced"
+            known = "was already written" if name in self._places else "is not in the list of tensors"
             raise CheckpointError(known, path=self.folder, item=name)
         info = self._places[name]
         fd = self._files[info.file]
@@ -123,13 +125,13 @@ class CheckpointWriter:
         written = 0
         for chunk in chunks:
             if chunk.dtype != info.dtype:
-                raise CheckpointError("has another type", item=name, found=chunk.dtype, expected=info.dtype)
+                raise CheckpointError("has the wrong type", item=name, found=chunk.dtype, expected=info.dtype)
             written += chunk.nbytes
             if written <= info.nbytes:
                 write_all(fd, np.ascontiguousarray(chunk).reshape(-1).view(np.uint8))
         if written != info.nbytes:
             raise CheckpointError(
-                "has another size", item=name, found=f"{written} bytes", expected=info.nbytes
+                "has the wrong size", item=name, found=f"{written} bytes", expected=info.nbytes
             )
         self._missing.discard(name)
 
@@ -144,7 +146,7 @@ class CheckpointWriter:
 
 
 def shard_name(number: int, count: int) -> str:
-    """The file name of shard `number` (from 1) of `count`, as in public checkpoints."""
+    """File name of shard `number` (from 1) of `count`, as in public checkpoints."""
     return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""What kinds of Hugging Face tokenizers share: JSON files, added tokens, the table of tokens."""
+"""Common parts of Hugging Face tokenizers: JSON files, added tokens, the table of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sb_edge.util.json_files import parse_json_object
 
 
 class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`, as the engine numbers them."""
+    """Values of `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -29,9 +29,9 @@ class AddedToken:
     """A token outside the learned vocabulary.
 
     Attributes:
-        token_id: its number.
-        text: as it stands in a prompt.
-        special: never part of ordinary text.
+        token_id: number of the token.
+        text: text of the token in a prompt.
+        special: the token never stands for ordinary text.
         path: the file that adds it.
     """
 
@@ -42,7 +42,7 @@ class AddedToken:
 
     @property
     def type(self) -> TokenType:
-        """CONTROL if special by flag or by look (`<|...|>`), as llama.cpp's converter decides."""
+        """CONTROL if special by flag or by form (`<|...|>`), as in llama.cpp's converter."""
         looks_special = self.text.startswith("<|") and self.text.endswith("|>")
         looks_special = looks_special or self.text in ("<pad>", "<mask>")
         return TokenType.CONTROL if self.special or looks_special else TokenType.USER_DEFINED
@@ -50,13 +50,13 @@ class AddedToken:
 
 @dataclass
 class TokenTable:
-    """Tokens by number, gaps and tail filled with unused ones up to the model's vocabulary size.
+    """Tokens by number; gaps up to the model's vocabulary size are filled with unused tokens.
 
     Attributes:
-        size: the model's vocabulary.
-        texts: each token as the GGUF holds it.
-        types: each token's type.
-        ids: text to number, unused ones excepted.
+        size: vocabulary size of the model.
+        texts: texts of the tokens in the GGUF.
+        types: types of the tokens.
+        ids: number by text, without unused tokens.
     """
 
     size: int
@@ -69,10 +69,10 @@ class TokenTable:
         self.types = [TokenType.UNUSED] * self.size
 
     def put(self, token_id: int, text: str, kind: TokenType, path: Path) -> None:
-        """Set a token; an added token may change the type of a learned one of the same number and text.
+        """Set a token. An added token may change the type of a learned token of the same number and text.
 
         Raises:
-            TokenizerError: the number is beyond the model's vocabulary, or taken by another text.
+            TokenizerError: the number is beyond the model's vocabulary, or another token has it.
         """
         if token_id >= self.size:
             raise TokenizerError(
@@ -81,7 +81,7 @@ class TokenTable:
                 item=repr(text),
                 found=token_id,
                 expected=f"below vocab_size {self.size}",
-                hint="take config.json and tokenizer from one release",
+                hint="use config.json and tokenizer of one release",
             )
         taken = self.types[token_id] != TokenType.UNUSED and self.texts[token_id] != text
         if taken or self.ids.get(text, token_id) != token_id:
@@ -111,18 +111,18 @@ def read_tokenizer_file(path: Path) -> dict[str, Any]:
 
 
 def is_token_id(value: object) -> bool:
-    """A non-negative integer."""
+    """True for an integer >= 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def read_vocab_map(vocab: Any, path: Path) -> dict[str, int]:
-    """Check a map from token to number.
+    """Check a map of tokens to numbers.
 
     Raises:
-        TokenizerError: not a map, or a number is no number or there twice.
+        TokenizerError: not a map, or a number is invalid or used twice.
     """
     if not isinstance(vocab, dict) or not vocab:
-        raise TokenizerError("holds no vocabulary", path=path, expected="tokens and their numbers")
+        raise TokenizerError("has no vocabulary", path=path, expected="tokens and their numbers")
     by_id: dict[int, str] = {}
     for text, token_id in vocab.items():
         if not is_token_id(token_id):
@@ -169,7 +169,7 @@ def added_token(entry: Any, token_id: Any, path: Path) -> AddedToken:
     """Check one added token: an object with `content` and `special`.
 
     Raises:
-        TokenizerError: text or number are missing.
+        TokenizerError: text or number is missing.
     """
     text = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(text, str) or not text or not is_token_id(token_id):

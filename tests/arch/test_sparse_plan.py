@@ -1,4 +1,4 @@
-"""A sparse layout in a GGUF: how it is written, what is checked, and who must not be confused by it."""
+"""A sparse layout in a GGUF: written, checked, and invisible to code for dense models."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_merged_gate(golden_copy):
 def test_gates_of_both_kinds(golden_copy):
     golden_copy.save(golden_copy.tensors() | {"model.layers.0.attn.gk_proj.weight": np.zeros((64, 128))})
     line = refusal(golden_copy.folder)
-    assert "model.layers.0.attn.gk_proj.weight: is another kind of gate than the rest" in line
+    assert "model.layers.0.attn.gk_proj.weight: merged gates and pairs are mixed" in line
 
 
 @pytest.mark.parametrize(
