@@ -1,4 +1,4 @@
-"""Which plan a model gets, and plans that do not fit."""
+"""The plan that a model gets, and plans that do not fit."""
 
 from __future__ import annotations
 

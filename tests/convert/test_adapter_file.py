@@ -37,7 +37,7 @@ def plain(base: Path, tmp_path: Path) -> Checkpoint:
 
 @pytest.fixture
 def tensors(plain: Checkpoint) -> Tensors:
-    """What training might have left, in values that the file's types hold exactly."""
+    """Possible results of training, in values that the types of the file represent exactly."""
     rng = np.random.default_rng(1)
     new = [name for name in plain.names if ".gk_proj." in name or ".g_norm." in name]
     found = {name: np.full_like(plain.read(name), 0.5) for name in new}

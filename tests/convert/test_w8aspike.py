@@ -240,7 +240,7 @@ def test_sixteen_bit_checkpoint(data, tmp_path):
     assert report.codes.beyond_int8["blk.1.ffn_up.weight"] == np.count_nonzero(np.abs(codes) > 127) > 0
 
 
-def test_pieces_of_a_large_tensor(data, w8aspike_copy, tmp_path, monkeypatch):
+def test_chunks_of_a_large_tensor(data, w8aspike_copy, tmp_path, monkeypatch):
     """Groups and scales stay together when a tensor is read in many chunks."""
     convert_checkpoint(w8aspike_copy.folder, tmp_path / "whole.gguf")
     monkeypatch.setattr("sb_edge.convert.convert._CHUNK_BYTES", 3000)
@@ -356,7 +356,7 @@ def test_nan_weight(w8aspike_copy):
 
 @pytest.mark.engine
 def test_engine_reproduces_the_release(tmp_path):
-    """The recording was chosen so that no count comes near a rounding edge: agreement must be tight."""
+    """The recording was chosen so that no count comes near a rounding boundary: agreement must be tight."""
     from sb_edge.evaluate.parity.agreement import against_recording
 
     convert_checkpoint(GOLDEN, tmp_path / "out.gguf", outtype="f32")

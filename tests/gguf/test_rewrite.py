@@ -1,4 +1,4 @@
-"""Other keys in a GGUF: everything else stays, byte for byte."""
+"""Other keys in a GGUF: the rest is unchanged, byte for byte."""
 
 from __future__ import annotations
 
