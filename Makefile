@@ -14,7 +14,7 @@ help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
 	@echo "make evaluation      the default model beside its base: perplexity, questions, passkeys (50 minutes)"
 	@echo "make test            all tests"
-	@echo "make lint            ruff and mypy"
+	@echo "make lint            ruff, mypy and the import contract"
 	@echo "make dev             environment with every tool, and pre-commit"
 	@echo "make upstream-tests  llama.cpp's own tests on the patched tree"
 	@echo "make sanitize        the operators and the architecture under ASan and UBSan"
@@ -58,6 +58,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/typecheck.py
+	cd build/types && $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
 
 docs: $(VENV)/.core
 	$(BIN)/python -m sb_edge.cli.reference docs/cli.md

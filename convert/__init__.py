@@ -1,4 +1,4 @@
-"""Checkpoint -> GGUF, transplant and initialisation. Imported as sb_edge.convert."""
+"""Checkpoints to GGUF; transplant, upcycling and initialisation. Imported as sb_edge.convert."""
 
 if __name__ != "sb_edge.convert":
     raise ImportError(

@@ -1,7 +1,9 @@
-"""What distillation changed of a base, in one compact GGUF: GLA layers whole, others as low-rank additions.
+"""Adapter files: the parameters that distillation trained, in one compact GGUF.
 
-Matrices are Q8_0 where their rows allow it, else F16; vectors are F32. The keys are those of a GGUF adapter
-with a type of its own.
+The attention of GLA layers is stored whole; changes of other weights are stored as low-rank pairs.
+
+Matrices are Q8_0 if their rows have a multiple of 32 values, else F16; vectors are F32. The keys are those of
+a GGUF adapter, with an `adapter.type` of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 
 from sb_edge.arch.config import ARCH
 from sb_edge.arch.tensors import TensorSpec, attention_prefixes
-from sb_edge.gguf.reader import BLOCK_SIZES, TensorEntry, read_header
+from sb_edge.gguf.reader import TensorEntry, read_header
+from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.gguf.values import tensor_values
 from sb_edge.gguf.writer import PlannedTensor, write_gguf
 from sb_edge.util.errors import GgufError
@@ -26,21 +29,21 @@ from sb_edge.util.errors import GgufError
 ADAPTER_TYPE = "distillation"
 
 IN, OUT = ".adapter_in", ".adapter_out"
-"""What follows a projection's name in those of A [rank, in] and B [out, rank]; B A is added to its weight."""
+"""Suffixes of a projection's name for A [rank, in] and B [out, rank]; B A is added to its weight."""
 
 _TYPE, _BASE, _LAYERS, _WINDOW = (f"adapter.{key}" for key in ("type", "base_sha256", "gla_layers", "window"))
 
 
 @dataclass(frozen=True)
-class Delta:
-    """A delta, open.
+class AdapterFile:
+    """An open adapter file.
 
     Attributes:
-        path: its file.
+        path: the file.
         base: `fingerprint` of the base.
-        gla_layers: the student's.
-        window: of its other layers.
-        tensors: by name.
+        gla_layers: GLA layers of the student, ascending.
+        window: attention window of the other layers, tokens.
+        tensors: entries of the file by name.
     """
 
     path: Path
@@ -50,10 +53,14 @@ class Delta:
     tensors: Mapping[str, TensorEntry]
 
     def require(self, base: str, table: Mapping[str, TensorSpec]) -> None:
-        """Refuse another base's delta, or one with tensors that its student does not have.
+        """Refuse an adapter file of another base, or with tensors that its student does not have.
+
+        Args:
+            base: `fingerprint` of the base.
+            table: tensors of the student.
 
         Raises:
-            GgufError: which.
+            GgufError: the bases differ, or a tensor does not fit; names the first one.
         """
         if self.base != base:
             raise GgufError("belongs to another base", path=self.path, found=self.base, expected=base)
@@ -68,11 +75,14 @@ class Delta:
             if not fits:
                 raise GgufError("a tensor that the student does not have", path=self.path, item=name)
 
-    def of_layers(self, gla_layers: Collection[int]) -> Delta:
-        """Only some of the GLA layers; the base's attention stays in the others.
+    def of_layers(self, gla_layers: Collection[int]) -> AdapterFile:
+        """Keep only some GLA layers; the others have the base's attention.
+
+        Args:
+            gla_layers: layers to keep.
 
         Raises:
-            GgufError: a layer that is not among them.
+            GgufError: a layer is not in the file.
         """
         missing = sorted(set(gla_layers) - set(self.gla_layers))
         if missing:
@@ -89,10 +99,10 @@ class Delta:
         return replace(self, gla_layers=tuple(sorted(gla_layers)), tensors=kept)
 
     def whole(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """A tensor as it is held, float32.
+        """The values of a stored tensor, float32.
 
         Raises:
-            GgufError: another shape.
+            GgufError: the tensor has another shape.
         """
         tensor = self.tensors[name]
         if tensor.shape != shape:
@@ -106,10 +116,10 @@ class Delta:
         return tensor_values(tensor)
 
     def addition(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-        """What an adapter adds to a weight [out, in], float32; None if there is none.
+        """The product B A that is added to a weight [out, in], float32; None without a low-rank pair.
 
         Raises:
-            GgufError: another shape.
+            GgufError: A or B has another shape.
         """
         projection = name.removesuffix(".weight")
         if projection + IN not in self.tensors:
@@ -121,22 +131,22 @@ class Delta:
         return added
 
 
-def read_delta(path: Path) -> Delta:
-    """Open a delta.
+def read_adapter_file(path: Path) -> AdapterFile:
+    """Open an adapter file.
 
     Raises:
-        GgufError: not a GGUF, damaged, or something else than a delta.
+        GgufError: not a GGUF, damaged, or not an adapter file of a distillation.
     """
     header = read_header(path)
     found = header.metadata.get(_TYPE)
     if found != ADAPTER_TYPE:
         raise GgufError(
-            "is not a delta of a distillation",
+            "is not an adapter file of a distillation",
             path=path,
             item=_TYPE,
             found=repr(found),
             expected=repr(ADAPTER_TYPE),
-            hint="give the trained.gguf of a run of sb-edge distill",
+            hint="give the trained.gguf of an `sb-edge distill` run",
         )
     base, layers, window = (header.metadata.get(key) for key in (_BASE, _LAYERS, _WINDOW))
     if not isinstance(base, str):
@@ -147,10 +157,10 @@ def read_delta(path: Path) -> Delta:
     if not isinstance(window, int) or window < 1:
         raise GgufError("is not a number of tokens", path=path, item=_WINDOW, found=repr(window))
     names = {tensor.name: tensor for tensor in header.tensors}
-    return Delta(path, base, tuple(int(layer) for layer in layers), window, names)
+    return AdapterFile(path, base, tuple(int(layer) for layer in layers), window, names)
 
 
-def write_delta(
+def write_adapter_file(
     path: Path,
     tensors: Mapping[str, NDArray[np.float32]],
     *,
@@ -158,13 +168,13 @@ def write_delta(
     gla_layers: Sequence[int],
     window: int,
 ) -> None:
-    """Write a delta; complete or not at all.
+    """Write an adapter file, complete or not at all.
 
     Args:
         path: the file.
-        tensors: of GLA layers under the checkpoint's names, adapters under their projection's with `IN` and
-            `OUT`; float32.
-        base, gla_layers, window: as `Delta`.
+        tensors: float32 by name: the checkpoint's name for a whole tensor, the projection's name with `IN`
+            and `OUT` for a low-rank pair.
+        base, gla_layers, window: as in `AdapterFile`.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""A SpikingBrain checkpoint to GGUF, streaming: memory use does not depend on the model's size."""
+"""Convert a SpikingBrain checkpoint to GGUF in chunks: memory use does not depend on the model size."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 from gguf import GGMLQuantizationType as QType
 
 from sb_edge.arch.config import ARCH, SpikingBrainConfig
-from sb_edge.arch.plan_rules import choose_plan, released_plan
+from sb_edge.arch.model_spikes import choose_plan, released_plan
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.arch.tensors import SCALE_GROUP, TensorLayout, TensorSpec
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.metadata import default_file_name, load_metadata
 from sb_edge.convert.vocab.vocabulary import add_vocabulary, load_vocabulary
 from sb_edge.convert.w8aspike import CodesReport, CodeStore, check_scales
 from sb_edge.gguf.floats import Encoder, encoder, is_finite, to_float32
 from sb_edge.gguf.writer import PlannedTensor, file_size, planned_files, write_gguf
 from sb_edge.util.errors import CheckpointError, ConfigError
-from sb_edge.util.files import require_free_space
+from sb_edge.util.files import require_free_space, require_output
 from sb_edge.util.progress import Advance, progress_bar
 
 OUTTYPES = {"f32": QType.F32, "f16": QType.F16, "bf16": QType.BF16, "q8_0": QType.Q8_0}
@@ -35,23 +35,23 @@ FILE_TYPES = {
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-_CHUNK_BYTES = 1 << 20  # fits the second-level cache together with what it becomes
-_HEADER_ALLOWANCE = 64 << 20  # keys, tokens and padding, when asking for free space
+_CHUNK_BYTES = 1 << 20  # input and output of a chunk fit the L2 cache
+_HEADER_ALLOWANCE = 64 << 20  # keys, tokens and padding, in the check of free space
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was written, or would be.
+    """Result of a conversion, or of a dry run.
 
     Attributes:
         files: the GGUF, or its parts.
-        outtype: the type of the matrices; never "auto".
-        tensors: every tensor, in the order of the file.
-        nbytes: size of the files; in a dry run, of the tensors.
-        seconds: how long it took, synchronisation with the disk included.
+        outtype: type of the matrices; never "auto".
+        tensors: all tensors, in file order.
+        nbytes: size of the files (in a dry run: of the tensors), bytes.
+        seconds: duration, including synchronisation with the disk.
         vocabulary: "gpt2", "llama" or "no_vocab", as in `tokenizer.ggml.model`.
-        spikes: which projections code their inputs; None: none does.
-        codes: what became of a W8ASpike checkpoint's integer weights; None for others and in a dry run.
+        spikes: spike plan of the GGUF; None: no spikes.
+        codes: statistics of the integer weights of a W8ASpike checkpoint; None for others and in a dry run.
     """
 
     files: tuple[Path, ...]
@@ -79,31 +79,31 @@ def convert_checkpoint(
 
     Args:
         checkpoint: the folder.
-        outfile: a file name, in which `{ftype}` stands for the type, or a folder; None: the checkpoint's own.
-            In a folder the file is named by GGUF's convention.
-        outtype: "f32", "f16", "bf16", "q8_0", or "auto": bf16 if the first 16-bit matrix is bf16, else f16
-            (the rule of llama.cpp's converter); for a W8ASpike checkpoint q8_0. Norms, biases and the gates'
-            pairs are always F32; under "q8_0" a W8ASpike checkpoint's integer codes are stored as they are,
-            and matrices whose rows are no multiple of 32 become F16.
-        metadata_file: JSON of `general.*` keys that override the model card.
-        split_max_size: bytes of tensor data a part; 0: one file.
-        dry_run: check everything but the values, plan, write nothing.
-        spike_k: code the projections' inputs as spikes, with this k; None: a W8ASpike checkpoint's as the
-            release does, others not.
-        spike_projections: the coded ones, out of `spike_plan.PROJECTIONS`; None: those of the release for a
-            W8ASpike checkpoint, else all.
+        outfile: a file name, in which `{ftype}` is replaced by the type, or a folder; None: the folder of the
+            checkpoint. A file in a folder is named by GGUF's convention.
+        outtype: "f32", "f16", "bf16", "q8_0" or "auto": bf16 if the first 16-bit matrix is bf16, else f16
+            (the rule of llama.cpp's converter); q8_0 for a W8ASpike checkpoint. Norms, biases and the gates'
+            pairs are always F32. With "q8_0", the integer codes of a W8ASpike checkpoint are stored
+            unchanged, and matrices whose rows are not a multiple of 32 become F16.
+        metadata_file: JSON file of `general.*` keys that override the model card.
+        split_max_size: bytes of tensor data per part; 0: one file.
+        dry_run: check everything except the values, and write nothing.
+        spike_k: k of the coded projections; None: the release's plan for a W8ASpike checkpoint, no spikes for
+            others.
+        spike_projections: coded projections, out of `spike_plan.PROJECTIONS`; None: those of the release for
+            a W8ASpike checkpoint, else all.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, of an unknown layout, or holds NaN or infinity.
-        ConfigError: its FFNs are mixtures of experts.
-        OutputError: the output cannot be written.
-        SpikeError: k is no positive number, or the model has no such projection.
+        CheckpointError: the checkpoint is damaged, has an unknown layout, or holds NaN or infinity.
+        ConfigError: the FFNs of the checkpoint are mixtures of experts.
+        OutputError: the output cannot be written, or would replace a file of the checkpoint.
+        SpikeError: k is not a positive number, or the model does not have a projection.
     """
     start = time.perf_counter()
     source = Checkpoint.open(checkpoint)
     if any(source.config.moe_layers):
         raise ConfigError(
-            "the engine has no mixtures of experts yet",
+            "the engine does not support mixtures of experts",
             path=source.folder / "config.json",
             item="num_experts",
             found=source.config.num_experts,
@@ -141,8 +141,10 @@ def convert_checkpoint(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_vocabulary(writer, vocabulary)
 
-    if path.parent.is_dir():
-        require_free_space(path.parent, nbytes + _HEADER_ALLOWANCE, "the GGUF")
+    inputs = [file for file in source.folder.iterdir() if file.suffix != ".gguf"]
+    for file in planned_files(path, tensors, split_max_size):
+        require_output(file, inputs)
+    require_free_space(path.parent, nbytes + _HEADER_ALLOWANCE, "the GGUF")
     check_scales(source, table, half_precision=outtype == "q8_0")
     weights = _Weights(source, table)
     total = sum(source.info(tensor.source).nbytes for tensor in tensors)
@@ -196,7 +198,7 @@ def _output_path(folder: Path, outfile: Path | None, default_name: str, outtype:
 
 
 def add_hyperparameters(writer: gguf.GGUFWriter, config: SpikingBrainConfig, layout: TensorLayout) -> None:
-    """Add the `spikingbrain.*` keys (docs/gguf.md) that the engine builds its graph from."""
+    """Add the `spikingbrain.*` keys (docs/gguf.md) from which the engine builds its graph."""
     integers = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -230,7 +232,7 @@ def add_spikes(writer: gguf.GGUFWriter, plan: SpikePlan) -> None:
 
 
 class _Weights:
-    """Reads a checkpoint's tensors and encodes them for the file."""
+    """Reads tensors of a checkpoint and encodes them."""
 
     def __init__(self, source: Checkpoint, table: Mapping[str, TensorSpec]) -> None:
         self._source = source
@@ -238,20 +240,20 @@ class _Weights:
         self.codes = CodeStore()
 
     def data(self, tensor: PlannedTensor, advance: Advance) -> Iterator[np.ndarray]:
-        """A tensor's bytes in the file, in uint8 pieces; refuses NaN and infinity on the way.
+        """Encoded bytes of a tensor as uint8 chunks; refuses NaN and infinity.
 
-        The next piece is read and converted in a second thread while the caller writes this one.
+        A second thread reads and encodes the next chunk while the caller writes this one.
         """
-        pieces = self._encoded(tensor)
+        chunks = self._encoded(tensor)
         with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(next, pieces, None)
-            while (piece := pending.result()) is not None:
-                pending = pool.submit(next, pieces, None)
-                yield piece[1]
-                advance(piece[0])
+            pending = pool.submit(next, chunks, None)
+            while (chunk := pending.result()) is not None:
+                pending = pool.submit(next, chunks, None)
+                yield chunk[1]
+                advance(chunk[0])
 
     def _encoder(self, tensor: PlannedTensor) -> tuple[Encoder, int]:
-        """The function from values to bytes, and what the number of values given to it has to divide by."""
+        """The function that encodes values as bytes, and a divisor of the number of values that it takes."""
         scales = self._table[tensor.source].scales
         if scales is None:
             block, _ = gguf.GGML_QUANT_SIZES[tensor.qtype]
@@ -260,7 +262,7 @@ class _Weights:
         return self.codes.encoder(tensor.name, tensor.qtype, values), SCALE_GROUP
 
     def _encoded(self, tensor: PlannedTensor) -> Iterator[tuple[int, np.ndarray]]:
-        """Bytes read and bytes to write, piece by piece; a piece stays valid until the next but one."""
+        """Number of bytes read and encoded bytes, by chunk; a chunk is overwritten two chunks later."""
         scratch = np.empty(_CHUNK_BYTES, np.uint8)
         encode, multiple = self._encoder(tensor)
         done = 0
@@ -272,7 +274,7 @@ class _Weights:
             encoded = encode(values)
             if encoded is None:
                 largest = done + int(np.argmax(np.abs(to_float32(values))))
-                problem = f"exceeds {tensor.qtype.name}'s range"
+                problem = f"exceeds the range of {tensor.qtype.name}"
                 raise _value_error(self._source, tensor, largest, problem, "use --outtype bf16 or f32")
             yield values.nbytes, encoded
             done += values.size

@@ -1,4 +1,4 @@
-"""A random-weight checkpoint in the public layout, for tests and for measuring speed."""
+"""Write a checkpoint with random weights in the public layout, for tests and speed measurements."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from sb_edge.arch.config import PRESETS, SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
-from sb_edge.convert.checkpoint.folder import DTYPES, CheckpointWriter
 from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.safetensors_file import DTYPES
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.gguf.floats import encoder
 from sb_edge.util.progress import progress_bar
 
@@ -19,25 +20,26 @@ INITIALIZER_RANGE = 0.02
 """Standard deviation of matrices and biases, as `initializer_range` in the public release's config.json."""
 
 GATE_BIAS = 4.0
-"""Centre of the gate logits: log a = logsigmoid(4) / 16 = -0.0011: a state remembers about 900 tokens."""
+"""Mean of the gate logits: log a = logsigmoid(4) / 16 = -0.0011, so that a state remembers about 900
+tokens."""
 
-_WITHOUT_BIAS = frozenset({"1b"})  # the shape of Llama-3.2-1B has none
+_WITHOUT_BIAS = frozenset({"1b"})  # as Llama-3.2-1B
 
 
 def init_checkpoint(
     preset: str, folder: Path, *, seed: int = 0, dtype: str = "bf16", max_shard_bytes: int = 5_000_000_000
 ) -> int:
-    """Write a preset with random weights, streamed; complete or not at all.
+    """Write a preset with random weights, in chunks, complete or not at all.
 
     Args:
         preset: a name in `sb_edge.arch.config.PRESETS`.
-        folder: must not exist, or be empty.
-        seed: the same seed gives the same values, whatever the type.
-        dtype: "bf16", "f16" or "f32", for every tensor.
-        max_shard_bytes: bytes of weights a file, at most; a larger tensor gets a file of its own.
+        folder: folder to write; must be empty or not exist.
+        seed: random seed; the values do not depend on the type.
+        dtype: type of every tensor: "bf16", "f16" or "f32".
+        max_shard_bytes: maximum bytes of weights per file; a larger tensor gets its own file.
 
     Returns:
-        Bytes of weights written.
+        Bytes of weights.
 
     Raises:
         OutputError: the folder is not empty or cannot be written.
@@ -76,7 +78,7 @@ def write_random_checkpoint(
             def encoded(name: str) -> Iterator[np.ndarray]:
                 for values in initial_values(name, prod(table[name].shape), seed):
                     data = encode(values)
-                    if data is not None:  # initial values are small: they fit every type
+                    if data is not None:  # initial values fit every type
                         advance(data.nbytes)
                         yield data.view(target)
 
@@ -86,14 +88,14 @@ def write_random_checkpoint(
 
 
 def initial_values(name: str, size: int, seed: int) -> Iterator[np.ndarray]:
-    """The first values of a tensor, float32, in one-dimensional pieces that share one buffer.
+    """Initial values of a tensor, float32, as one-dimensional chunks in one shared buffer.
 
-    Norms are 1, so that activations keep their size; gates are open (`GATE_BIAS`); the rest is normal.
+    Norms are 1, so that activations keep their size; gates are open (`GATE_BIAS`); other values are normal.
 
     Args:
-        name: in the checkpoint.
+        name: name in the checkpoint.
         size: number of values.
-        seed: of the checkpoint.
+        seed: random seed for the checkpoint.
     """
     if name.endswith("norm.weight"):
         yield np.ones(size, np.float32)

@@ -15,6 +15,7 @@ from typing import Any
 import gguf
 
 from sb_edge.util.errors import CheckpointError
+from sb_edge.util.json_files import read_json_object
 
 _TEXT_KEYS = frozenset(
     f"general.{key}"
@@ -59,34 +60,33 @@ _NUMBER_KEYS = frozenset(
     ]
 )
 OVERRIDE_KEYS = _TEXT_KEYS | _LIST_KEYS | _MODEL_KEYS | _INTEGER_KEYS | _NUMBER_KEYS
-"""What a `--metadata` file may set."""
+"""The keys that a `--metadata` file may set."""
 
 
 def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Metadata:
-    """Collect `general.*` metadata of a checkpoint.
+    """Collect the `general.*` metadata of a checkpoint.
 
     Args:
         folder: the checkpoint.
-        override: a JSON object of `general.*` keys that win over everything else.
+        override: JSON file of `general.*` keys that take precedence.
         n_params: number of weights, for the size label.
 
     Raises:
-        CheckpointError: model card or override cannot be read, or an override has an unknown key or type.
+        CheckpointError: the model card or the override cannot be read, or a key of the override is unknown or
+            has the wrong type.
     """
     overrides = {} if override is None else _load_override(override)
     try:
         metadata = gguf.Metadata.load(override, folder.resolve(), None, n_params)
-        # gguf-py leaves the licence out of its list of overrides.
+        # gguf-py does not override the licence.
         metadata.license = overrides.get("general.license", metadata.license)
         _make_plain(metadata)
-    except (
-        Exception
-    ) as error:  # a model card may hold anything; what gguf-py and PyYAML raise is not documented
+    except Exception as error:  # gguf-py and PyYAML do not document their errors for arbitrary model cards
         raise CheckpointError(
             "the model card cannot be read",
             path=folder / "README.md",
             found=f"{type(error).__name__}: {error}",
-            hint="correct its YAML header or move the file away",
+            hint="correct its YAML header or move the file",
         ) from error
     metadata.name = metadata.name or folder.resolve().name
     if metadata.size_label is None:
@@ -95,14 +95,9 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
 
 
 def _load_override(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError("not found", path=path, hint="name a JSON file of general.* keys") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("is not valid JSON", path=path, found=str(error)) from None
-    if not isinstance(document, dict):
-        raise CheckpointError("is not a JSON object", path=path, found=type(document).__name__)
+    document = read_json_object(
+        path, CheckpointError, absent="give a JSON file of general.* keys", hint="correct this file"
+    )
     for key, value in document.items():
         _check_override(path, key, value)
     return document
@@ -145,7 +140,7 @@ def _is_list_of_models(value: Any) -> bool:
 
 
 def _make_plain(metadata: gguf.Metadata) -> None:
-    """YAML makes numbers and dates of what has to be text (`version: 1.0`)."""
+    """Convert numbers and dates that YAML made of text fields (`version: 1.0`) to text."""
     for key in _TEXT_KEYS:
         field = key.removeprefix("general.").replace(".", "_")
         value = getattr(metadata, field)
@@ -168,7 +163,7 @@ def default_file_name(metadata: gguf.Metadata, encoding: str) -> str:
     """`Base-Size-FineTune-vX.Y-Encoding.gguf`, GGUF's naming convention.
 
     Args:
-        metadata: of the model.
+        metadata: metadata of the model.
         encoding: "F32", "BF16", ...
 
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "GGUF Naming Convention".

@@ -1,4 +1,4 @@
-"""From a Transformer to a SpikingBrain checkpoint (report, section 3.1)."""
+"""Transplant a Transformer into a SpikingBrain checkpoint (report, section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,41 +9,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import ml_dtypes
 import numpy as np
 
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
-from sb_edge.convert.adapter_file import Delta, read_delta
+from sb_edge.convert.adapter_file import AdapterFile, read_adapter_file
 from sb_edge.convert.checkpoint.base_model import BaseModelReader, fingerprint, open_base
-from sb_edge.convert.checkpoint.folder import CheckpointWriter
 from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.safetensors_file import DTYPES
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.progress import progress_bar
-
-DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 Origin = Literal["base", "new", "trained"]
 
 GATE_RANK = 16
 GATE_BIAS = 0.0
-"""Every gate starts as a constant: log a = logsigmoid(0)/16 = -0.043, a state that halves in 16 tokens."""
+"""Initial gate logits. Each gate starts as a constant: log a = logsigmoid(0) / 16 = -0.043, so that a state
+halves in 16 tokens."""
 
 NORM_SCALE = 0.2
-"""Attention outputs of SmolLM2-135M-Instruct are 0.12 to 0.34 times as large as its values would be for white
-inputs, 0.2 in most layers: averaging over tokens shrinks them."""
+"""Initial size of attention outputs relative to values of white inputs. Averaging over tokens shrinks them:
+the ratio is 0.12 to 0.34 in SmolLM2-135M-Instruct, and 0.2 in most of its layers."""
 
 
 @dataclass(frozen=True)
 class TransplantReport:
-    """What a transplant made.
+    """Result of a transplant.
 
     Attributes:
         folder: the checkpoint.
         config: its configuration.
-        n_copied: tensors taken over from the base.
-        n_new: tensors that the base does not have: gates and per-head norms, untrained.
-        n_trained: tensors that a delta holds or changes.
+        n_copied: number of tensors copied from the base.
+        n_new: number of untrained tensors that the base does not have: gates and per-head norms.
+        n_trained: number of tensors that the adapter file holds or changes.
     """
 
     folder: Path
@@ -65,50 +64,50 @@ def transplant(
     ignore_rope_scaling: bool = False,
     trained: Path | None = None,
 ) -> TransplantReport:
-    """Make a SpikingBrain checkpoint that keeps everything of a base model but its attention.
+    """Write a SpikingBrain checkpoint with the weights of a base model.
 
-    Layers of both kinds take the base's q, k, v and o projections; FFNs, norms and embeddings are kept. A GLA
-    layer gets a low-rank gate, constant at the start, and a per-head norm; they are untrained, so the more
-    layers become GLA, the less of the base's quality is left before distillation.
+    All layers keep the base's q, k, v and o projections, FFNs, norms and embeddings. A GLA layer also gets a
+    low-rank gate, initially constant, and a per-head norm. Both are untrained: the more layers become GLA,
+    the less of the base's quality remains before distillation.
 
     Args:
         base: a Llama- or Qwen2-shaped checkpoint folder or GGUF.
-        folder: the checkpoint to write; must not exist.
-        gla_layers: the layers that become GLA; None: the even ones, as in the 7B.
-        window: of the other layers.
+        folder: checkpoint to write; must not exist.
+        gla_layers: layers that become GLA; None: the even ones, as in the 7B.
+        window: attention window of the other layers, tokens.
         dtype: "f32", "f16" or "bf16".
-        seed: of the gates' first projection.
-        norm_scale: the per-head norm's weights, relative to the size that the layer's values would have for
-            white inputs (channel by channel, over all heads).
+        seed: random seed for the first projection of the gates.
+        norm_scale: weights of the per-head norms relative to the size of the layer's values for white inputs
+            (by channel, over all heads).
         ignore_rope_scaling: drop the base's scaling of rotary frequencies instead of refusing it.
-        trained: the delta of a distillation of this base, whose window counts then; `gla_layers` are some of
-            its layers, None: all.
+        trained: adapter file of a distillation of this base; its window replaces `window`, and `gla_layers`
+            selects some of its layers (None: all).
 
     Raises:
-        CheckpointError, ConfigError, GgufError: base or delta is missing, damaged, of another shape, or they
-            do not belong together.
+        CheckpointError, ConfigError, GgufError: base or adapter file is missing, damaged or has other shapes,
+            or they do not belong together.
         OutputError: the folder exists or cannot be written.
     """
     source = open_base(base)
     refuse_scaling(source, ignore_rope_scaling)
-    delta = None if trained is None else read_delta(trained)
-    if delta is not None:
-        delta = delta if gla_layers is None else delta.of_layers(gla_layers)
-        gla_layers, window = delta.gla_layers, delta.window
+    adapter = None if trained is None else read_adapter_file(trained)
+    if adapter is not None:
+        adapter = adapter if gla_layers is None else adapter.of_layers(gla_layers)
+        gla_layers, window = adapter.gla_layers, adapter.window
     config = student_config(source, gla_layers, window)
     bias = source.has("model.layers.0.attn.q_proj.bias")
     table = expected_tensors(config, attention_bias=bias, gate_rank=GATE_RANK)
-    target = DTYPES[dtype]
+    target = DTYPES[dtype.upper()]
     shapes = {name: (spec.shape, target) for name, spec in table.items()}
-    if delta is not None:
-        delta.require(fingerprint(base), table)
+    if adapter is not None:
+        adapter.require(fingerprint(base), table)
     origins: Counter[Origin] = Counter()
     with (
         CheckpointWriter(folder, config, shapes) as writer,
         progress_bar("transplanting", sum(math.prod(shape) for shape, _ in shapes.values())) as advance,
     ):
         for name, spec in table.items():
-            origin, values = _tensor(source, delta, config, name, spec.shape, seed, norm_scale)
+            origin, values = _tensor(source, adapter, config, name, spec.shape, seed, norm_scale)
             origins[origin] += 1
             with np.errstate(over="ignore"):
                 stored = values.astype(target)
@@ -124,28 +123,28 @@ def transplant(
 
 def _tensor(
     source: BaseModelReader,
-    delta: Delta | None,
+    adapter: AdapterFile | None,
     config: SpikingBrainConfig,
     name: str,
     shape: tuple[int, ...],
     seed: int,
     norm_scale: float,
 ) -> tuple[Origin, np.ndarray]:
-    """A tensor of the student, float32, and where it comes from."""
-    if delta is not None and name in delta.tensors:
-        return "trained", delta.whole(name, shape)
+    """A tensor of the student, float32, and its origin."""
+    if adapter is not None and name in adapter.tensors:
+        return "trained", adapter.whole(name, shape)
     fresh = new_parameter(source, config, name, shape, seed, norm_scale)
     if fresh is None:
         values = source.read(name, shape)
-        added = None if delta is None else delta.addition(name, shape)
+        added = None if adapter is None else adapter.addition(name, shape)
         return ("base", values) if added is None else ("trained", values + added)
-    if delta is not None:
-        raise GgufError("a tensor is missing", path=delta.path, item=name)
+    if adapter is not None:
+        raise GgufError("a tensor is missing", path=adapter.path, item=name)
     return "new", fresh
 
 
 def refuse_scaling(source: BaseModelReader, ignore: bool) -> None:
-    """Refuse scaled rotary frequencies, unless told to drop them.
+    """Refuse scaled rotary frequencies unless `ignore` is set.
 
     Raises:
         ConfigError: the base has them.
@@ -155,17 +154,17 @@ def refuse_scaling(source: BaseModelReader, ignore: bool) -> None:
             "scaled rotary frequencies are not supported",
             path=source.path,
             item="rope_scaling",
-            hint="--ignore-rope-scaling drops them; within the window that changes the model a little",
+            hint="--ignore-rope-scaling drops them; within the window this changes the model slightly",
         )
 
 
 def student_config(
     source: BaseModelReader, gla_layers: Sequence[int] | None, window: int
 ) -> SpikingBrainConfig:
-    """The configuration of a base's transplant; arguments as `transplant`.
+    """The configuration of a base's transplant; arguments as in `transplant`.
 
     Raises:
-        ConfigError: a layer that the base does not have.
+        ConfigError: the base does not have a layer of `gla_layers`.
     """
     shape = source.shape
     layers = range(shape.num_hidden_layers)
@@ -194,22 +193,22 @@ def new_parameter(
     seed: int,
     norm_scale: float,
 ) -> np.ndarray | None:
-    """A GLA layer's own parameters before training, float32; None for a tensor that the base has.
+    """Initial values of a parameter that only GLA layers have, float32; None for a tensor of the base.
 
     Args:
         source: the base.
-        config: of the student.
-        name: of the tensor, in the student.
-        shape: of the tensor.
-        seed, norm_scale: as `transplant`.
+        config: configuration of the student.
+        name: name of the tensor in the student.
+        shape: shape of the tensor.
+        seed, norm_scale: as in `transplant`.
     """
     if name.endswith(".g_norm.weight"):
         return norm_scale * _value_size(source, config, name.removesuffix("attn.g_norm.weight"))
     if name.endswith(".gk_proj.0.weight"):
-        pieces = [piece.copy() for piece in normal(seed, name, math.prod(shape), shape[1] ** -0.5)]
-        return np.concatenate(pieces).reshape(shape)
+        chunks = [chunk.copy() for chunk in normal(seed, name, math.prod(shape), shape[1] ** -0.5)]
+        return np.concatenate(chunks).reshape(shape)
     if name.endswith(".gk_proj.1.weight"):
-        # Zero, as in low-rank adapters: training moves the gate away from its constant.
+        # Zero as in LoRA: the gate is constant until it is trained.
         return np.zeros(shape, np.float32)
     if name.endswith(".gk_proj.1.bias"):
         return np.full(shape, GATE_BIAS, np.float32)
@@ -217,7 +216,7 @@ def new_parameter(
 
 
 def _value_size(source: BaseModelReader, config: SpikingBrainConfig, layer: str) -> np.ndarray:
-    """[d]: the RMS, over heads, of the channels of v for normalised inputs with independent channels."""
+    """RMS over heads of the channels of v for white inputs, [d]."""
     projection = source.read(layer + "attn.v_proj.weight", (config.kv_dim, config.hidden_size))
     norm = source.read(layer + "attn_norm.weight", (config.hidden_size,))
     variance = np.square(projection * norm).sum(axis=1).reshape(config.num_key_value_heads, config.head_dim)

@@ -1,17 +1,15 @@
-"""From dense FFNs to mixtures of experts that compute the same (report, section 3: upcycling).
+"""Upcycle dense FFNs to mixtures of experts that compute the same function (report, section 3).
 
-Every routed expert and every shared one starts as a copy of the layer's FFN. With S shared experts and k of
-N routed ones, each with a share of about 1/N, the sum would be S + k/N times the FFN, so the copies are
-scaled: the report gives a factor of (1 / (S + k/N))^(1/3), 0.98 for S = 1, k = 1, N = 16, which makes the
-sum come out even when each of the three matrices gets it. SiLU is not homogeneous, though: with the gate's
-matrix scaled too, the function is kept only roughly. So the gate's factor goes to the down projection, where
-it is exact, unless the report's own form is asked for.
+Every routed and every shared expert starts as a copy of the layer's FFN. With S shared experts and k of N
+routed experts, each with a share of about 1/N, the sum is S + k/N times the FFN, so the copies are scaled.
+The report scales each of the three matrices by (1 / (S + k/N))^(1/3), 0.98 for S = 1, k = 1, N = 16. SiLU is
+not homogeneous, so a scaled gate matrix preserves the function only approximately. By default the factor of
+the gate moves to the down projection, where it is exact; `scale_gate` selects the report's form.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,29 +20,30 @@ from pydantic import ValidationError
 
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
-from sb_edge.convert.checkpoint.base_model import TOKENIZER_FILES
-from sb_edge.convert.checkpoint.folder import Checkpoint, CheckpointWriter
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
+from sb_edge.convert.vocab.export import copy_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.util.errors import CheckpointError, ConfigError
 from sb_edge.util.progress import Advance, progress_bar
 
 ROUTER_LOGITS = 1e-3
-"""Standard deviation of the router's logits for normalised inputs: large enough that tokens go to different
-experts, so small that every share is 1/N to a few thousandths."""
+"""Standard deviation of the router's logits for normalised inputs: large enough to route tokens to different
+experts, and small enough to keep every share within a few thousandths of 1/N."""
 
 
 @dataclass(frozen=True)
 class UpcycleReport:
-    """What an upcycling made.
+    """Result of an upcycling.
 
     Attributes:
         folder: the checkpoint.
         config: its configuration.
-        scale: the factor, cube root of 1 / (S + k/N).
-        parameters: of the new checkpoint.
-        active: of them, those that a token meets.
+        scale: scale factor, cube root of 1 / (S + k/N).
+        parameters: number of parameters of the new checkpoint.
+        active: number of parameters that one token uses.
     """
 
     folder: Path
@@ -55,7 +54,7 @@ class UpcycleReport:
 
 
 def expert_scale(shared: int, active: int, experts: int) -> float:
-    """The report's factor.
+    """The report's scale factor.
 
     >>> round(expert_scale(1, 1, 16), 2)
     0.98
@@ -75,21 +74,22 @@ def upcycle(
     router_logits: float = ROUTER_LOGITS,
     seed: int = 0,
 ) -> UpcycleReport:
-    """Write a checkpoint whose FFNs are mixtures of experts; complete or not at all.
+    """Write a checkpoint whose FFNs are mixtures of experts, complete or not at all.
 
     Args:
-        checkpoint: a dense one in the public layout, not W8ASpike.
-        folder: must not exist, or be empty.
-        experts: routed ones of a layer, N.
-        active: of them, those that a token goes to, k.
-        shared: experts that every token goes through, S.
-        dense_layers: keep their FFN.
-        scale_gate: the report's own form; see above.
-        router_logits: see `ROUTER_LOGITS`.
-        seed: of the routers.
+        checkpoint: dense checkpoint in the public layout, not W8ASpike.
+        folder: folder to write; must be empty or not exist.
+        experts: routed experts per layer, N.
+        active: routed experts active per token, k.
+        shared: shared experts, active for every token, S.
+        dense_layers: layers that keep their dense FFN.
+        scale_gate: scale the gate matrix, as in the report.
+        router_logits: standard deviation of the router's logits; see `ROUTER_LOGITS`.
+        seed: random seed for the router weights.
 
     Raises:
-        CheckpointError, ConfigError: damaged, has experts already, has scales, or there is no such layer.
+        CheckpointError, ConfigError: the checkpoint is damaged, already has experts, or has scales, or a
+            layer does not exist.
         OutputError: the folder exists or cannot be written.
     """
     source = Checkpoint.open(checkpoint)
@@ -118,9 +118,7 @@ def upcycle(
                 else:
                     values = _copies(source, name, shape, factors)
                 writer.write_chunks(name, _counted(values, advance))
-        for file in TOKENIZER_FILES:
-            if (checkpoint / file).is_file():
-                shutil.copyfile(checkpoint / file, writer.path / file)
+        copy_tokenizer(checkpoint, writer.path)
     sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
     idle = sum(size * (experts - active) // experts for name, size in sizes.items() if ".experts." in name)
     return UpcycleReport(folder, config, scale, sum(sizes.values()), sum(sizes.values()) - idle)
@@ -139,23 +137,23 @@ def _config(
         return SpikingBrainConfig.model_validate(source.config.model_dump() | changes)
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"impossible experts: {message}", path=source.folder) from None
+        raise ConfigError(f"invalid experts: {message}", path=source.folder) from None
 
 
 def _router(
     name: str, shape: tuple[int, ...], dtype: np.dtype[Any], logits: float, seed: int
 ) -> Iterator[np.ndarray]:
-    for piece in normal(seed, name, math.prod(shape), logits * shape[1] ** -0.5):
-        yield piece.astype(dtype)
+    for chunk in normal(seed, name, math.prod(shape), logits * shape[1] ** -0.5):
+        yield chunk.astype(dtype)
 
 
 def _copies(
     source: Checkpoint, name: str, shape: tuple[int, ...], factors: Mapping[str, float]
 ) -> Iterator[np.ndarray]:
-    """The dense FFN's matrix times its factor, as often as the new tensor holds it.
+    """The scaled matrix of the dense FFN, repeated to fill the new tensor.
 
-    Routed experts are stacked: whole matrices follow one another. Shared ones form one wider FFN: the same
-    for the gate and up projections, while the down projection has each row repeated.
+    Routed experts are stacked matrices. Shared experts form one wider FFN: the gate and up projections are
+    stacked in the same way, and the down projection repeats each row.
     """
     group, projection = name.removesuffix(".weight").split(".")[-2:]
     stem = name.partition(".mlp.")[0]
@@ -171,6 +169,6 @@ def _copies(
 
 
 def _counted(values: Iterator[np.ndarray], advance: Advance) -> Iterator[np.ndarray]:
-    for piece in values:
-        yield piece
-        advance(piece.nbytes)
+    for chunk in values:
+        yield chunk
+        advance(chunk.nbytes)

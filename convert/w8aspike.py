@@ -1,8 +1,8 @@
-"""W8ASpike's integer weights: a scale for each group of 128 inputs, a code for each weight.
+"""Integer weights of W8ASpike: one scale per group of 128 inputs, one code per weight.
 
-The release keeps floats and rounds them when it runs: `round(w / scale) * scale`, half to even and not
-clipped, in float32. Here the codes `round(w / scale)` are computed in the same way, and stored as they are in
-Q8_0 blocks or multiplied out in a floating-point type.
+The release stores floats and rounds them at run time in float32: `round(w / scale) * scale`, half to even,
+not clipped. This module computes the codes `round(w / scale)` in the same way. It stores them unchanged in
+Q8_0 blocks, or as products with their scale in a floating-point type.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from sb_edge.util.errors import CheckpointError
 
 LARGEST_CODE = 127
 _BLOCK, _BLOCK_BYTES = gguf.GGML_QUANT_SIZES[QType.Q8_0]
-_HALF_ZERO = 2.0**-25  # float16 rounds this, and what is smaller, to zero
-_HALF_INFINITY = 65520.0  # float16 rounds this, and what is larger, to infinity
+_HALF_ZERO = 2.0**-25  # float16 rounds this and smaller values to zero
+_HALF_INFINITY = 65520.0  # float16 rounds this and larger values to infinity
 
 
 @dataclass(frozen=True)
 class CodesReport:
-    """How the integer codes of a W8ASpike checkpoint were stored.
+    """Statistics of the stored integer codes of a W8ASpike checkpoint.
 
     Attributes:
-        codes: weights that the release rounds to integers.
-        exact_codes: those stored as integers and unchanged; 0 in a floating-point type.
-        beyond_int8: GGUF name to number of codes beyond ±127; only tensors that have some.
-        requantized_blocks: Q8_0 blocks of 32 with such a code, which got a larger scale and other codes.
-        scale_error: largest relative difference between a scale and its half-precision form; 0 in a
+        codes: number of weights that the release rounds to integers.
+        exact_codes: number of codes stored unchanged; 0 in a floating-point type.
+        beyond_int8: number of codes beyond ±127 by GGUF name, for tensors with such codes.
+        requantized_blocks: number of Q8_0 blocks of 32 with such a code; they have a larger scale and new
+            codes.
+        scale_error: maximum relative difference between a scale and its half-precision value; 0 in a
             floating-point type.
     """
 
@@ -47,7 +48,7 @@ class CodesReport:
 
 
 class CodeStore:
-    """Encodes rounded weights for the file and counts what that does to their codes."""
+    """Encodes rounded weights and collects statistics of their codes."""
 
     def __init__(self) -> None:
         self._codes = 0
@@ -57,19 +58,19 @@ class CodeStore:
         self._scale_error = 0.0
 
     def report(self) -> CodesReport:
-        """The counts so far."""
+        """The statistics so far."""
         return CodesReport(self._codes, self._exact, dict(self._beyond), self._requantized, self._scale_error)
 
     def encoder(self, name: str, qtype: QType, scales: np.ndarray) -> Encoder:
-        """A function from a tensor's weights, piece by piece in order, to their bytes (uint8) in the file.
+        """Return a function that encodes consecutive chunks of a tensor's weights as bytes (uint8).
 
-        Pieces hold multiples of 128 weights. As `floats.encoder`'s, it returns None for a value that exceeds
-        the type's range.
+        Chunks have a multiple of 128 weights. As with `floats.encoder`, the function returns None if a value
+        exceeds the range of the type.
 
         Args:
-            name: of the tensor in the GGUF.
+            name: name of the tensor in the GGUF.
             qtype: Q8_0 or a floating-point type.
-            scales: [n / 128], any float type, positive, for the tensor's n weights.
+            scales: [n / 128], any float type, positive, for the n weights of the tensor.
         """
         to_bytes = None if qtype == QType.Q8_0 else encoder(qtype.name.lower())
         done = 0
@@ -90,7 +91,7 @@ class CodeStore:
         return encode
 
     def _count(self, name: str, codes: np.ndarray) -> np.ndarray:
-        """Count codes, and those beyond INT8; returns the numbers of the blocks that have such ones."""
+        """Count codes and codes beyond INT8; return the indices of blocks with codes beyond INT8."""
         self._codes += codes.size
         if max(codes.max(), -codes.min()) <= LARGEST_CODE:
             return np.empty(0, np.intp)
@@ -99,12 +100,13 @@ class CodeStore:
         return np.flatnonzero(in_block)
 
     def _q8_0(self, codes: np.ndarray, steps: np.ndarray, wide: np.ndarray) -> np.ndarray | None:
-        """[groups, 128] codes and [groups, 1] scales as blocks; four of them share a group's scale."""
+        """Encode [groups, 128] codes and [groups, 1] scales as blocks; four blocks share the scale of a
+        group."""
         halves = steps.astype(np.float16)
         self._scale_error = max(self._scale_error, float(np.max(np.abs(halves / steps - 1))))
         blocks = np.empty((codes.size // _BLOCK, _BLOCK_BYTES), np.uint8)
         blocks[:, :2] = np.repeat(halves.view(np.uint8), SCALE_GROUP // _BLOCK, axis=0)
-        with np.errstate(invalid="ignore"):  # codes of wide blocks, which are replaced below
+        with np.errstate(invalid="ignore"):  # wide blocks overflow and are replaced below
             blocks[:, 2:] = codes.astype(np.int8).view(np.uint8).reshape(-1, _BLOCK)
         if wide.size:
             with np.errstate(over="ignore"):
@@ -131,7 +133,7 @@ def integer_codes(weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _requantize(values: np.ndarray) -> np.ndarray | None:
-    """[n, 32] float32 values as Q8_0 blocks whose scale is rounded up, so that no code exceeds INT8."""
+    """Quantize [n, 32] float32 values to Q8_0 with scales rounded up, so that no code exceeds INT8."""
     with np.errstate(over="ignore"):
         exact = np.abs(values).max(axis=1, keepdims=True) / np.float32(LARGEST_CODE)
         scales = exact.astype(np.float16)
@@ -147,22 +149,22 @@ def check_scales(source: Checkpoint, table: Mapping[str, TensorSpec], *, half_pr
 
     Args:
         source: the checkpoint.
-        table: of its tensors.
-        half_precision: also refuse used scales that float16 makes zero or infinite.
+        table: table of its tensors.
+        half_precision: also refuse used scales that are zero or infinite in float16.
 
     Raises:
-        CheckpointError: names the first such scale.
+        CheckpointError: a scale is refused; names the first one.
     """
     used = {spec.scales for spec in table.values()}
     for name in (name for name, spec in table.items() if not spec.gguf_name):
         done = 0
-        for piece in source.chunks(name):
-            scales = to_float32(piece)
+        for chunk in source.chunks(name):
+            scales = to_float32(chunk)
             _require(source, name, done, scales, (scales > 0) & (scales < np.inf), "is not a positive number")
             if half_precision and name in used:
                 fits = (scales > _HALF_ZERO) & (scales < _HALF_INFINITY)
-                hint = "Q8_0 keeps scales in half precision: use --outtype bf16 or f32"
-                _require(source, name, done, scales, fits, "is beyond half precision", hint)
+                hint = "Q8_0 stores scales as float16: use --outtype bf16 or f32"
+                _require(source, name, done, scales, fits, "is outside the range of float16", hint)
             done += scales.size
 
 

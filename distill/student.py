@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import TensorSpec, attention_prefixes, expected_tensors
-from sb_edge.convert.adapter_file import write_delta
-from sb_edge.convert.checkpoint.folder import DTYPES, CheckpointWriter
+from sb_edge.convert.adapter_file import write_adapter_file
+from sb_edge.convert.checkpoint.safetensors_file import DTYPES
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.convert.transplant import NORM_SCALE, new_parameter, student_config
 from sb_edge.distill.adapters import AdaptedProjection
 from sb_edge.distill.base import Base, gla_layers_of, use_fused_attention
@@ -101,7 +102,7 @@ def write_student(base: Base, model: SpikingBrain, folder: Path, dtype: str) -> 
 
 
 def write_trained(base: Base, model: SpikingBrain, path: Path) -> None:
-    """Write the trained parameters alone, as `convert.delta` stores them.
+    """Write the trained parameters alone, as an adapter file.
 
     Raises:
         OutputError: the file cannot be written.
@@ -111,7 +112,7 @@ def write_trained(base: Base, model: SpikingBrain, path: Path) -> None:
         for name, parameter in trained_parameters(model).items()
     }
     config = model.config
-    write_delta(
+    write_adapter_file(
         path, values, base=base.sha256, gla_layers=gla_layers_of(config), window=config.sliding_window
     )
 

@@ -24,7 +24,7 @@ from sb_edge.distill.text.gather import TextRequest, documents
 from sb_edge.distill.text.tokenizer import Tokenizer
 from sb_edge.util.errors import OutputError, TrainingError
 from sb_edge.util.files import remove_partials
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of
 
 TEXT = "text"
 STUDENT = "student"

@@ -11,7 +11,7 @@ from sb_edge.engine import Engine, find_engine
 from sb_edge.engine.process import run_tool
 from sb_edge.system.cpu import usable_cpus
 from sb_edge.util.errors import GgufError, OutputError
-from sb_edge.util.files import atomic_output, require_free_space
+from sb_edge.util.files import atomic_output, require_free_space, require_output
 from sb_edge.util.progress import progress_bar
 
 _TYPE_LINE = re.compile(r"^ *(?:\d+  or  )? *([A-Z][A-Z0-9_]*) *: +(.*)$")
@@ -33,7 +33,7 @@ def quantization_types(engine: Engine | None = None) -> dict[str, str]:
 
 def tensor_types() -> list[str]:
     """The ggml types that a single tensor may have (`Q6_K`)."""
-    from sb_edge.gguf.reader import GGML_TYPES
+    from sb_edge.gguf.types import GGML_TYPES
 
     return [name for name, _, _ in GGML_TYPES.values()]
 
@@ -81,9 +81,9 @@ def quantize(
         OutputError: `target` cannot be written, or would replace `source`.
         EngineError: no engine.
     """
-    from sb_edge.arch.plan_rules import change_plan, check_plan
-    from sb_edge.arch.plan_writer import with_spike_plan
+    from sb_edge.arch.model_spikes import change_plan, check_plan
     from sb_edge.arch.sparse_plan import check_sparse
+    from sb_edge.arch.spike_rewrite import with_spike_plan
     from sb_edge.gguf.reader import read_header
 
     engine = engine or find_engine()
@@ -105,8 +105,7 @@ def quantize(
         raise GgufError(
             "not found", path=imatrix, hint="make one with llama-imatrix, in bin/ of `sb-edge engine path`"
         )
-    if target.exists() and any(target.samefile(file) for file in [source, *header.files]):
-        raise OutputError("is the input", path=target, hint="choose another name")
+    require_output(target, [source, *header.files])
     options: dict[str, str | bool | None] = {
         "--imatrix": None if imatrix is None else str(imatrix.absolute()),
         "--leave-output-tensor": leave_output_tensor,

@@ -97,7 +97,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def texts(tiny: Path) -> tuple[Text, Text]:
-    """Two texts drawn from the model's own predictions, which any coding can only make less likely."""
+    """Two texts drawn from the model's own predictions, so that any coding makes them less likely."""
     from sb_edge.quant.tuning_text import Text
     from sb_edge.runtime.session import Model
 
@@ -107,7 +107,7 @@ def texts(tiny: Path) -> tuple[Text, Text]:
 
 
 def draw(model: Model, count: int, seed: int) -> Iterator[int]:
-    """Tokens by a model's own predictions, after token 0."""
+    """Tokens drawn from a model's own predictions, after token 0."""
     import numpy as np
 
     from sb_edge.runtime.session import Session

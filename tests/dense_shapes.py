@@ -1,4 +1,4 @@
-"""Tensors of the bases that tests transplant and distill."""
+"""Tensors of base models for tests of transplant and distillation."""
 
 from __future__ import annotations
 

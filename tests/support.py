@@ -22,7 +22,7 @@ def exit_code(*arguments: object) -> int:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The line that `sb-edge` in this process refuses bad input with; it has printed nothing else."""
+    """The one line of error that `sb-edge` in this process prints for bad input."""
     assert exit_code(*arguments) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.bench.rows.ratios import Ratio, speed_ratio
-from sb_edge.gguf.reader import BLOCK_SIZES
+from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.runtime.products import ACTIVE, SILENT, Products
 from sb_edge.system.cpu import default_threads, fast_cpus, kept_on
 from sb_edge.util.errors import ParityError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import time
@@ -21,6 +20,7 @@ from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError, OutputError
 from sb_edge.util.files import atomic_output, require_free_space
+from sb_edge.util.hashes import sha256_of_bytes
 from sb_edge.util.progress import progress_bar
 
 
@@ -184,4 +184,4 @@ class Contexts:
         """Cases with the same one continue one another, in the same time."""
         settings = case.settings
         how = (settings.n_ubatch, settings.n_threads, FLASH_ATTN[settings.flash_attn])
-        return hashlib.sha256(repr((self._identity, case.series, how)).encode()).hexdigest()[:16]
+        return sha256_of_bytes(repr((self._identity, case.series, how)).encode())[:16]

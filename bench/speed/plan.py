@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from sb_edge.gguf.reader import GgufHeader, padded, read_header
 from sb_edge.memory.check import FLOAT_TYPES
 from sb_edge.memory.forecast import DEFAULT_UBATCH, FLASH_ATTN, FlashChoice
 from sb_edge.util.errors import SbEdgeError
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 AUTO_REAL_DEPTH = 4096
 """`fill="auto"` prefills a Transformer for real up to here: minutes beyond it, hours at the deepest."""
@@ -227,11 +227,8 @@ def examine(model: BenchModel) -> Subject:
         GgufError: the file is missing, truncated or corrupt.
     """
     header = read_header(model.path)
-    digest = hashlib.sha256()
-    for file in header.files:
-        with Path(file).open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return Subject(model.name, model.path, header, digest.hexdigest(), model.flash_attn)
+    digest = sha256_of_bytes(*(bytes.fromhex(sha256_of(file)) for file in header.files))
+    return Subject(model.name, model.path, header, digest, model.flash_attn)
 
 
 def choose_fill(subject: Subject, n_depth: int, choice: FillChoice) -> Fill:

@@ -1,10 +1,7 @@
-"""Llama- and Qwen2-shaped base models, from a Hugging Face checkpoint or a GGUF, under one set of names."""
+"""Llama- and Qwen2-shaped base models: Hugging Face checkpoints and GGUFs under one set of names."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,28 +11,17 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sb_edge.arch.config import PositiveInt
-from sb_edge.convert.checkpoint.folder import TensorInfo, read_tensor, read_tensor_table
-from sb_edge.convert.vocab.export import write_tokenizer
+from sb_edge.arch.config import PositiveInt, read_config_json
+from sb_edge.convert.checkpoint.folder import read_tensor_table
+from sb_edge.convert.checkpoint.safetensors_file import TensorInfo, read_tensor
+from sb_edge.convert.vocab.export import copy_tokenizer, write_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.values import tensor_values
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 _LAYER_NAMES = {
     "attn_norm.weight": ("input_layernorm.weight", "attn_norm.weight"),
@@ -51,7 +37,7 @@ _LAYER_NAMES = {
     "attn.k_proj.bias": ("self_attn.k_proj.bias", "attn_k.bias"),
     "attn.v_proj.bias": ("self_attn.v_proj.bias", "attn_v.bias"),
 }
-"""SpikingBrain's name of a layer's tensor: (Hugging Face's, GGUF's)."""
+"""Names of a layer's tensor by SpikingBrain's name: (Hugging Face's, GGUF's)."""
 
 _GLOBAL_NAMES = {
     "model.embeddings.weight": ("model.embed_tokens.weight", "token_embd.weight"),
@@ -61,7 +47,7 @@ _GLOBAL_NAMES = {
 
 
 class BaseShape(BaseModel):
-    """What a transplant takes over from the base's configuration."""
+    """The base's configuration, as far as a transplant uses it."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -82,7 +68,7 @@ class BaseShape(BaseModel):
 
 @dataclass(frozen=True)
 class _Names:
-    """One of the two namings: which of the pair in the tables above, and the prefix of a layer."""
+    """One of the two naming schemes: its column in the tables above and its prefix of a layer."""
 
     column: int
     layer: str
@@ -116,7 +102,7 @@ class BaseModelReader(ABC):
         unknown = [name for name in self._stored if name not in known]
         if unknown:
             raise CheckpointError(
-                "a tensor that Llama- and Qwen2-shaped models do not have",
+                "is not a tensor of Llama- or Qwen2-shaped models",
                 path=self.path,
                 item=unknown[0],
                 hint="only such models can be transplanted",
@@ -126,14 +112,14 @@ class BaseModelReader(ABC):
         return set()
 
     def has(self, name: str) -> bool:
-        """Whether the base has the tensor that SpikingBrain calls `name`."""
+        """True if the base has the tensor that SpikingBrain names `name`."""
         return self._names.of(name) in self._stored
 
     def read(self, name: str, expected: tuple[int, ...]) -> np.ndarray:
-        """A tensor as float32, rows of q and k in the half-split ("NeoX") rotary order.
+        """Read a tensor as float32, with rows of q and k in half-split ("NeoX") rotary order.
 
         Raises:
-            CheckpointError: missing, or of another shape than `expected`.
+            CheckpointError: the tensor is missing or its shape is not `expected`.
         """
         stored = self._names.of(name)
         if stored not in self._stored:
@@ -154,7 +140,7 @@ class BaseModelReader(ABC):
 
     @abstractmethod
     def write_tokenizer(self, folder: Path) -> None:
-        """Put the tokenizer into `folder` in Hugging Face's files."""
+        """Write the tokenizer to `folder` as Hugging Face files."""
 
 
 class HuggingFaceBase(BaseModelReader):
@@ -172,7 +158,7 @@ class HuggingFaceBase(BaseModelReader):
         )
 
     def _ignored(self) -> set[str]:
-        # Written by old versions of transformers; computed from the config.
+        # Old versions of transformers stored it; it follows from the config.
         return {
             f"model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(self.shape.num_hidden_layers)
         }
@@ -181,9 +167,7 @@ class HuggingFaceBase(BaseModelReader):
         return to_float32(read_tensor(self._stored[stored]))
 
     def write_tokenizer(self, folder: Path) -> None:
-        for name in TOKENIZER_FILES:
-            if (self.path / name).is_file():
-                shutil.copyfile(self.path / name, folder / name)
+        copy_tokenizer(self.path, folder)
 
 
 class GgufBase(BaseModelReader):
@@ -199,7 +183,7 @@ class GgufBase(BaseModelReader):
         )
 
     def _ignored(self) -> set[str]:
-        # Llama 3's scaled rotary frequencies: reported as rope_scaling.
+        # Llama 3's scaled rotary frequencies; `rope_scaling` reports them.
         return {"rope_freqs.weight"}
 
     def _load(self, name: str, stored: str) -> np.ndarray:
@@ -216,48 +200,40 @@ class GgufBase(BaseModelReader):
 
 
 def open_base(path: Path) -> BaseModelReader:
-    """A base model: a checkpoint folder or a GGUF.
+    """Open a base model: a checkpoint folder or a GGUF.
 
     Raises:
-        CheckpointError, ConfigError, GgufError: not there, damaged, or of another shape.
+        CheckpointError, ConfigError, GgufError: not found, damaged, or of another architecture.
     """
     if path.is_dir():
         return HuggingFaceBase(path)
     if not path.exists():
-        raise CheckpointError("not found", path=path, hint="point at a checkpoint's folder or a GGUF")
+        raise CheckpointError("not found", path=path, hint="give a checkpoint folder or a GGUF")
     return GgufBase(path)
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a GGUF, or of a folder's config.json and safetensors files with their names."""
+    """SHA-256 of a GGUF, or of names and contents of a folder's config.json and safetensors files."""
     if path.is_file():
         return sha256_of(path)
-    digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("*.safetensors*")]):
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    return digest.hexdigest()
+    files = sorted([path / "config.json", *path.glob("*.safetensors*")])
+    return sha256_of_bytes(*(f"{file.name} {sha256_of(file)}\n".encode() for file in files))
 
 
 def _to_half_split(values: np.ndarray, n_head: int) -> np.ndarray:
-    """Undo the row order that llama GGUFs have for interleaved rotary embedding. values: [H*d, ...]."""
+    """Undo the row order of llama GGUFs for interleaved rotary embedding. values: [H*d, ...]."""
     half = values.shape[0] // n_head // 2
     return values.reshape(n_head, half, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("not found", path=path, hint="point at the folder that holds config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError("is not valid JSON", path=path, found=str(error)) from None
-    if not isinstance(document, dict) or document.get("model_type") not in BASE_ARCHITECTURES:
-        found = document.get("model_type") if isinstance(document, dict) else type(document).__name__
+    document = read_config_json(path)
+    if document.get("model_type") not in BASE_ARCHITECTURES:
         raise ConfigError(
             "cannot be transplanted",
             path=path,
             item="model_type",
-            found=repr(found),
+            found=repr(document.get("model_type")),
             expected=" or ".join(BASE_ARCHITECTURES),
         )
     return document

@@ -1,4 +1,4 @@
-"""Random weights: fast, the same for the same seed and name, in pieces."""
+"""Random weights, generated in chunks; seed and name of a tensor determine its values."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Imported here and not at first use (numpy loads it lazily): Ctrl-C during that import can be lost.
+# Imported here because numpy loads it lazily, and a Ctrl-C during that import can be lost.
 from numpy.random import SFC64, Generator
 
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 def normal(seed: int, name: str, size: int, scale: float) -> Iterator[np.ndarray]:
-    """Normal values, float32, in one-dimensional pieces that share one buffer.
+    """Normal values, float32, as one-dimensional chunks in one shared buffer.
 
     Args:
-        seed: of the whole checkpoint.
-        name: of the tensor; with the seed it decides the values, whatever else is drawn.
+        seed: random seed for the whole checkpoint.
+        name: name of the tensor; its values depend only on seed and name.
         size: number of values.
         scale: standard deviation.
     """
     generator = Generator(SFC64([seed, zlib.crc32(name.encode())]))
-    buffer = np.empty(min(size, _PIECE), np.float32)
-    for start in range(0, size, _PIECE):
-        piece = buffer[: min(_PIECE, size - start)]
-        generator.standard_normal(dtype=np.float32, out=piece)
-        piece *= np.float32(scale)
-        yield piece
+    buffer = np.empty(min(size, _CHUNK), np.float32)
+    for start in range(0, size, _CHUNK):
+        chunk = buffer[: min(_CHUNK, size - start)]
+        generator.standard_normal(dtype=np.float32, out=chunk)
+        chunk *= np.float32(scale)
+        yield chunk

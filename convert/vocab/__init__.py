@@ -1,1 +1,1 @@
-"""Tokenizers of checkpoints as GGUF vocabularies."""
+"""Tokenizers of checkpoints, as GGUF vocabularies."""

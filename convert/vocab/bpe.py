@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ from sb_edge.convert.vocab.tokens import (
     TokenType,
     added_token,
     read_added_tokens,
-    read_json_object,
-    read_optional,
+    read_tokenizer_file,
     read_vocab_map,
 )
 from sb_edge.util.errors import TokenizerError
@@ -27,7 +27,7 @@ _PRE_TOKENIZERS = {
     (("digits", True), ("bytes", True)): "smollm",
     (("bytes", True),): "gpt-2",
 }
-"""What tokenizer.json says about cutting text into words: the engine's name for it (`tokenizer.ggml.pre`)."""
+"""The engine's name (`tokenizer.ggml.pre`) of a pre-tokenizer in tokenizer.json."""
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
@@ -36,7 +36,7 @@ _SUPPORTED = "the pre-tokenizer of qwen2, llama-bpe, smollm or gpt-2"
 
 
 def pre_tokenizer_json(pre: str) -> dict[str, Any] | None:
-    """tokenizer.json's description of a `tokenizer.ggml.pre`; None for one that is not known here."""
+    """The pre-tokenizer of tokenizer.json for a `tokenizer.ggml.pre`; None if it is unknown."""
     steps = next((steps for steps, name in _PRE_TOKENIZERS.items() if name == pre), None)
     if steps is None:
         return None
@@ -59,22 +59,31 @@ class Bpe:
 
     Attributes:
         table: the tokens.
-        merges: "left right", by rank.
+        merges: "left right" pairs, by rank.
         pre: `tokenizer.ggml.pre`.
+        add_bos, add_eos: a text begins or ends with a special token.
     """
 
     table: TokenTable
     merges: list[str]
     pre: str
+    add_bos: bool = False
+    add_eos: bool = False
 
 
-def load_tokenizer_json(path: Path, vocab_size: int) -> Bpe:
-    """Read a tokenizer.json that holds a byte-level BPE.
+def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+    """Read a tokenizer.json that holds a byte-level BPE, and the tokens that other files in its folder add.
+
+    Args:
+        path: the tokenizer.json.
+        vocab_size: number of tokens of the model.
+        tokenizer_config: content of tokenizer_config.json.
 
     Raises:
-        TokenizerError: damaged, another kind of model, or text handling that the engine does not have.
+        TokenizerError: the file is damaged, or the engine does not support its model, pre-tokenizer or
+            normalizer.
     """
-    document = read_json_object(path)
+    document = read_tokenizer_file(path)
     model = document.get("model")
     if not isinstance(model, dict):
         raise TokenizerError("has no model", path=path, item="model", hint="fetch this file again")
@@ -97,9 +106,22 @@ def load_tokenizer_json(path: Path, vocab_size: int) -> Bpe:
         raise TokenizerError("is not a list", path=path, item="added_tokens")
     for entry in added:
         table.put_added(added_token(entry, entry.get("id") if isinstance(entry, dict) else None, path))
-    for token in read_added_tokens(path.parent):
+    for token in read_added_tokens(path.parent, tokenizer_config):
         table.put_added(token)
-    return Bpe(table, _json_merges(model.get("merges"), vocab, path), pre)
+    merges = _json_merges(model.get("merges"), vocab, path)
+    return Bpe(table, merges, pre, *_post_processor(document))
+
+
+def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
+    """True for each of begin and end if tokenizer.json's template adds a token there."""
+    processor = document.get("post_processor")
+    if not isinstance(processor, dict):
+        return False, False
+    for step in processor.get("processors", [processor]):
+        single = step.get("single") if isinstance(step, dict) else None
+        if isinstance(single, list) and single:
+            return "SpecialToken" in single[0], "SpecialToken" in single[-1]
+    return False, False
 
 
 def _check_model(model: dict[str, Any], document: dict[str, Any], path: Path) -> None:
@@ -111,13 +133,13 @@ def _check_model(model: dict[str, Any], document: dict[str, Any], path: Path) ->
             path=path,
             item="model.type",
             found=found,
-            hint="for a SentencePiece model put its tokenizer.model beside it",
+            hint="for a SentencePiece model, add its tokenizer.model to the folder",
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise TokenizerError("is not supported", path=path, item=f"model.{key}", found=repr(model[key]))
     normalizer = document.get("normalizer")
-    # Qwen2 asks for NFC, which the engine leaves to its caller; anything else would change the tokens.
+    # The engine leaves Qwen2's NFC to its caller; other normalizers would change the tokens.
     if normalizer is not None and (not isinstance(normalizer, dict) or normalizer.get("type") != "NFC"):
         raise TokenizerError(
             "is not known to the engine",
@@ -129,7 +151,7 @@ def _check_model(model: dict[str, Any], document: dict[str, Any], path: Path) ->
 
 
 def _describe(node: Any, path: Path) -> tuple[tuple[str, object], ...]:
-    """A pre-tokenizer as a key of `_PRE_TOKENIZERS`; parts that change anything else make it unknown."""
+    """A pre-tokenizer as a key of `_PRE_TOKENIZERS`; other settings make it unknown."""
     if not isinstance(node, dict):
         return ()
     kind = node.get("type")
@@ -160,29 +182,36 @@ def _json_merges(merges: Any, vocab: dict[str, int], path: Path) -> list[str]:
     return result
 
 
-def load_vocab_and_merges(folder: Path, vocab_size: int) -> Bpe:
-    """Read vocab.json and merges.txt, with the tokens that tokenizer_config.json adds.
+def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+    """Read vocab.json and merges.txt, and the tokens that other files in the folder add.
+
+    Args:
+        folder: the checkpoint.
+        vocab_size: number of tokens of the model.
+        tokenizer_config: content of its tokenizer_config.json.
 
     Raises:
-        TokenizerError: one of them is missing or damaged, or the tokenizer's class is unknown.
+        TokenizerError: a file is missing or damaged, or the class of the tokenizer is unknown.
     """
     path, merges_path = folder / "vocab.json", folder / "merges.txt"
     for file in (path, merges_path):
         if not file.is_file():
-            raise TokenizerError("not found", path=file, hint="vocab.json and merges.txt belong together")
-    vocab = read_vocab_map(read_json_object(path), path)
+            raise TokenizerError(
+                "not found", path=file, hint="add it; vocab.json and merges.txt need each other"
+            )
+    vocab = read_vocab_map(read_tokenizer_file(path), path)
     table = TokenTable(vocab_size)
     for text, token_id in vocab.items():
         table.put(token_id, text, TokenType.NORMAL, path)
-    for token in read_added_tokens(folder):
+    for token in read_added_tokens(folder, tokenizer_config):
         table.put_added(token)
-    return Bpe(table, _text_merges(merges_path, vocab), _pre_of_class(folder))
+    return Bpe(table, _text_merges(merges_path, vocab), _pre_of_class(folder, tokenizer_config))
 
 
-def _pre_of_class(folder: Path) -> str:
-    """How text is cut: the tokenizer's class says so, not these files. Without one: Qwen2, the family's."""
+def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
+    """The pre-tokenizer of the tokenizer's class, as these files name none; without a class: Qwen2's."""
     path = folder / "tokenizer_config.json"
-    name = read_optional(path).get("tokenizer_class") or "Qwen2Tokenizer"
+    name = tokenizer_config.get("tokenizer_class") or "Qwen2Tokenizer"
     pre = _TOKENIZER_CLASSES.get(str(name).removesuffix("Fast"))
     if pre is None:
         raise TokenizerError(
@@ -191,7 +220,7 @@ def _pre_of_class(folder: Path) -> str:
             item="tokenizer_class",
             found=repr(name),
             expected=" or ".join(_TOKENIZER_CLASSES),
-            hint="a tokenizer.json says more: put it beside the checkpoint",
+            hint="add a tokenizer.json, which describes the pre-tokenizer, to the folder",
         )
     return pre
 
@@ -210,7 +239,7 @@ def _text_merges(path: Path, vocab: dict[str, int]) -> list[str]:
             continue
         merges.append(_merge(line.split(" "), vocab, path, f"line {number}"))
     if not merges:
-        raise TokenizerError("holds no merges", path=path, hint="fetch this file again")
+        raise TokenizerError("has no merges", path=path, hint="fetch this file again")
     return merges
 
 
@@ -235,6 +264,6 @@ def _merge(pair: Any, vocab: dict[str, int], path: Path, item: str) -> str:
                 path=path,
                 item=item,
                 found=repr(text),
-                hint="take the files from one release",
+                hint="use files of one release",
             )
     return " ".join(pair)

@@ -1,8 +1,9 @@
-"""A GGUF's byte-level BPE vocabulary as Hugging Face tokenizer files."""
+"""Hugging Face tokenizer files: copied from a checkpoint, or written from a GGUF's byte-level BPE."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,38 @@ from sb_edge.convert.vocab.tokens import TokenType
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.util.errors import GgufError
 
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer files of a checkpoint into another folder."""
+    for name in _FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json, chat template included, into `folder`.
 
     Args:
-        header: of the GGUF.
+        header: header of the GGUF.
         path: the GGUF, for messages.
-        folder: where the files go.
+        folder: folder of the files.
 
     Raises:
-        GgufError: no byte-level BPE, or one that cuts text in a way that is not known.
+        GgufError: the vocabulary is not a byte-level BPE, or its pre-tokenizer is unknown.
     """
     keys = header.metadata
     tokens, merges = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.merges")
@@ -33,7 +53,7 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
         or not isinstance(merges, list)
     ):
         raise GgufError(
-            "holds no byte-level BPE",
+            "has no byte-level BPE",
             path=path,
             item="tokenizer.ggml.model",
             found=repr(keys.get("tokenizer.ggml.model")),
@@ -43,7 +63,7 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
     pre = pre_tokenizer_json(str(keys.get("tokenizer.ggml.pre")))
     if pre is None:
         raise GgufError(
-            "is not known",
+            "unknown pre-tokenizer",
             path=path,
             item="tokenizer.ggml.pre",
             found=repr(keys.get("tokenizer.ggml.pre")),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
 from sb_edge.convert.vocab.tokens import TokenTable, TokenType, read_added_tokens
 from sb_edge.util.errors import TokenizerError
 
-_ADDED_SCORE = -1000.0  # what llama.cpp's converter gives to added and unused tokens
+_ADDED_SCORE = -1000.0  # as in llama.cpp's converter
 _UNUSED_SCORE = -10000.0
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _SPACE = "\u2581"
@@ -23,9 +24,9 @@ class SentencePiece:
 
     Attributes:
         table: the tokens.
-        scores: log probability or rank of each.
-        add_space_prefix: a space is put before the text.
-        special: bos, eos, unk and pad as the model itself numbers them.
+        scores: log probability or rank of each token.
+        add_space_prefix: a space is added before the text.
+        special: numbers of bos, eos, unk and pad in the model.
     """
 
     table: TokenTable
@@ -34,12 +35,17 @@ class SentencePiece:
     special: dict[str, int]
 
 
-def load_sentencepiece(path: Path, vocab_size: int) -> SentencePiece:
-    """Read a tokenizer.model and the tokens that its neighbours add.
+def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> SentencePiece:
+    """Read a tokenizer.model and the tokens that other files in its folder add.
+
+    Args:
+        path: the tokenizer.model.
+        vocab_size: number of tokens of the model.
+        tokenizer_config: content of tokenizer_config.json.
 
     Raises:
-        TokenizerError: damaged, larger than the model's vocabulary, or not of the BPE kind: the engine
-            merges by score, which is exact for that kind only.
+        TokenizerError: damaged, larger than the model's vocabulary, or not BPE: the engine merges by score,
+            which is exact only for BPE.
     """
     data = path.read_bytes()
     processor = SentencePieceProcessor()
@@ -51,13 +57,13 @@ def load_sentencepiece(path: Path, vocab_size: int) -> SentencePiece:
             "is not a SentencePiece model", path=path, found=str(error), hint="fetch this file again"
         ) from None
     if kind != "bpe":
-        raise TokenizerError("is of a kind that is not supported", path=path, found=kind, expected="bpe")
+        raise TokenizerError("has an unsupported type", path=path, found=kind, expected="bpe")
     table = TokenTable(vocab_size)
     scores = [_UNUSED_SCORE] * vocab_size
     for number in range(processor.GetPieceSize()):
         table.put(number, processor.IdToPiece(number), _type(processor, number), path)
         scores[number] = processor.GetScore(number)
-    for token in read_added_tokens(path.parent):
+    for token in read_added_tokens(path.parent, tokenizer_config):
         text = token.text if token.type == TokenType.CONTROL else token.text.replace(_SPACE, " ")
         table.put(token.token_id, text, token.type, token.path)
         scores[token.token_id] = _ADDED_SCORE
@@ -91,7 +97,7 @@ def _model_type(data: bytes) -> int:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: number, and value or bytes."""
+    """Fields of a protobuf message: number, and value or bytes."""
     position = 0
 
     def varint() -> int:

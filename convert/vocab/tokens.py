@@ -1,18 +1,20 @@
-"""What kinds of Hugging Face tokenizers share: JSON files, added tokens, the table of tokens."""
+"""Common parts of Hugging Face tokenizers: JSON files, added tokens, the table of tokens."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.json_files import parse_json_object
 
 
 class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`, as the engine numbers them."""
+    """Values of `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -27,9 +29,9 @@ class AddedToken:
     """A token outside the learned vocabulary.
 
     Attributes:
-        token_id: its number.
-        text: as it stands in a prompt.
-        special: never part of ordinary text.
+        token_id: number of the token.
+        text: text of the token in a prompt.
+        special: the token never stands for ordinary text.
         path: the file that adds it.
     """
 
@@ -40,7 +42,7 @@ class AddedToken:
 
     @property
     def type(self) -> TokenType:
-        """CONTROL if special by flag or by look (`<|...|>`), as llama.cpp's converter decides."""
+        """CONTROL if special by flag or by form (`<|...|>`), as in llama.cpp's converter."""
         looks_special = self.text.startswith("<|") and self.text.endswith("|>")
         looks_special = looks_special or self.text in ("<pad>", "<mask>")
         return TokenType.CONTROL if self.special or looks_special else TokenType.USER_DEFINED
@@ -48,13 +50,13 @@ class AddedToken:
 
 @dataclass
 class TokenTable:
-    """Tokens by number, gaps and tail filled with unused ones up to the model's vocabulary size.
+    """Tokens by number; gaps up to the model's vocabulary size are filled with unused tokens.
 
     Attributes:
-        size: the model's vocabulary.
-        texts: each token as the GGUF holds it.
-        types: each token's type.
-        ids: text to number, unused ones excepted.
+        size: vocabulary size of the model.
+        texts: texts of the tokens in the GGUF.
+        types: types of the tokens.
+        ids: number by text, without unused tokens.
     """
 
     size: int
@@ -67,10 +69,10 @@ class TokenTable:
         self.types = [TokenType.UNUSED] * self.size
 
     def put(self, token_id: int, text: str, kind: TokenType, path: Path) -> None:
-        """Set a token; an added token may change the type of a learned one of the same number and text.
+        """Set a token. An added token may change the type of a learned token of the same number and text.
 
         Raises:
-            TokenizerError: the number is beyond the model's vocabulary, or taken by another text.
+            TokenizerError: the number is beyond the model's vocabulary, or another token has it.
         """
         if token_id >= self.size:
             raise TokenizerError(
@@ -79,7 +81,7 @@ class TokenTable:
                 item=repr(text),
                 found=token_id,
                 expected=f"below vocab_size {self.size}",
-                hint="take config.json and tokenizer from one release",
+                hint="use config.json and tokenizer of one release",
             )
         taken = self.types[token_id] != TokenType.UNUSED and self.texts[token_id] != text
         if taken or self.ids.get(text, token_id) != token_id:
@@ -99,49 +101,28 @@ class TokenTable:
         self.put(token.token_id, token.text, token.type, token.path)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file whose top is an object.
+def read_tokenizer_file(path: Path) -> dict[str, Any]:
+    """Read a tokenizer's JSON file; an absent one is empty.
 
     Raises:
-        TokenizerError: not valid JSON (the line is named) or something else at its top.
+        TokenizerError: not valid JSON (the line is named) or not an object.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TokenizerError(
-            "is not valid JSON",
-            path=path,
-            item=f"line {error.lineno}",
-            found=error.msg,
-            hint="fetch this file again",
-        ) from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise TokenizerError(
-            "is not valid JSON", path=path, found=str(error), hint="fetch this file again"
-        ) from None
-    if not isinstance(document, dict):
-        raise TokenizerError("is not a JSON object", path=path, found=type(document).__name__)
-    return document
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    """As `read_json_object`; empty if there is no such file."""
-    return read_json_object(path) if path.is_file() else {}
+    return parse_json_object(path.read_bytes(), path, TokenizerError) if path.is_file() else {}
 
 
 def is_token_id(value: object) -> bool:
-    """A non-negative integer."""
+    """True for an integer >= 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def read_vocab_map(vocab: Any, path: Path) -> dict[str, int]:
-    """Check a map from token to number.
+    """Check a map of tokens to numbers.
 
     Raises:
-        TokenizerError: not a map, or a number is no number or there twice.
+        TokenizerError: not a map, or a number is invalid or used twice.
     """
     if not isinstance(vocab, dict) or not vocab:
-        raise TokenizerError("holds no vocabulary", path=path, expected="tokens and their numbers")
+        raise TokenizerError("has no vocabulary", path=path, expected="tokens and their numbers")
     by_id: dict[int, str] = {}
     for text, token_id in vocab.items():
         if not is_token_id(token_id):
@@ -157,20 +138,24 @@ def read_vocab_map(vocab: Any, path: Path) -> dict[str, int]:
     return vocab
 
 
-def read_added_tokens(folder: Path) -> list[AddedToken]:
-    """The tokens that added_tokens.json and tokenizer_config.json add, ascending; the latter wins.
+def read_added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> list[AddedToken]:
+    """The tokens that added_tokens.json and tokenizer_config.json add, by ascending number; the latter wins.
+
+    Args:
+        folder: the checkpoint.
+        tokenizer_config: content of its tokenizer_config.json.
 
     Raises:
         TokenizerError: an entry is damaged.
     """
     tokens: dict[int, AddedToken] = {}
     path = folder / "added_tokens.json"
-    for text, token_id in read_optional(path).items():
+    for text, token_id in read_tokenizer_file(path).items():
         if not is_token_id(token_id):
             raise TokenizerError("has no valid number", path=path, item=repr(text), found=repr(token_id))
         tokens[token_id] = AddedToken(token_id, text, False, path)
     path = folder / "tokenizer_config.json"
-    decoder = read_optional(path).get("added_tokens_decoder", {})
+    decoder = tokenizer_config.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
         raise TokenizerError("is not a JSON object", path=path, item="added_tokens_decoder")
     for number, entry in decoder.items():
@@ -184,7 +169,7 @@ def added_token(entry: Any, token_id: Any, path: Path) -> AddedToken:
     """Check one added token: an object with `content` and `special`.
 
     Raises:
-        TokenizerError: text or number are missing.
+        TokenizerError: text or number is missing.
     """
     text = entry.get("content") if isinstance(entry, dict) else None
     if not isinstance(text, str) or not text or not is_token_id(token_id):

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as a GGUF's: tokens, merges, special tokens, chat template."""
+"""Convert a checkpoint's tokenizer to GGUF keys: tokens, merges, special tokens, chat template."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import gguf
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.convert.vocab.bpe import load_tokenizer_json, load_vocab_and_merges
 from sb_edge.convert.vocab.spm import load_sentencepiece
-from sb_edge.convert.vocab.tokens import TokenTable, read_optional
+from sb_edge.convert.vocab.tokens import TokenTable, read_tokenizer_file
 from sb_edge.util.errors import TokenizerError
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
-"""Tokens that end a turn, in the templates that use them: ChatML, Llama 3, Gemma, Phi 3."""
+"""Tokens that end a turn in chat templates: ChatML, Llama 3, Gemma, Phi 3."""
 
 NO_VOCABULARY = "no_vocab"
 
@@ -25,19 +25,19 @@ ChatTemplate = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the `tokenizer.*` keys of a GGUF say.
+    """Content of the `tokenizer.*` keys of a GGUF.
 
     Attributes:
         model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
-        pre: how text is cut into words before BPE.
-        table: tokens, types, numbers.
-        scores: SentencePiece only.
-        merges: BPE only.
-        special: "bos", "eos", "eot", "unk", "pad" to a token's number.
+        pre: name of the pre-tokenizer.
+        table: tokens with types and numbers.
+        scores: scores of the tokens; only SentencePiece.
+        merges: "left right" pairs, by rank; only BPE.
+        special: token number by "bos", "eos", "eot", "unk", "pad".
         add_bos: a prompt begins with the bos token.
         add_eos: a prompt ends with the eos token.
-        add_space_prefix: SentencePiece only: a prompt begins with a space.
-        chat_template: Jinja, or several of them with their names.
+        add_space_prefix: a prompt begins with a space; only SentencePiece.
+        chat_template: Jinja template, or a list of named templates.
     """
 
     model: str
@@ -55,15 +55,15 @@ class Vocabulary:
 def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | None:
     """Read the tokenizer of a checkpoint folder; None if it has none.
 
-    tokenizer.model wins over tokenizer.json, which wins over vocab.json with merges.txt.
+    Order of precedence: tokenizer.model; tokenizer.json; vocab.json with merges.txt.
 
     Raises:
-        TokenizerError: a file is damaged, of an unsupported kind, or does not fit the model.
+        TokenizerError: a file is damaged, is not supported, or does not fit the model.
     """
-    tokenizer_config = read_optional(folder / "tokenizer_config.json")
+    tokenizer_config = read_tokenizer_file(folder / "tokenizer_config.json")
     template = _chat_template(folder, tokenizer_config)
     if (folder / "tokenizer.model").is_file():
-        spm = load_sentencepiece(folder / "tokenizer.model", config.vocab_size)
+        spm = load_sentencepiece(folder / "tokenizer.model", config.vocab_size, tokenizer_config)
         add_bos, add_eos = _flags(tokenizer_config, add_bos=True)
         special = spm.special | _special_tokens(folder, tokenizer_config, config, spm.table, template)
         return Vocabulary(
@@ -78,14 +78,12 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
             chat_template=template,
         )
     if (folder / "tokenizer.json").is_file():
-        bpe = load_tokenizer_json(folder / "tokenizer.json", config.vocab_size)
-        begins, ends = _post_processor(read_optional(folder / "tokenizer.json"))
+        bpe = load_tokenizer_json(folder / "tokenizer.json", config.vocab_size, tokenizer_config)
     elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
-        bpe = load_vocab_and_merges(folder, config.vocab_size)
-        begins, ends = False, False
+        bpe = load_vocab_and_merges(folder, config.vocab_size, tokenizer_config)
     else:
         return None
-    add_bos, add_eos = _flags(tokenizer_config, add_bos=begins, add_eos=ends)
+    add_bos, add_eos = _flags(tokenizer_config, add_bos=bpe.add_bos, add_eos=bpe.add_eos)
     special = _special_tokens(folder, tokenizer_config, config, bpe.table, template)
     return Vocabulary(
         "gpt2", bpe.pre, bpe.table, special, add_bos, add_eos, merges=bpe.merges, chat_template=template
@@ -102,18 +100,6 @@ def _flags(
     )
 
 
-def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether tokenizer.json's template puts a token before and after a text."""
-    processor = document.get("post_processor")
-    if not isinstance(processor, dict):
-        return False, False
-    for step in processor.get("processors", [processor]):
-        single = step.get("single") if isinstance(step, dict) else None
-        if isinstance(single, list) and single:
-            return "SpecialToken" in single[0], "SpecialToken" in single[-1]
-    return False, False
-
-
 def _special_tokens(
     folder: Path,
     tokenizer_config: Mapping[str, Any],
@@ -121,7 +107,7 @@ def _special_tokens(
     table: TokenTable,
     template: ChatTemplate | None,
 ) -> dict[str, int]:
-    """Numbers of the special tokens: by tokenizer_config.json, else by config.json."""
+    """Numbers of the special tokens, from tokenizer_config.json, else from config.json."""
     special: dict[str, int] = {}
     path = folder / "tokenizer_config.json"
     for name in ("bos", "eos", "unk", "pad"):
@@ -157,9 +143,9 @@ def _special_tokens(
 
 
 def _end_of_turn(table: TokenTable, template: ChatTemplate | None) -> int | None:
-    """The token with which the chat template ends a turn.
+    """The token that ends a turn in the chat template.
 
-    The public SFT release has ChatML with eos `<|endoftext|>`: nothing would stop at `<|im_end|>`.
+    The public SFT release has ChatML with eos `<|endoftext|>`, which would not stop at `<|im_end|>`.
     """
     text = template if isinstance(template, str) else "".join(item["template"] for item in template or [])
     return next((table.ids[token] for token in _END_OF_TURN if token in text and token in table.ids), None)
@@ -182,13 +168,17 @@ def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTem
     )
     if not named and not isinstance(template, str):
         raise TokenizerError(
-            "is no template", path=path, item="chat_template", found=str(template)[:80], expected="Jinja text"
+            "is not a template",
+            path=path,
+            item="chat_template",
+            found=str(template)[:80],
+            expected="Jinja text",
         )
     return template or None
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | None) -> None:
-    """Add the `tokenizer.*` keys; without a vocabulary the engine takes its size from `vocab_size`."""
+    """Add the `tokenizer.*` keys. Without a vocabulary, the engine reads its size from `vocab_size`."""
     if vocabulary is None:
         writer.add_tokenizer_model(NO_VOCABULARY)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from sb_edge.distill.text.sources import Document
 from sb_edge.distill.text.tokenizer import Tokenizer
 from sb_edge.util.errors import TrainingError
 from sb_edge.util.files import atomic_directory
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.progress import progress_bar
 
 TOKENS = "tokens.npy"
@@ -73,7 +72,7 @@ def write_corpus(
     pieces: list[NDArray[np.uint32]] = []
     with atomic_directory(folder) as partial, progress_bar("reading text, documents", None) as advance:
         for document in documents:
-            digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
+            digest = sha256_of_bytes(document.text.encode("utf-8", "surrogatepass"))
             if digest in entries:
                 continue
             if holds(document.text, held_out):

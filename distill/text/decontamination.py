@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import re
 from collections.abc import Iterator
 
 from sb_edge.evaluate.questions import read_questions
+from sb_edge.util.hashes import sha256_of_bytes
 
 LEAST_CHARACTERS = 40
 """Of a paragraph that counts: a short one may stand anywhere."""
@@ -18,7 +18,7 @@ def paragraph_hashes(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         plain = " ".join(re.findall(r"\w+", paragraph.casefold()))
         if len(plain) >= LEAST_CHARACTERS:
-            yield hashlib.sha256(plain.encode()).hexdigest()
+            yield sha256_of_bytes(plain.encode())
 
 
 def held_out_hashes() -> frozenset[str]:

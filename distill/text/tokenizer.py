@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from sb_edge.convert.checkpoint.base_model import BaseModelReader
 from sb_edge.util.errors import TokenizerError
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of
 
 FILE = "tokenizer.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from sb_edge.arch.config import ARCH
-from sb_edge.arch.plan_rules import check_plan
+from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import (
     COLUMN_BLOCK,
     MAX_DENSITY_KEY,
@@ -28,8 +27,9 @@ from sb_edge.arch.sparse_plan import (
 )
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.gguf.floats import encoder
-from sb_edge.gguf.reader import BLOCK_SIZES, GgufHeader, TensorEntry, read_header
+from sb_edge.gguf.reader import GgufHeader, TensorEntry, read_header
 from sb_edge.gguf.rewrite import with_tensors
+from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.gguf.values import tensor_bytes, tensor_values
 from sb_edge.gguf.writer import PlannedTensor
 from sb_edge.quant.sparse.dead_zones import zones
@@ -38,8 +38,9 @@ from sb_edge.quant.sparse.neuron_order import firing_order, movable_layers, writ
 from sb_edge.quant.sparse.zone_tuning import Candidate, Trial, ZoneTuning, tune_zones
 from sb_edge.quant.tuning_text import Text, require_length
 from sb_edge.runtime.session import Model
-from sb_edge.util.errors import OutputError, SparseError
-from sb_edge.util.files import require_free_space
+from sb_edge.util.errors import SparseError
+from sb_edge.util.files import require_free_space, require_output
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.progress import progress_bar
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
@@ -182,10 +183,7 @@ def quantize_sparse(
     require_length(text)
     require_length(held_out)
     header = read_header(source)
-    if target.exists() and any(target.samefile(file) for file in header.files):
-        raise OutputError("is the input", path=target, hint="choose another name")
-    if not target.parent.is_dir():
-        raise OutputError("the folder does not exist", path=target.parent, hint="create it first")
+    require_output(target, header.files)
     usable, left_out = _projections(header, allow_requantize)
     norms = {key: _column_norms(tensor) for key, tensor in usable.items()}
     movable = movable_layers(header) if reorder else []
@@ -220,9 +218,9 @@ def quantize_sparse(
             found.append(
                 SparseLayout(
                     source=source.name,
-                    source_sha256=_hash_files(header.files),
+                    source_sha256=sha256_of(*header.files),
                     text=text.name,
-                    text_sha256=hashlib.sha256(np.array(text.tokens, "<i4").tobytes()).hexdigest(),
+                    text_sha256=sha256_of_bytes(np.array(text.tokens, "<i4").tobytes()),
                     tokens=len(text.tokens) - 1,
                     held_out=held_out.name,
                     held_out_tokens=len(held_out.tokens) - 1,
@@ -413,12 +411,3 @@ def _require_budget(path: Path, text: Text, dense: float, budget: float, n_threa
             expected=f"at most {1 + budget:g} times",
             hint="allow more, or give a longer text",
         )
-
-
-def _hash_files(files: Sequence[Path]) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                total.update(piece)
-    return total.hexdigest()

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.arch.plan_rules import check_plan
-from sb_edge.arch.plan_writer import with_spike_plan
-from sb_edge.arch.spike_plan import DEFAULT_K, Site, SpikePlan, require_positive
+from sb_edge.arch.model_spikes import check_plan
+from sb_edge.arch.spike_plan import DEFAULT_K, CodedInput, SpikePlan, require_positive
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.evaluate.energy import estimate_energy
 from sb_edge.evaluate.perplexity import divergences, predictions, token_losses
 from sb_edge.evaluate.spike_stats import total
@@ -126,7 +126,7 @@ class Tuning:
     held_out_tokens: int
     without: float
     held_out_without: float
-    sites: tuple[Site, ...]
+    sites: tuple[CodedInput, ...]
     sensitivities: tuple[float, ...]
     points: tuple[TunedPoint, ...]
     single: TunedPoint
@@ -234,7 +234,7 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
         plan = model.spike_plan
         if plan is None:
             raise SpikeError("has no spikes to tune", path=path, hint="give it a k first")
-        sites = replace(plan, layer_k=None).sites(model.recurrent_layers)  # tuned to one k each
+        sites = replace(plan, layer_k=None).coded_inputs(model.recurrent_layers)  # tuned to one k each
         bench = _KTrials(model, sites, (text, held_out), without, n_threads)
         sensitivities, costs = bench.probe(text)
         grid_costs = interpolate_costs(np.array(COST_KS), costs, GRID)
@@ -269,7 +269,7 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
     )
 
 
-def plan_with(plan: SpikePlan, sites: Sequence[Site], point: TunedPoint, n_layer: int) -> SpikePlan:
+def plan_with(plan: SpikePlan, sites: Sequence[CodedInput], point: TunedPoint, n_layer: int) -> SpikePlan:
     """A plan with the sites' own k."""
     rows = [dict.fromkeys(plan.projections, 0.0) for _ in range(n_layer)]
     for site, k in zip(sites, point.ks, strict=True):
@@ -289,7 +289,7 @@ class _KTrials:
     def __init__(
         self,
         model: Model,
-        sites: tuple[Site, ...],
+        sites: tuple[CodedInput, ...],
         texts: tuple[Text, Text],
         without: dict[Text, Floats],
         n_threads: int | None,

@@ -1,8 +1,8 @@
-"""Spike coding: real numbers to integer counts, counts to trains over virtual time steps, and back.
+"""Spike coding: real numbers to integer counts, counts to spike trains over virtual time steps, and back.
 
-The adaptive threshold and the codings of the technical report (arXiv 2509.05276, section 3.3). Every function
-takes a NumPy array or a PyTorch tensor and gives the same kind back, with the same values; PyTorch is needed
-only by those who pass a tensor. The two libraries share the names used here, so the code is written once.
+Adaptive threshold and codings of the technical report (arXiv 2509.05276, section 3.3). Every function takes a
+NumPy array or a PyTorch tensor and returns the same kind with the same values. PyTorch is needed only for
+tensors. Both libraries have the names used here, so one implementation serves both.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ MIN_THRESHOLD = 1e-5
 MAX_THRESHOLD = 1e4
 
 _LAST_SHIFT = 62
-"""Shifting an int64 by more is undefined; by this much, nothing but the sign is left of a count anyway."""
+"""Largest defined shift of an int64; it leaves only the sign of a count."""
 
 
 class Coding(StrEnum):
-    """How a count becomes a train: the rows of the report's table."""
+    """Coding of counts as spike trains: the rows of the report's table."""
 
     BINARY = "binary"
     TERNARY = "ternary"
@@ -40,21 +40,21 @@ class Coding(StrEnum):
 
 
 UNSIGNED = (Coding.BINARY, Coding.BITWISE)
-"""They carry no negative counts."""
+"""Codings without negative counts."""
 
 _UNARY = (Coding.BINARY, Coding.TERNARY)
 _WITH_MINUS_ONE = (Coding.TERNARY, Coding.BIDIRECTIONAL)
 
 
 def threshold(x: Array, k: float) -> Array:
-    """The adaptive threshold of every row, clamp(mean|x| / k, 1e-5, 1e4).
+    """Adaptive threshold of every row, clamp(mean|x| / k, 1e-5, 1e4).
 
     Args:
-        x: [..., n] real numbers, n >= 1. A row is one token's input of a projection, or one head's.
+        x: [..., n] real numbers, n >= 1. A row is the input of a projection for one token, or one head.
         k: a positive number; larger means more spikes.
 
     Returns:
-        [..., 1] float32. The mean is taken in float64 and rounded to float32, then divided by k.
+        [..., 1] float32. The mean is computed in float64, rounded to float32, and divided by k.
 
     Raises:
         SpikeError: k is not a positive number.
@@ -67,14 +67,14 @@ def threshold(x: Array, k: float) -> Array:
 
 
 def spike_counts(x: Array, k: float) -> tuple[Array, Array]:
-    """round(x / threshold), half to even, not clipped: rare channels give hundreds or thousands ("bursts").
+    """round(x / threshold), half to even, not clipped: rare channels have hundreds or thousands ("bursts").
 
     Args:
-        x: [..., n] real numbers, n >= 1. Of float64 the quotient is taken in float64, else in float32.
+        x: [..., n] real numbers, n >= 1. The quotient is float64 for float64, else float32.
         k: a positive number.
 
     Returns:
-        Counts, int32 [..., n], and the threshold, float32 [..., 1]: x is about counts * threshold.
+        Counts, int32 [..., n], and threshold, float32 [..., 1]: x is approximately counts * threshold.
 
     Raises:
         SpikeError: k is not a positive number, or a count is NaN, infinite or beyond int32.
@@ -84,14 +84,14 @@ def spike_counts(x: Array, k: float) -> tuple[Array, Array]:
 
 
 def int8_round(x: Array) -> Array:
-    """Round rows to symmetric INT8, as W8ASpike does with K and V per token and head.
+    """Round rows to symmetric INT8, as W8ASpike rounds K and V per token and head.
 
     Args:
         x: [..., n] real numbers, n >= 1.
 
     Returns:
-        [..., n]: whole multiples, half to even, of each row's clamp(max|x| / 127, 1e-5, 1e4), a float32. In
-        float64 for float64, otherwise in float32.
+        [..., n]: integer multiples, half to even, of each row's float32 scale clamp(max|x| / 127, 1e-5, 1e4).
+            float64 for float64, else float32.
     """
     xp = _library(x)
     largest = xp.asarray(xp.amax(abs(x), axis=-1, keepdims=True), dtype=xp.float32)
@@ -101,11 +101,11 @@ def int8_round(x: Array) -> Array:
 
 
 def steps(coding: Coding, largest: int) -> int:
-    """T, the number of virtual time steps that counts up to `largest` need.
+    """T, the number of virtual time steps for counts up to `largest`.
 
     Args:
-        coding: how counts become trains.
-        largest: the largest |count|, >= 0.
+        coding: coding of counts as trains.
+        largest: largest |count|, >= 0.
 
     Raises:
         SpikeError: `largest` is negative.
@@ -119,25 +119,25 @@ def steps(coding: Coding, largest: int) -> int:
 
 
 def encode(counts: Array, coding: Coding, n_steps: int | None = None) -> Array:
-    """Counts to trains.
+    """Encode counts as trains.
 
-    Binary and ternary repeat sign(count), |count| times, then fall silent. The bitwise ones send the bits of
-    |count|, bidirectional ones times sign(count), or the bits of count mod 2^T in two's complement; the most
-    significant bit comes first.
+    Binary and ternary codings repeat sign(count) |count| times, followed by zeros. Bitwise codings send the
+    bits of |count| (bidirectional: times sign(count)), or the bits of count mod 2^T in two's complement, most
+    significant bit first.
 
     Args:
         counts: int32, any shape.
-        coding: how counts become trains.
-        n_steps: T; None takes what the largest |count| needs.
+        coding: coding of counts as trains.
+        n_steps: T; None: the minimum for the largest |count|.
 
     Returns:
-        int8 [T, *counts.shape]; values 0 and 1, with -1 in ternary and bidirectional trains.
+        int8 [T, *counts.shape] of 0 and 1, and -1 in ternary and bidirectional trains.
 
     Raises:
         SpikeError: a negative count in an unsigned coding, or a count that does not fit `n_steps`.
     """
     xp = _library(counts)
-    wide = xp.asarray(counts, dtype=xp.int64)  # |-2^31| is no int32
+    wide = xp.asarray(counts, dtype=xp.int64)  # int32 does not hold |-2^31|
     low, high = (int(wide.min()), int(wide.max())) if 0 not in wide.shape else (0, 0)
     n_steps = steps(coding, max(-low, high)) if n_steps is None else n_steps
     _require_fit(coding, n_steps, low, high)
@@ -152,17 +152,17 @@ def encode(counts: Array, coding: Coding, n_steps: int | None = None) -> Array:
 
 
 def decode(train: Array, coding: Coding) -> Array:
-    """Trains to counts: the sum (binary, ternary), or the sum weighted by the bits' places.
+    """Decode trains to counts: the sum (binary, ternary), or the sum weighted by place value.
 
     Args:
         train: [T, ...] of 0 and 1, and -1 in ternary and bidirectional trains; T >= 2 in two's complement.
-        coding: how counts become trains.
+        coding: coding of counts as trains.
 
     Returns:
         int32 [...].
 
     Raises:
-        SpikeError: a value that the coding does not have, too few steps, or a count beyond int32.
+        SpikeError: a value is not in the coding, there are too few steps, or a count is beyond int32.
     """
     xp = _library(train)
     _require_spikes(train, coding)
@@ -176,19 +176,19 @@ def decode(train: Array, coding: Coding) -> Array:
 
 
 def _library(x: np.ndarray | Tensor) -> ModuleType:
-    """numpy or torch, whichever made the array; torch is never imported for it."""
+    """numpy or torch, by the kind of the array, without an import of torch."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and isinstance(x, torch.Tensor) else np
 
 
 def _column(values: Any, like: Any) -> Any:
-    """Integers as int64 [T, 1, ..., 1], to meet an array of any shape on its device."""
+    """Integers as int64 [T, 1, ..., 1] on the device of `like`, to broadcast against it."""
     column = np.array(values, dtype=np.int64).reshape(-1, *[1] * like.ndim)
     return column if isinstance(like, np.ndarray) else like.new_tensor(column)
 
 
 def _int32(values: Array) -> Array:
-    """Whole numbers as int32, SpikeError where one is NaN, infinite or out of range."""
+    """Convert integers to int32; SpikeError if one is NaN, infinite or out of range."""
     xp = _library(values)
     if not bool(((values >= -(2**31)) & (values < 2**31)).all()):
         raise SpikeError("is NaN, infinite or beyond int32", item="a count")
@@ -197,7 +197,7 @@ def _int32(values: Array) -> Array:
 
 
 def _require_fit(coding: Coding, n_steps: int, low: int, high: int) -> None:
-    """Refuse counts from `low` to `high` that a train of `n_steps` in this coding cannot carry."""
+    """Refuse counts from `low` to `high` that a train of `n_steps` in this coding cannot represent."""
     if low < 0 and coding in UNSIGNED:
         raise SpikeError("carries no negative counts", item=coding, found=low, hint="use a signed coding")
     if n_steps < steps(coding, 0):
@@ -217,7 +217,7 @@ def _require_fit(coding: Coding, n_steps: int, low: int, high: int) -> None:
 
 
 def _require_spikes(train: Any, coding: Coding) -> None:
-    """Refuse trains that are too short for their coding or hold what it cannot send."""
+    """Refuse trains that are too short for the coding or have values outside it."""
     if len(train) < steps(coding, 0):
         raise SpikeError(
             "too few time steps", item=coding, found=len(train), expected=f">= {steps(coding, 0)}"

@@ -1,14 +1,14 @@
-"""What a SpikingBrain checkpoint's config.json says, checked, and the presets."""
+"""The configuration of a SpikingBrain checkpoint (config.json), checked, and presets."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sb_edge.util.errors import ConfigError
+from sb_edge.util.json_files import read_json_object
 
 ARCH = "spikingbrain"
 """`general.architecture` of every GGUF that this project writes; permanent."""
@@ -24,13 +24,13 @@ _EXPERT_KEYS = {"num_experts", "num_experts_per_tok", "num_shared_experts", "moe
 
 
 class SpikingBrainConfig(BaseModel):
-    """The keys of a public `gla_swa` config.json that decide what is computed.
+    """The keys of a public `gla_swa` config.json that affect computation.
 
-    Keys that do not (dropout, initializer range, ...) are ignored. `attn_layers` lists the SWA layers;
-    absent, the odd layers are SWA. A layer that is not SWA is GLA.
+    Other keys (dropout, initializer range, ...) are ignored. `attn_layers` lists the SWA layers; if it is
+    absent, the odd layers are SWA. All other layers are GLA.
 
-    The keys from `num_experts` on are this project's own, as no checkpoint with experts is public: with
-    experts, the FFN of every layer that `moe_dense_layers` does not list is a mixture of them.
+    The keys from `num_experts` on belong to this project, because no checkpoint with experts is public. With
+    experts, the FFN of every layer that `moe_dense_layers` does not list is a mixture of experts.
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -93,7 +93,7 @@ class SpikingBrainConfig(BaseModel):
 
     @property
     def head_dim(self) -> int:
-        """d, the size of one head."""
+        """d, the size of a head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
@@ -103,7 +103,7 @@ class SpikingBrainConfig(BaseModel):
 
     @property
     def swa_layers(self) -> list[int]:
-        """The layers with 4k sliding-window attention, ascending."""
+        """The layers with sliding-window attention, ascending."""
         if self.attn_layers is None:
             return list(range(1, self.num_hidden_layers, 2))
         return sorted(self.attn_layers)
@@ -121,7 +121,7 @@ class SpikingBrainConfig(BaseModel):
         return [bool(self.num_experts) and layer not in dense for layer in range(self.num_hidden_layers)]
 
     def to_json(self) -> dict[str, Any]:
-        """The config.json of the public layout."""
+        """Content of config.json in the public layout."""
         document: dict[str, Any] = {"architectures": ["GLAswaForCausalLM"]}
         experts = set() if self.num_experts else _EXPERT_KEYS
         document.update(self.model_dump(exclude={"rope_scaling", *experts}, exclude_none=True))
@@ -174,27 +174,31 @@ PRESETS = {
         eos_token_id=0,
     ),
 }
-"""`sb-edge init --preset`: the published 7B; the 1B that this project defines (the shape of Llama-3.2-1B with
-the 7B's attention pattern); a tiny one for tests."""
+"""Presets of `sb-edge init`: the published 7B, this project's 1B (the shape of Llama-3.2-1B with the
+attention pattern of the 7B), and a tiny model for tests."""
+
+
+def read_config_json(path: Path) -> dict[str, Any]:
+    """Read a config.json of any model.
+
+    Raises:
+        ConfigError: not found, not valid JSON or not an object.
+    """
+    return read_json_object(
+        path, ConfigError, absent="give the folder that holds config.json", hint="fetch this file again"
+    )
 
 
 def load_config(path: Path) -> SpikingBrainConfig:
     """Read and check a checkpoint's config.json.
 
     Args:
-        path: the config.json itself.
+        path: the config.json.
 
     Raises:
-        ConfigError: not there, not JSON, another model type, or a missing, wrong or unsupported value.
+        ConfigError: not found, not JSON, another model type, or a missing, wrong or unsupported value.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("not found", path=path, hint="point at the folder that holds config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError("is not valid JSON", path=path, found=str(error)) from None
-    if not isinstance(document, dict):
-        raise ConfigError("is not a JSON object", path=path, found=type(document).__name__)
+    document = read_config_json(path)
     model_type = document.get("model_type")
     if model_type != "gla_swa":
         raise ConfigError(
@@ -203,7 +207,7 @@ def load_config(path: Path) -> SpikingBrainConfig:
             item="model_type",
             found=repr(model_type),
             expected="'gla_swa'",
-            hint="for a Llama- or Qwen2-shaped model use `sb-edge transplant` first",
+            hint="for a Llama- or Qwen2-shaped model, use `sb-edge transplant` first",
         )
     if document.get("use_short_conv"):
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Which projections of a GGUF have a sparse layout, and whether that is sound.
+"""The sparse layout of a GGUF: its projections, read and checked.
 
-Such a projection's weight is in the file twice: by rows as ever, and by columns, one for each input channel,
-so that a decoded token need not fetch the columns of channels below their dead zone. See docs/sparse.md.
+The file holds the weight of such a projection twice: by rows, as in every GGUF, and by columns, one per input
+channel, so that a decoded token does not load columns of channels below their dead zone. See docs/sparse.md.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sb_edge.gguf.reader import GgufHeader, TensorEntry
 from sb_edge.util.errors import GgufError
 
 SPARSE_PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-"""Those that can have one, by the stem of their tensor's name."""
+"""Projections that can have a sparse layout, by the stem of their tensor's name."""
 
 SPARSE_KEYS = f"{ARCH}.sparse."
 MAX_DENSITY_KEY = SPARSE_KEYS + "max_density"
 SPARSE_OVERRIDE_KEY = SPARSE_KEYS + "override"
-"""Never in a file: given to the engine at load time, 0 leaves the layout unloaded."""
+"""Never in a file: passed to the engine at load time; 0 disables the layout."""
 
 COLUMN_TYPES = ("Q4_0", "Q8_0")
 COLUMN_BLOCK = 32
-"""Of those types: the number of outputs has to be a multiple of it."""
+"""Block size of these types; divides the number of outputs."""
 
 _NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(columns|zones)\.weight")
 
@@ -38,9 +38,9 @@ class SparseProjection:
     """A projection with a sparse layout.
 
     Attributes:
-        layer: from 0.
-        name: out of `SPARSE_PROJECTIONS`.
-        columns: of its weight, [n, m]: n input channels, m outputs.
+        layer: index of the layer, from 0.
+        name: name in `SPARSE_PROJECTIONS`.
+        columns: columns of the weight, [n, m]: n input channels, m outputs.
         zones: float32 [n]: channel c is silent where |x_c| < zones[c].
     """
 
@@ -50,22 +50,22 @@ class SparseProjection:
     zones: TensorEntry
 
     def read_zones(self) -> NDArray[np.float32]:
-        """The dead zones, [n].
+        """Read the dead zones, [n].
 
         Raises:
-            GgufError: one is negative, infinite or no number.
+            GgufError: a dead zone is negative, infinite or NaN.
         """
         path, shape = self.zones.file, self.zones.shape
         values = np.fromfile(path, np.dtype("<f4"), count=shape[0], offset=self.zones.offset)
         bad = np.flatnonzero(~((values >= 0) & np.isfinite(values)))
         if bad.size:
             raise GgufError(
-                "is no dead zone",
+                "is not a valid dead zone",
                 path=path,
                 item=f"{self.zones.name}[{bad[0]}]",
                 found=values[bad[0]],
-                expected="a finite number, not negative",
-                hint="make the file again by `sb-edge quantize --sparse-layout`",
+                expected="a finite number >= 0",
+                hint="make the file again with `sb-edge quantize --sparse-layout`",
             )
         return values
 
@@ -75,8 +75,8 @@ class SparsePlan:
     """The sparse layout of a model.
 
     Attributes:
-        max_density: above this share of channels that are not silent, a token takes the dense product.
-        projections: by layer, then in the order of `SPARSE_PROJECTIONS`; at least one.
+        max_density: maximum share of active channels; a token above it uses the dense product.
+        projections: at least one, by layer, then in the order of `SPARSE_PROJECTIONS`.
     """
 
     max_density: float
@@ -84,43 +84,44 @@ class SparsePlan:
 
 
 def row_name(layer: int, projection: str) -> str:
-    """The name of a projection's weight."""
+    """Name of the weight of a projection."""
     return f"blk.{layer}.{projection}.weight"
 
 
 def columns_name(layer: int, projection: str) -> str:
-    """The name of a projection's weight by columns."""
+    """Name of the weight by columns of a projection."""
     return f"blk.{layer}.{projection}.columns.weight"
 
 
 def zones_name(layer: int, projection: str) -> str:
-    """The name of a projection's dead zones."""
+    """Name of the dead zones of a projection."""
     return f"blk.{layer}.{projection}.zones.weight"
 
 
 def is_sparse_tensor(name: str) -> bool:
-    """Whether a tensor belongs to a sparse layout: nothing that the dense model needs."""
+    """True if a tensor belongs to a sparse layout and the dense model does not need it."""
     return _NAME.fullmatch(name) is not None
 
 
 def dense_tensors(header: GgufHeader) -> list[TensorEntry]:
-    """A model's tensors without its sparse layout."""
+    """Tensors of a model without its sparse layout."""
     if header.arch != ARCH:
         return header.tensors
     return [tensor for tensor in header.tensors if not is_sparse_tensor(tensor.name)]
 
 
 def sparse_values(header: GgufHeader) -> int:
-    """Number of values in a sparse layout's tensors: no parameters of their own."""
+    """Number of values in the tensors of the sparse layout, which are not counted as parameters."""
     layout = [tensor for tensor in header.tensors if header.arch == ARCH and is_sparse_tensor(tensor.name)]
     return sum(prod(tensor.shape) for tensor in layout)
 
 
 def check_sparse(header: GgufHeader) -> SparsePlan | None:
-    """The sparse layout of a GGUF, None if it has none. Zones are not read: `SparseProjection.read_zones`.
+    """The sparse layout of a GGUF; None if it has none. `SparseProjection.read_zones` reads the dead zones.
 
     Raises:
-        GgufError: half a layout, a wrong shape or type, an unknown key, or one that is missing or impossible.
+        GgufError: the layout is incomplete, a shape or type is wrong, or a key is unknown, missing or
+            invalid.
     """
     path = header.files[0]
     keys = [key for key in header.metadata if key.startswith(SPARSE_KEYS)]
@@ -139,7 +140,7 @@ def check_sparse(header: GgufHeader) -> SparsePlan | None:
         return None
     projections = [_projection(tensors, header, layer, name) for layer, name in _ordered(header, found)]
     if not projections:
-        raise GgufError("without any sparse projection", path=path, item=MAX_DENSITY_KEY)
+        raise GgufError("the file has no sparse projection", path=path, item=MAX_DENSITY_KEY)
     return SparsePlan(_max_density(header), tuple(projections))
 
 
@@ -147,7 +148,7 @@ def _ordered(header: GgufHeader, found: Iterable[tuple[int, str]]) -> list[tuple
     for layer, name in found:
         if name not in SPARSE_PROJECTIONS:
             raise GgufError(
-                "no projection of this name can have a sparse layout",
+                "this projection cannot have a sparse layout",
                 path=header.files[0],
                 item=f"blk.{layer}.{name}",
                 expected=f"one of {' '.join(SPARSE_PROJECTIONS)}",
@@ -174,7 +175,7 @@ def _projection(
         wrong = columns if columns.shape != rows.shape[::-1] else zones
         expected = rows.shape[::-1] if wrong is columns else rows.shape[1:]
         raise GgufError(
-            "has another shape than its weight asks for",
+            "does not have the shape of its weight",
             path=path,
             item=wrong.name,
             found=list(wrong.shape),
@@ -196,7 +197,7 @@ def _max_density(header: GgufHeader) -> float:
     value = header.metadata.get(MAX_DENSITY_KEY)
     if not isinstance(value, float) or not 0 < value <= 1:
         raise GgufError(
-            "is missing" if value is None else "is no share",
+            "is missing" if value is None else "is not a share",
             path=header.files[0],
             item=MAX_DENSITY_KEY,
             found=value,

@@ -1,6 +1,7 @@
-"""Which projections of a model code their inputs as spike counts, and with which k: data, kept in the GGUF.
+"""The spike plan: projections whose inputs are coded as spike counts, and their k. The GGUF stores it.
 
-Coding is adaptive-threshold (report, section 3.3): Vth = clamp(mean|x| / k), s = round(x / Vth), per token.
+The coding has an adaptive threshold per token (report, section 3.3): Vth = clamp(mean|x| / k), s = round(x /
+Vth).
 """
 
 from __future__ import annotations
@@ -26,37 +27,42 @@ PROJECTIONS = (
     "ffn_up",
     "ffn_down",
 )
-"""The projections whose input can be coded, by the stem of their tensor's name in the GGUF. `ssm_f` is the
-gate of a GLA layer: the merged `ssm_f_b`, or the first of the low-rank pair, `ssm_f_a`."""
+"""Projections whose input can be coded, by the stem of their tensor's name in the GGUF. `ssm_f` is the gate
+of a GLA layer: the merged `ssm_f_b`, or `ssm_f_a`, the first of a low-rank pair."""
 
 INPUTS = (("attn_q", "attn_k", "attn_v", "ssm_f"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
-"""The projections of a layer by the input that they share."""
+"""The projections of a layer, grouped by shared input."""
 
 DEFAULT_K = 3.0
 
 SPIKE_KEYS = f"{ARCH}.spike."
 OVERRIDE_KEY = SPIKE_KEYS + "override"
-"""Never in a file: given to the engine at load time, 0 switches spikes off, another number replaces all k."""
+"""Never in a file: passed to the engine at load time; 0 disables spikes, another number replaces every k."""
 
 
 def require_positive(value: float, item: str, hint: str) -> None:
-    """Refuse what is not a positive, finite number.
+    """Refuse a value that is not a positive, finite number.
+
+    Args:
+        value: value to check.
+        item: name of the value, for the message.
+        hint: hint of the message.
 
     Raises:
-        SpikeError: it is not.
+        SpikeError: the value is not positive and finite.
     """
     if not (math.isfinite(value) and value > 0):
         raise SpikeError("must be a positive number", item=item, found=value, hint=hint)
 
 
 def require_k(k: float, item: str) -> None:
-    """As `require_positive`, for a k."""
+    """`require_positive` for a k."""
     require_positive(k, item, "the release uses 3")
 
 
 @dataclass(frozen=True)
-class Site:
-    """A coded input: the projections that share it, and so its counts and its k."""
+class CodedInput:
+    """A coded input of a layer: the projections that share it, its counts and its k."""
 
     layer: int
     projections: tuple[str, ...]
@@ -64,15 +70,14 @@ class Site:
 
 @dataclass(frozen=True)
 class SpikePlan:
-    """The spiking of a model.
+    """The spike plan of a model.
 
     Attributes:
-        projections: the coded ones, out of `PROJECTIONS`.
-        k: of every coded projection without one of its own.
-        layer_k: [n_layer][len(projections)], each projection's own k, 0 where it is not coded; None: `k` for
-            all.
-        query_k: codes q per head in SWA layers after the rotary embedding; 0: not.
-        kv_rounding: rounds k and v in SWA layers to symmetric INT8 per token and head.
+        projections: coded projections, out of `PROJECTIONS`.
+        k: default k of the coded projections.
+        layer_k: k by layer and projection, [n_layer][len(projections)], 0: not coded; None: `k` for all.
+        query_k: k for q per head in SWA layers, after the rotary embedding; 0: not coded.
+        kv_rounding: round k and v in SWA layers to symmetric INT8 per token and head.
     """
 
     projections: tuple[str, ...] = PROJECTIONS
@@ -82,7 +87,7 @@ class SpikePlan:
     kv_rounding: bool = False
 
     def __post_init__(self) -> None:
-        """Raises SpikeError: an unknown or repeated projection, none at all, or a k that is not positive."""
+        """Raises SpikeError: a projection is unknown or repeated, there is none, or a k is not positive."""
         unknown = [name for name in self.projections if name not in PROJECTIONS]
         if unknown:
             raise SpikeError(
@@ -90,7 +95,7 @@ class SpikePlan:
             )
         if not self.projections or len(set(self.projections)) != len(self.projections):
             raise SpikeError(
-                "projections must be named once each",
+                "each projection must be listed once",
                 item="projections",
                 found=" ".join(self.projections) or "none",
             )
@@ -100,7 +105,7 @@ class SpikePlan:
         for layer, row in enumerate(self.layer_k or ()):
             if len(row) != len(self.projections):
                 raise SpikeError(
-                    "one k a projection",
+                    "needs one k per projection",
                     item=f"layer_k of layer {layer}",
                     found=len(row),
                     expected=len(self.projections),
@@ -110,7 +115,7 @@ class SpikePlan:
                     require_k(k, f"k of {name} in layer {layer}")
 
     def k_of(self, layer: int, projection: str) -> float:
-        """The k of one projection; 0 if it is not coded."""
+        """The k of a projection; 0 if it is not coded."""
         if projection not in self.projections:
             return 0.0
         if self.layer_k is None:
@@ -118,35 +123,36 @@ class SpikePlan:
         return self.layer_k[layer][self.projections.index(projection)]
 
     def layer_ks(self, layer: int, *, recurrent: bool) -> dict[str, float]:
-        """The k of every coded projection of a layer; there is a gate only where it is recurrent."""
+        """The k of every coded projection of a layer; only recurrent layers have a gate."""
         ks = {name: self.k_of(layer, name) for name in PROJECTIONS if recurrent or name != "ssm_f"}
         return {name: k for name, k in ks.items() if k}
 
-    def sites(self, recurrent: Sequence[bool]) -> tuple[Site, ...]:
-        """Every coded input of a model, by layer.
+    def coded_inputs(self, recurrent: Sequence[bool]) -> tuple[CodedInput, ...]:
+        """The coded inputs of a model, by layer.
 
         Args:
-            recurrent: [n_layer], True for GLA.
+            recurrent: [n_layer], True for GLA layers.
         """
         return tuple(
-            Site(layer, names)
+            CodedInput(layer, names)
             for layer, gla in enumerate(recurrent)
             for names in coded_together(self.layer_ks(layer, recurrent=gla))
         )
 
     def overridden(self, k: float) -> SpikePlan:
-        """With `k` in place of every k that is not 0."""
+        """The plan with every nonzero k replaced by `k`."""
         layer_k = self.layer_k and tuple(tuple(k if own else 0.0 for own in row) for row in self.layer_k)
         return replace(self, k=k, layer_k=layer_k, query_k=k if self.query_k else 0.0)
 
     def with_k(self, layer: int, projection: str, k: float, n_layer: int) -> SpikePlan:
-        """With another k for one projection of one layer; 0 leaves it uncoded."""
+        """The plan with another k for one projection of one layer; 0: not coded."""
         rows = [[self.k_of(at, name) for name in self.projections] for at in range(n_layer)]
         rows[layer][self.projections.index(projection)] = k
         return replace(self, layer_k=tuple(map(tuple, rows)))
 
     def keys(self) -> dict[str, Any]:
-        """GGUF keys and values: str list, float, float list (row-major [n_layer, n_projections]) and bool."""
+        """GGUF keys and values: list of str, float, bool and list of float, row-major [n_layer,
+        n_projections]."""
         values: dict[str, Any] = {
             "projections": list(self.projections),
             "k": float(self.k),
@@ -159,10 +165,10 @@ class SpikePlan:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any], path: Path | None = None) -> SpikePlan | None:
-        """The plan in a GGUF's metadata, None if it has no spike keys.
+        """The plan in a GGUF's metadata; None without spike keys.
 
         Raises:
-            GgufError: an unknown key, a value of the wrong type or length, or one that makes no plan.
+            GgufError: a key is unknown or missing, or a value has the wrong type or length or is invalid.
         """
         found = {key: value for key, value in metadata.items() if key.startswith(SPIKE_KEYS)}
         if not found:
@@ -196,14 +202,14 @@ class SpikePlan:
 
 
 RELEASED_PLAN = SpikePlan(PROJECTIONS[:-1], query_k=DEFAULT_K, kv_rounding=True)
-"""The public W8ASpike release: it codes all but `ffn_down`, whose weight it uses unrounded as well."""
+"""The plan of the public W8ASpike release: all except `ffn_down`, whose weight it does not round either."""
 
 
 def coded_together(ks: Mapping[str, float]) -> tuple[tuple[str, ...], ...]:
-    """A layer's coded inputs, each by its projections in their order: those that share it and have one k.
+    """The coded inputs of a layer, each as the projections that share it and its k, in their order.
 
     Args:
-        ks: of the layer's projections, 0 where one is not coded.
+        ks: k by projection of the layer; 0: not coded.
     """
     found = []
     for shared in INPUTS:

@@ -1,6 +1,6 @@
-"""The table of tensors: what a checkpoint must hold, and what each tensor is called in the GGUF.
+"""The table of tensors: checkpoint names, GGUF names and shapes.
 
-Every tensor of a checkpoint is in this table or is refused; nothing is skipped in silence.
+A tensor of a checkpoint that is not in this table is refused.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass, replace
 from sb_edge.arch.config import SpikingBrainConfig
 
 SCALE_GROUP = 128
-"""W8ASpike: inputs of a projection that share one scale, in each of its rows."""
+"""W8ASpike: number of inputs per scale, in each row of a projection."""
 
 GATE_DOWN = "model.layers.{}.attn.gk_proj.0.weight"
 GATE_MERGED = "model.layers.{}.attn.gk_proj.weight"
-PROJECTION = "_proj.weight"  # ends the names of all that W8ASpike stores scales for
-_UNROUNDED = ".mlp.down_proj.weight"  # has scales, but the release multiplies by the raw weight
+PROJECTION = "_proj.weight"  # suffix of all weights with scales in W8ASpike
+_UNROUNDED = ".mlp.down_proj.weight"  # has scales, but the release uses the raw weight
 SCALES = "_quantizer.scales"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What one checkpoint tensor becomes.
+    """The GGUF tensor of a checkpoint tensor.
 
     Attributes:
-        gguf_name: its name in the GGUF; "" for a quantizer's scales, which are not written.
-        shape: numpy's and PyTorch's order, [out, in]; ggml writes it reversed.
-        keep_f32: stored as F32 whatever the output type is: norms, biases and the gate's pair, which are
-            small and feed an exponential.
-        scales: checkpoint name of the scales [out, in / SCALE_GROUP, 1] whose multiples this weight is
-            rounded to; None: it is used as it is.
+        gguf_name: name in the GGUF; "" for scales, which are not written.
+        shape: numpy's and PyTorch's order, [out, in]; ggml has the reverse.
+        keep_f32: store as F32 with every output type: norms, biases and the gate's pair, which are small and
+            feed an exponential.
+        scales: checkpoint name of the scales [out, in / SCALE_GROUP, 1] to whose multiples this weight is
+            rounded; None: not rounded.
     """
 
     gguf_name: str
@@ -41,11 +41,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """What varies between checkpoints of one config.
+    """Properties in which checkpoints of one config differ.
 
     Attributes:
         attention_bias: q, k and v have biases.
-        gate_rank: inner size of the gate's low-rank pair, 16 in the public release; 0: one merged projection.
+        gate_rank: rank of the gate's pair of projections, 16 in the public release; 0: one merged projection.
         quantized: every projection has scales, as in the W8ASpike release.
     """
 
@@ -57,13 +57,13 @@ class TensorLayout:
 def expected_tensors(
     config: SpikingBrainConfig, *, attention_bias: bool = True, gate_rank: int = 16, quantized: bool = False
 ) -> dict[str, TensorSpec]:
-    """Checkpoint name to GGUF name and shape, in the order in which they are written.
+    """GGUF name and shape by checkpoint name, in file order.
 
     Args:
-        config: the model's shape.
+        config: configuration of the model.
         attention_bias: q, k and v projections have biases, as in the 7B; all three or none.
-        gate_rank: inner size of the gate's low-rank pair of projections; 0: one merged projection.
-        quantized: every projection has scales; what `ffn_down` has is accounted for, but not used.
+        gate_rank: rank of the gate's pair of projections; 0: one merged projection.
+        quantized: every projection has scales; the scales of `ffn_down` are not used.
     """
     hidden, ffn, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     widths = {"q_proj": hidden, "k_proj": config.kv_dim, "v_proj": config.kv_dim}
@@ -98,7 +98,7 @@ def _ffn(source: str, target: str, hidden: int, width: int, suffix: str = "") ->
 
 
 def _experts(source: str, target: str, config: SpikingBrainConfig) -> dict[str, TensorSpec]:
-    """The router, the routed experts stacked, and the shared ones as one FFN of their common width."""
+    """The router, the stacked routed experts, and the shared experts as one FFN of their total width."""
     hidden, ffn, count = config.hidden_size, config.intermediate_size, config.num_experts
     routed = {
         name: replace(spec, shape=(count, *spec.shape))
@@ -135,5 +135,5 @@ def _with_scales(table: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
 
 
 def attention_prefixes(layers: Iterable[int]) -> tuple[str, ...]:
-    """How the names of these layers' attention tensors begin."""
+    """Prefixes of the names of these layers' attention tensors."""
     return tuple(f"model.layers.{layer}.attn." for layer in layers)

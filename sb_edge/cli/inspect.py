@@ -116,7 +116,7 @@ def _layer_letters(header: GgufHeader) -> dict[bool, str]:
 
 def _spiking(header: GgufHeader) -> dict[str, Any] | None:
     """The spike plan; `layer_k` is [layer][projection], 0 where one is not coded, or None: `k` for all."""
-    from sb_edge.arch.plan_rules import check_plan
+    from sb_edge.arch.model_spikes import check_plan
     from sb_edge.cli.spike_options import coded_k
 
     plan = check_plan(header)

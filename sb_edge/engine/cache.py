@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import sync_tree
+from sb_edge.util.hashes import sha256_of_bytes
 from sb_edge.util.progress import stderr
 
 MANIFEST = "engine.json"
@@ -32,7 +32,7 @@ def cache_root() -> Path:
 def content_key(content: dict[str, Any]) -> str:
     """A name for everything that decides what a build yields: 16 hexadecimal digits of its SHA-256."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return sha256_of_bytes(canonical.encode())[:16]
 
 
 class BuildCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import psutil
 
 from sb_edge.engine import Engine
 from sb_edge.system.cpu import physical_cores, usable_cpus
+from sb_edge.util.hashes import sha256_of_bytes
 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -47,7 +47,7 @@ class Machine:
     def id(self) -> str:
         """Twelve hexadecimal digits: the same machine, whatever engine or system it runs."""
         hardware = f"{self.cpu}/{self.logical_cores}/{self.memory_bytes >> 30}"
-        return hashlib.sha256(hardware.encode()).hexdigest()[:12]
+        return sha256_of_bytes(hardware.encode())[:12]
 
     def to_json(self) -> dict[str, Any]:
         """The fields and the identity as a plain dictionary."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from sb_edge.util.errors import EngineError
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 PatchChoice = Literal["all", "operators", "none"]
 
@@ -48,7 +47,7 @@ class PatchSet:
 
     def digest(self) -> str:
         """One SHA-256 over names, order and contents."""
-        return hashlib.sha256(repr(self.contents()).encode()).hexdigest()
+        return sha256_of_bytes(repr(self.contents()).encode())
 
 
 def read_series(path: Path) -> list[str]:

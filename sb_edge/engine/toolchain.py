@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
 import shlex
@@ -16,6 +15,7 @@ import cmake
 import ninja
 
 from sb_edge.util.errors import EngineError
+from sb_edge.util.hashes import sha256_of_bytes
 
 CMAKE = Path(cmake.CMAKE_BIN_DIR) / "cmake"
 NINJA = Path(ninja.BIN_DIR) / "ninja"
@@ -60,7 +60,7 @@ def _native_target(cxx: str) -> str:
             macros = _run(cxx, flag, "-dM", "-E", "-x", "c++", os.devnull)
         except EngineError:
             continue
-        return hashlib.sha256("\n".join(sorted(macros.splitlines())).encode()).hexdigest()
+        return sha256_of_bytes("\n".join(sorted(macros.splitlines())).encode())
     return f"{platform.machine()}, no native target"
 
 

@@ -1,7 +1,7 @@
-"""Floating-point values to the bytes that stand for them in a file, and a check for NaN and infinity.
+"""Encode floating-point values as bytes of a file, and check them for NaN and infinity.
 
-All functions take one-dimensional float32, float16 or bfloat16 arrays; float16 and bfloat16 are rounded to
-nearest, ties to even. Pieces of about a megabyte stay in the processor's cache.
+All functions take one-dimensional float32, float16 or bfloat16 arrays. Rounding to float16 and bfloat16 is to
+nearest, ties to even. Chunks of about one megabyte stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Encoder = Callable[[np.ndarray], np.ndarray | None]
 def is_finite(values: np.ndarray, scratch: np.ndarray | None = None) -> bool:
     """True if no value is NaN or infinite.
 
-    Works on the bit patterns: without its sign bit, a pattern from infinity's on is not finite. That is one
-    shift and one maximum, for bfloat16 too, which numpy itself only checks value by value.
+    The check uses bit patterns: without the sign bit, patterns from infinity's upward are not finite.
+    This takes one shift and one maximum, also for bfloat16, which numpy checks value by value.
 
     Args:
-        values: to check.
-        scratch: uint8, at least as many bytes; spares an allocation.
+        values: array to check.
+        scratch: uint8 buffer of at least `values.nbytes`; avoids an allocation.
     """
     if not values.size:
         return True
@@ -36,17 +36,18 @@ def is_finite(values: np.ndarray, scratch: np.ndarray | None = None) -> bool:
 
 
 def encoder(kind: str) -> Encoder:
-    """A function from values to their bytes (uint8) as "f32", "f16", "bf16" or "q8_0".
+    """Return a function that encodes values as bytes (uint8) of type "f32", "f16", "bf16" or "q8_0".
 
-    The function returns None if a value exceeds the type's range. For "q8_0" it takes multiples of 32 values.
+    The function returns None if a value exceeds the range of the type. For "q8_0" it takes multiples of 32
+    values.
     """
     return {"f32": _to_f32, "f16": _to_f16, "bf16": _to_bf16, "q8_0": _to_q8_0}[kind]
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:
-    """The values as float32; no copy if they are."""
+    """The values as float32; float32 is not copied."""
     if values.dtype == ml_dtypes.bfloat16:
-        # bfloat16 is float32's upper half
+        # bfloat16 is the upper half of float32
         wide = values.view(np.uint16).astype(np.uint32)
         wide <<= np.uint32(16)
         return wide.view(np.float32)
@@ -69,7 +70,7 @@ def _to_bf16(values: np.ndarray) -> np.ndarray | None:
     if values.dtype == ml_dtypes.bfloat16:
         return values.view(np.uint8)
     bits = to_float32(values).view(np.uint32)
-    # add just under half of the dropped part, and one more if the kept part is odd
+    # round: add just under half of the dropped part, plus one if the kept part is odd
     rounded = np.right_shift(bits, np.uint32(16))
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
@@ -87,9 +88,9 @@ def _to_q8_0(values: np.ndarray) -> np.ndarray | None:
     wide = to_float32(values).reshape(-1, 32)
     scales = np.abs(wide).max(axis=1, keepdims=True) / np.float32(127)
     blocks = np.empty((len(wide), 34), np.uint8)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # scales that are zero, or nearly
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # scales of or near zero
         codes = wide * np.where(scales == 0, np.float32(0), 1 / scales)
-        # To nearest, ties away from zero, by cutting off; adding 0.5 itself would carry 0.49999997 to 1.
+        # Round ties away from zero by truncation; adding exactly 0.5 would round 0.49999997 to 1.
         codes += np.copysign(np.nextafter(np.float32(0.5), np.float32(0)), codes)
         halves = scales.astype(np.float16)
         blocks[:, :2] = halves.view(np.uint8)

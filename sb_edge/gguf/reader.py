@@ -1,8 +1,8 @@
-"""Reading a GGUF's header: keys and tensor table, not the data.
+"""Read the header of a GGUF: keys and tensor table, without the data.
 
-GGUF files come from strangers, so every count, length and offset is checked against the file before it is
-used, as the engine does (ggml/src/gguf.cpp) and more tightly where no real file comes near: a crafted file of
-a few bytes can neither hang this reader nor make it allocate memory.
+GGUF files are untrusted. Every count, length and offset is checked against the file before use, as in the
+engine (ggml/src/gguf.cpp), with tighter limits where real files stay far below them: a crafted file of a few
+bytes can neither hang this reader nor make it allocate memory.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -17,64 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sb_edge.gguf.types import ARRAY, BOOL, GGML_TYPES, SCALARS, STRING
 from sb_edge.util.errors import GgufError
-
-GGML_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 36),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
-}
-"""ggml's tensor types: number to (name, values in a block, bytes of a block)."""
-
-BLOCK_SIZES = {name: (block, size) for name, block, size in GGML_TYPES.values()}
-"""Values in a block and bytes of a block, by the type's name."""
-
-_SCALARS: dict[int, np.dtype[Any]] = {
-    0: np.dtype("<u1"),
-    1: np.dtype("<i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    7: np.dtype("<u1"),  # bool
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
-_BOOL, _STRING, _ARRAY = 7, 8, 9
 
 _MAX_HEADER = 128 << 20
 _MAX_ARRAY = 1 << 24
@@ -90,12 +34,12 @@ class TensorEntry:
     """A tensor of a GGUF.
 
     Attributes:
-        name: in the file.
-        shape: numpy's order, [out, in] for a matrix; the file has it reversed.
+        name: name in the file.
+        shape: numpy's order, [out, in] for a matrix; the file has the reverse.
         type: ggml's name of the type.
-        nbytes: size of the data.
-        offset: of the data from the start of its file.
-        file: which file of a split model holds it.
+        nbytes: size of the data, bytes.
+        offset: start of the data, bytes from the start of `file`.
+        file: the file of a split model that holds the tensor.
     """
 
     name: str
@@ -108,12 +52,12 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Keys and tensors of a GGUF, all its parts together.
+    """Keys and tensors of a GGUF, including all parts of a split one.
 
     Attributes:
         arch: `general.architecture`.
-        metadata: key to value; arrays of numbers are read-only numpy arrays, arrays of strings are lists.
-        tensors: in the order of the file.
+        metadata: values by key; arrays of numbers are read-only numpy arrays, arrays of strings are lists.
+        tensors: entries in file order.
         files: the file, or all parts of a split one.
     """
 
@@ -129,19 +73,19 @@ class GgufHeader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors, bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """An integer of the architecture: `integer("block_count")` reads `<arch>.block_count`.
+        """Value of an integer key of the architecture: `integer("block_count")` reads `<arch>.block_count`.
 
         Raises:
-            GgufError: absent without a default, or no integer.
+            GgufError: the key is absent and has no default, or its value is not an integer.
         """
         name = f"{self.arch}.{key}"
         value = self.metadata.get(name, default)
         if value is None:
-            raise GgufError("has no such key", path=self.files[0], item=name)
+            raise GgufError("key not found", path=self.files[0], item=name)
         if not isinstance(value, int) or isinstance(value, bool):
             found = type(value).__name__ if isinstance(value, np.ndarray | list) else repr(value)
             raise GgufError("is not an integer", path=self.files[0], item=name, found=found)
@@ -150,15 +94,15 @@ class GgufHeader:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """Where the sections of one GGUF file lie, for copying them unread; bytes from its start.
+    """Positions of the sections of one GGUF file, bytes from its start, to copy them without decoding.
 
     Attributes:
-        version: of the format.
-        n_tensors: in this file.
-        keys: every key's name to begin and end of its entry: name, type and value.
+        version: version of the format.
+        n_tensors: number of tensors in this file.
+        keys: begin and end of each key's entry (name, type and value), by name.
         table: begin and end of the tensor table, whose offsets count from `data`.
         data: begin of the first tensor's data.
-        alignment: what `data` is a multiple of.
+        alignment: alignment of the tensors' data, bytes.
     """
 
     version: int
@@ -170,7 +114,7 @@ class FileLayout:
 
 
 def read_layout(path: Path) -> FileLayout:
-    """Find the sections of one GGUF file; of a split model, of this part alone.
+    """Find the sections of one GGUF file, which may be one part of a split model.
 
     Raises:
         GgufError: not a GGUF, truncated or corrupt.
@@ -179,10 +123,10 @@ def read_layout(path: Path) -> FileLayout:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF, or of all parts of a split one (given the first).
+    """Read the header of a GGUF. The first part of a split model stands for all parts.
 
     Raises:
-        GgufError: not a GGUF, truncated, corrupt, a part missing or not the first one.
+        GgufError: not a GGUF, truncated or corrupt; a part is missing, or `path` is not the first one.
     """
     path = Path(path)
     metadata, tensors, _ = _read_file(path)
@@ -192,7 +136,7 @@ def read_header(path: Path) -> GgufHeader:
     others = _other_parts(path, metadata, count) if count > 1 else []
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
-        raise GgufError("does not say which architecture it is", path=path, item="general.architecture")
+        raise GgufError("has no architecture", path=path, item="general.architecture")
     if not others:
         return GgufHeader(arch, metadata, tensors, [path])
     files = [path, *others]
@@ -216,7 +160,7 @@ def _other_parts(path: Path, metadata: dict[str, Any], count: int) -> list[Path]
     first = f"{match[1] if match else 'NAME'}-00001-of-{count:05d}.gguf"
     if metadata.get("split.no") != 0 or path.name != first:
         raise GgufError(
-            "is not the first part of a split model", path=path, expected=first, hint="name the first part"
+            "is not the first part of a split model", path=path, expected=first, hint="give the first part"
         )
     parts = [
         path.with_name(f"{first.split('-00001-of-')[0]}-{number:05d}-of-{count:05d}.gguf")
@@ -235,7 +179,7 @@ def _check_parts(path: Path, metadata: dict[str, Any], tensors: list[TensorEntry
     total = metadata.get("split.tensors.count", len(tensors))
     if total != len(tensors):
         raise GgufError(
-            "has another number of tensors",
+            "has a wrong number of tensors",
             path=path,
             item="split.tensors.count",
             found=len(tensors),
@@ -244,7 +188,7 @@ def _check_parts(path: Path, metadata: dict[str, Any], tensors: list[TensorEntry
 
 
 class _Cursor:
-    """Walks a header; every read is checked against the file's size first."""
+    """Reads a header in order; checks every read against the file size first."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self._file = file
@@ -262,7 +206,7 @@ class _Cursor:
         )
 
     def need(self, count: int, item: str, each: int = 1) -> None:
-        """Refuse unless `count` things of at least `each` bytes still fit into the file."""
+        """Refuse if fewer than `count` items of at least `each` bytes remain in the file."""
         left = self._limit - self.position
         if count * each > left:
             if self._limit < self._size:
@@ -285,7 +229,7 @@ class _Cursor:
         return value
 
     def text(self, item: str, limit: int | None = None) -> str:
-        """A string; with a limit it is a name, and must be short and valid UTF-8."""
+        """A string; with a limit it is a name, which must be short and valid UTF-8."""
         length = self.number("Q", item)
         if limit is not None and length > limit:
             raise self.error("has a name that is too long", item, f"{length} bytes", f"at most {limit}")
@@ -305,7 +249,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[TensorEntry], FileLayou
             file.seek(0)
             return _parse(_Cursor(file, path, size), path, size)
     except FileNotFoundError:
-        raise GgufError("not found", path=path, hint="name a GGUF file") from None
+        raise GgufError("not found", path=path, hint="give a GGUF file") from None
     except IsADirectoryError:
         raise GgufError("is a folder", path=path, expected="a GGUF file") from None
 
@@ -332,7 +276,7 @@ def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list
         begin = cursor.position
         key = cursor.text(f"key {index}", _MAX_KEY)
         if not key or key in metadata:
-            raise cursor.error("is there twice" if key else "has no name", key or f"key {index}")
+            raise cursor.error("is listed twice" if key else "has no name", key or f"key {index}")
         metadata[key] = _value(cursor, key)
         spans[key] = begin, cursor.position
     begin, alignment = cursor.position, _alignment(cursor, metadata)
@@ -344,30 +288,30 @@ def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list
 
 def _value(cursor: _Cursor, key: str) -> Any:
     kind = cursor.number("I", key)
-    if kind == _STRING:
+    if kind == STRING:
         return cursor.text(key)
-    if kind == _ARRAY:
+    if kind == ARRAY:
         return _array(cursor, key)
-    if kind not in _SCALARS:
+    if kind not in SCALARS:
         raise cursor.error("has an unknown type", key, kind)
-    value = np.frombuffer(cursor.take(_SCALARS[kind].itemsize, key), _SCALARS[kind])[0].item()
-    return bool(value) if kind == _BOOL else value
+    value = np.frombuffer(cursor.take(SCALARS[kind].itemsize, key), SCALARS[kind])[0].item()
+    return bool(value) if kind == BOOL else value
 
 
 def _array(cursor: _Cursor, key: str) -> Any:
     kind, count = cursor.number("I", key), cursor.number("Q", key)
-    if kind == _ARRAY:
+    if kind == ARRAY:
         raise cursor.error("is an array of arrays", key)  # the engine refuses them too
-    if kind != _STRING and kind not in _SCALARS:
+    if kind != STRING and kind not in SCALARS:
         raise cursor.error("is an array of an unknown type", key, kind)
     if count > _MAX_ARRAY:
-        raise cursor.error("is too long an array", key, count, f"at most {_MAX_ARRAY}")
-    if kind == _STRING:
+        raise cursor.error("has too many elements", key, count, f"at most {_MAX_ARRAY}")
+    if kind == STRING:
         cursor.need(count, key, 8)
         return [cursor.text(key) for _ in range(count)]
-    cursor.need(count, key, _SCALARS[kind].itemsize)
-    values = np.frombuffer(cursor.take(count * _SCALARS[kind].itemsize, key), _SCALARS[kind])
-    return values != 0 if kind == _BOOL else values
+    cursor.need(count, key, SCALARS[kind].itemsize)
+    values = np.frombuffer(cursor.take(count * SCALARS[kind].itemsize, key), SCALARS[kind])
+    return values != 0 if kind == BOOL else values
 
 
 def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
@@ -379,15 +323,15 @@ def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
 
 def _tensors(cursor: _Cursor, path: Path, size: int, count: int, alignment: int) -> list[TensorEntry]:
     described: dict[str, tuple[tuple[int, ...], str, int]] = {}
-    end = 0  # of the data so far, relative to where the data begins
+    end = 0  # end of the data so far, relative to its begin
     for index in range(count):
         name = cursor.text(f"tensor {index}", _MAX_NAME)
         if name in described:
-            raise cursor.error("is there twice", name)
+            raise cursor.error("is listed twice", name)
         shape, type_name, nbytes = _describe_tensor(cursor, name)
         offset = cursor.number("Q", name)
         if offset != end:
-            raise cursor.error("its data is not where it has to be", name, f"offset {offset}", end)
+            raise cursor.error("has the wrong offset", name, f"offset {offset}", end)
         described[name] = shape, type_name, nbytes
         end += padded(nbytes, alignment)
     start = padded(cursor.position, alignment)
@@ -413,7 +357,9 @@ def _describe_tensor(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], str, 
     type_name, block, block_bytes = GGML_TYPES[number]
     row = shape[0] if shape else 1
     if row % block:
-        raise cursor.error(f"has rows that are no multiple of {type_name}'s block", name, row, f"{block}s")
+        raise cursor.error(
+            f"has rows that are not whole {type_name} blocks", name, row, f"a multiple of {block}"
+        )
     return shape[::-1], type_name, prod(shape) // block * block_bytes
 
 

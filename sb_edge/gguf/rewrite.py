@@ -1,4 +1,4 @@
-"""A GGUF with other keys or more tensors: all else is copied byte for byte, so that no value can change."""
+"""Copy a GGUF with changed keys or additional tensors. The rest is copied byte for byte."""
 
 from __future__ import annotations
 
@@ -20,25 +20,24 @@ Scalar = bool | float | str
 Value = Scalar | Sequence[Scalar]
 
 _KINDS = {bool: Kind.BOOL, float: Kind.FLOAT32, str: Kind.STRING}
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 def with_metadata(
     source: Path, target: Path, *, values: Mapping[str, Value], removed: Collection[str] = ()
 ) -> None:
-    """Copy a GGUF with some keys set and others removed; complete or not at all.
+    """Copy a GGUF with some keys set and others removed, complete or not at all.
 
-    Keys that stay keep their place, a new value takes its key's place, new keys come last. Memory use does
-    not depend on the size.
+    Keys keep their order, and new keys come last. Memory use does not depend on the file size.
 
     Args:
         source: a GGUF of one file.
-        target: may be `source`.
-        values: a bool becomes GGUF's bool, a float f32, a str a string; a sequence of one of them an array.
-        removed: keys to leave out; they need not be there.
+        target: file to write; may be `source`.
+        values: new values by key: bool, float (f32) or str, or a sequence of one of these types (array).
+        removed: keys to leave out, if present.
 
     Raises:
-        GgufError: not a GGUF, corrupt, in several parts, or a change that would move the tensors.
+        GgufError: not a GGUF, corrupt, in several parts, or a change would move the tensors.
         OutputError: the target cannot be written.
     """
     layout = _single(source)
@@ -49,7 +48,7 @@ def with_metadata(
         require_free_space(partial.parent, source.stat().st_size, str(target))
         _write_header(old, new, layout, values, removed)
         old.seek(layout.data)
-        shutil.copyfileobj(old, new, _PIECE)
+        shutil.copyfileobj(old, new, _CHUNK)
 
 
 def with_tensors(
@@ -60,18 +59,18 @@ def with_tensors(
     *,
     values: Mapping[str, Value],
 ) -> None:
-    """Copy a GGUF with more tensors after its own, and some keys set; complete or not at all.
+    """Copy a GGUF with more tensors after its own and some keys set, complete or not at all.
 
     Args:
         source: a GGUF of one file.
-        target: may be `source`.
-        tensors: to add; none of these names may be there.
-        data: as `write_gguf` takes it.
-        values: as `with_metadata` takes them.
+        target: file to write; may be `source`.
+        tensors: tensors to add; `source` must not have these names.
+        data: as in `write_gguf`.
+        values: as in `with_metadata`.
 
     Raises:
         GgufError: not a GGUF, corrupt, or in several parts.
-        OutputError: the target cannot be written, or a tensor's data has another size than planned.
+        OutputError: the target cannot be written, or a tensor's data does not have the planned size.
     """
     layout = _single(source)
     ends = [tensor.offset + tensor.nbytes for tensor in read_header(source).tensors]
@@ -87,8 +86,8 @@ def with_tensors(
             _write_header(old, new, layout, values, (), entries, len(tensors))
             start = new.tell()
             old.seek(layout.data)
-            shutil.copyfileobj(old, new, _PIECE)
-            new.truncate(min(new.tell(), start + end - layout.data))  # what may follow the last tensor
+            shutil.copyfileobj(old, new, _CHUNK)
+            new.truncate(min(new.tell(), start + end - layout.data))  # drop bytes after the last tensor
         append_tensors(partial, tensors, data, layout.alignment)
 
 
@@ -96,25 +95,25 @@ def _single(source: Path) -> FileLayout:
     header = read_header(source)
     if len(header.files) > 1:
         raise GgufError(
-            "a model in several parts is not changed",
+            "models in several parts are not supported",
             path=source,
             found=f"{len(header.files)} parts",
             expected="one file",
-            hint="join them by llama-gguf-split --merge",
+            hint="join them with llama-gguf-split --merge",
         )
     return read_layout(source)
 
 
 def set_number(path: Path, key: str, value: float) -> None:
-    """Overwrite a key of type f32 where it stands, without copying the file.
+    """Overwrite the value of an f32 key in place, without a copy of the file.
 
     Raises:
-        GgufError: not a GGUF, corrupt, or the key is no f32 in it.
+        GgufError: not a GGUF, corrupt, or the key is absent or not f32.
     """
     span = read_layout(path).keys.get(key, (0, 0))
     with path.open("rb") as file:
         if not _section(file, span).startswith(_text(key) + struct.pack("<I", Kind.FLOAT32)):
-            raise GgufError("is no f32", path=path, item=key)
+            raise GgufError("is not an f32 key", path=path, item=key)
     with path.open("r+b") as file:
         file.seek(span[1] - 4)
         file.write(struct.pack("<f", value))
@@ -146,7 +145,7 @@ def _write_header(
 
 
 def _entry(tensor: PlannedTensor, offset: int) -> bytes:
-    """A line of the tensor table; `offset` counts from where the data begins."""
+    """An entry of the tensor table; `offset` counts from the begin of the data."""
     numbers = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
     return _text(tensor.name) + numbers + struct.pack("<IQ", tensor.qtype, offset)
 
@@ -157,19 +156,19 @@ def _section(file: BinaryIO, span: tuple[int, int]) -> bytes:
 
 
 def _typed(value: Value) -> bytes:
-    """A value with its type before it, as in GGUF."""
+    """A value after its type, as in GGUF."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return struct.pack("<I", _kind(value)) + _bytes(value)
     kind = _kind(value[0]) if value else Kind.STRING
     if any(_kind(item) != kind for item in value):
-        raise TypeError("an array of a GGUF holds values of one type")
+        raise TypeError("all values of a GGUF array must have one type")
     return struct.pack("<IIQ", Kind.ARRAY, kind, len(value)) + b"".join(map(_bytes, value))
 
 
 def _kind(value: Scalar) -> Kind:
     kind = _KINDS.get(type(value))
     if kind is None:
-        raise TypeError(f"no value for a key: {value!r}")
+        raise TypeError(f"unsupported type of value: {value!r}")
     return kind
 
 

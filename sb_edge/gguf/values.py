@@ -1,4 +1,4 @@
-"""The values of a GGUF's tensors."""
+"""Values of a GGUF's tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sb_edge.util.errors import GgufError
 
 
 def tensor_bytes(tensor: TensorEntry, *, writable: bool = False) -> np.ndarray:
-    """A tensor's bytes in its file, uint8 [rows, bytes of a row], mapped: written ones go to it."""
+    """A memory map of a tensor's bytes, uint8 [rows, bytes per row]; `writable`: changes go to the file."""
     rows = int(np.prod(tensor.shape[:-1]))
     mode: Literal["r+", "r"] = "r+" if writable else "r"
     raw = np.memmap(tensor.file, dtype=np.uint8, mode=mode, offset=tensor.offset, shape=(tensor.nbytes,))
@@ -20,10 +20,10 @@ def tensor_bytes(tensor: TensorEntry, *, writable: bool = False) -> np.ndarray:
 
 
 def tensor_values(tensor: TensorEntry) -> np.ndarray:
-    """A tensor's values as float32, of its shape; quantized ones are dequantized.
+    """A tensor's values as float32 in its shape; quantized values are dequantized.
 
     Raises:
-        GgufError: a type that holds no weights, or that cannot be dequantized here.
+        GgufError: the type is not supported by gguf-py.
     """
     kind = gguf.GGMLQuantizationType[tensor.type]
     try:

@@ -1,7 +1,7 @@
-"""Writing a GGUF one piece at a time.
+"""Write a GGUF chunk by chunk.
 
-`gguf.GGUFWriter` lays out header, keys and tensor table; the data is appended here in pieces, because
-GGUFWriter takes whole tensors and the largest is a gigabyte.
+`gguf.GGUFWriter` writes header, keys and tensor table. The data is appended here in chunks, because
+GGUFWriter takes whole tensors and the largest has a gigabyte.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SetMetadata = Callable[[gguf.GGUFWriter], None]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written.
+    """A tensor to write.
 
     Attributes:
-        name: in the GGUF.
-        source: what the caller finds its data by.
+        name: name in the GGUF.
+        source: the caller's name for its data.
         shape: numpy's order, [out, in].
-        qtype: its type in the file.
+        qtype: type in the file.
     """
 
     name: str
@@ -41,7 +41,7 @@ class PlannedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Size in the file, padding excepted."""
+        """Size in the file without padding, bytes."""
         block, size = gguf.GGML_QUANT_SIZES[self.qtype]
         return prod(self.shape) // block * size
 
@@ -57,7 +57,7 @@ def _plan(arch: str, tensors: Sequence[PlannedTensor], split_max_size: int) -> g
 
 
 def planned_files(path: Path, tensors: Sequence[PlannedTensor], split_max_size: int = 0) -> list[Path]:
-    """The files that `write_gguf` would write: `path`, or its parts `-00001-of-0000N`."""
+    """Names of the files that `write_gguf` writes: `path`, or its parts `-00001-of-0000N`."""
     return _plan("", tensors, split_max_size).format_shard_names(path)
 
 
@@ -70,21 +70,21 @@ def write_gguf(
     *,
     split_max_size: int = 0,
 ) -> list[Path]:
-    """Write a GGUF, in parts if it is larger than `split_max_size` bytes; complete or not at all.
+    """Write a GGUF, in parts if it is larger than `split_max_size` bytes, complete or not at all.
 
     Args:
-        path: the file; of several parts, what `-00001-of-0000N` is put into.
+        path: the file; names of parts are `path` with `-00001-of-0000N`.
         arch: `general.architecture`.
-        tensors: in the order of the file.
+        tensors: tensors in file order.
         set_metadata: adds the keys.
-        data: yields a tensor's bytes in consecutive one-dimensional uint8 pieces, as they stand in the file.
-        split_max_size: bytes of tensor data a part, 0 for one file. A larger tensor gets a part of its own.
+        data: yields the encoded bytes of a tensor as consecutive one-dimensional uint8 chunks.
+        split_max_size: bytes of tensor data per part; 0 for one file. A larger tensor gets its own part.
 
     Returns:
         The files written.
 
     Raises:
-        OutputError: no such folder, the device is full, or a tensor's data has another size than planned.
+        OutputError: the files cannot be written, or a tensor's data does not have the planned size.
     """
     writer = _plan(arch, tensors, split_max_size)
     set_metadata(writer)
@@ -109,23 +109,28 @@ def append_tensors(
     data: Callable[[PlannedTensor], Iterable[np.ndarray]],
     alignment: int,
 ) -> None:
-    """Write tensors after the header, or after other tensors, of a GGUF whose table has them already.
+    """Append tensor data to a GGUF whose tensor table already lists these tensors.
+
+    Args:
+        file: the GGUF, which ends after its header or after earlier tensors.
+        tensors, data: as in `write_gguf`.
+        alignment: alignment of the data, bytes.
 
     Raises:
-        OutputError: a tensor's data has another size than planned.
+        OutputError: a tensor's data does not have the planned size.
     """
     with file.open("ab", buffering=0) as stream, _EarlySync(stream.fileno()) as sync:
         fd = stream.fileno()
         _pad(fd, file.stat().st_size, alignment)
         for tensor in tensors:
             written = 0
-            for piece in data(tensor):
-                write_all(fd, piece)
-                written += piece.nbytes
-                sync.wrote(piece.nbytes)
+            for chunk in data(tensor):
+                write_all(fd, chunk)
+                written += chunk.nbytes
+                sync.wrote(chunk.nbytes)
             if written != tensor.nbytes:
                 raise OutputError(
-                    "has another size than planned",
+                    "does not have the planned size",
                     path=file,
                     item=tensor.name,
                     found=f"{written} bytes",
@@ -135,7 +140,7 @@ def append_tensors(
 
 
 class _EarlySync:
-    """Brings data to the device in the background while more is computed, so that the last sync is short."""
+    """Syncs data to the device in the background during computation, so that the final sync is short."""
 
     _STEP = 64 << 20
 
@@ -152,12 +157,12 @@ class _EarlySync:
         self._pool.shutdown()
 
     def wrote(self, nbytes: int) -> None:
-        """Count; begin a sync when there is enough to do and the last one is over."""
+        """Count written bytes; start a sync if there are enough and the previous sync has ended."""
         self._waiting += nbytes
         if self._waiting < self._STEP or (self._running and not self._running.done()):
             return
         if self._running:
-            self._running.result()  # raises what the device refused
+            self._running.result()  # raises errors of the device
         self._waiting = 0
         self._running = self._pool.submit(os.fdatasync, self._fd)
 
@@ -167,5 +172,5 @@ def _pad(fd: int, size: int, alignment: int) -> None:
 
 
 def file_size(files: Iterable[Path]) -> int:
-    """The sum of the files' sizes, bytes."""
+    """Total size of the files, bytes."""
     return sum(file.stat().st_size for file in files)

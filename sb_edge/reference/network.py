@@ -20,7 +20,7 @@ from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.spike_plan import RELEASED_PLAN, SpikePlan
 from sb_edge.arch.tensors import TensorLayout
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.reference.experts import MixtureOfExperts
 from sb_edge.reference.layers import (
     Attention,

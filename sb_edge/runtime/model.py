@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from sb_edge.arch.layers import recurrent_layers
-from sb_edge.arch.plan_rules import effective_plan
+from sb_edge.arch.model_spikes import effective_plan
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_values
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.gguf.reader import GgufHeader, read_header

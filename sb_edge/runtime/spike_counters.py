@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.arch.spike_plan import PROJECTIONS, Site, SpikePlan, require_k
+from sb_edge.arch.spike_plan import PROJECTIONS, CodedInput, SpikePlan, require_k
 from sb_edge.runtime.binding import cpu_function, ggml_base
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.session import Session
@@ -123,7 +123,7 @@ _NUMBERS = [field[0] for field in _Site._fields_[5:]]
 class SpikeCounters:
     """The engine's counters since they were switched on."""
 
-    def __init__(self, coded: Iterable[Site]) -> None:
+    def __init__(self, coded: Iterable[CodedInput]) -> None:
         self._projections = {(site.layer, site.projections[0]): site.projections for site in coded}
 
     def sites(self) -> list[SiteCounts]:
@@ -160,7 +160,7 @@ def count_spikes(model: Model) -> Iterator[SpikeCounters]:
     """
     plan = _require_spikes(model)
     with _counting():
-        yield SpikeCounters(plan.sites(model.recurrent_layers))
+        yield SpikeCounters(plan.coded_inputs(model.recurrent_layers))
 
 
 def count_synthetic(x: NDArray[np.float32], k: float) -> SiteCounts:
@@ -247,7 +247,7 @@ class CountRecorder:
         self._projections = PROJECTIONS if projections is None else projections
         self._sites = {
             f"{_NODE}{site.projections[0]}-{site.layer}": site
-            for site in self._plan.sites(model.recurrent_layers)
+            for site in self._plan.coded_inputs(model.recurrent_layers)
             if (layers is None or site.layer in layers) and set(site.projections) & set(self._projections)
         }
         self._rows: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors.numpy import save_file
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.util.errors import StateError
 from sb_edge.util.files import atomic_output
+from sb_edge.util.hashes import sha256_of_bytes
 
 _FORMAT = "sb-edge-state-1"
 _SAMPLE = 4096
@@ -26,23 +26,25 @@ def fingerprint(header: GgufHeader) -> str:
 
     The file's name, place and descriptive keys do not enter.
     """
-    digest = hashlib.sha256()
+    return sha256_of_bytes(*_identity(header))
+
+
+def _identity(header: GgufHeader) -> Iterator[bytes]:
     settings = {key: value for key, value in header.metadata.items() if key.startswith(f"{header.arch}.")}
-    digest.update(json.dumps([header.arch, settings], sort_keys=True, default=np.ndarray.tolist).encode())
+    yield json.dumps([header.arch, settings], sort_keys=True, default=np.ndarray.tolist).encode()
     maps: dict[Path, mmap.mmap] = {}
     try:
         for tensor in sorted(header.tensors, key=lambda entry: entry.name):
-            digest.update(json.dumps([tensor.name, tensor.type, list(tensor.shape)]).encode())
+            yield json.dumps([tensor.name, tensor.type, list(tensor.shape)]).encode()
             if tensor.file not in maps:
                 with tensor.file.open("rb") as file:
                     maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             end = tensor.offset + tensor.nbytes
-            digest.update(maps[tensor.file][tensor.offset : min(tensor.offset + _SAMPLE, end)])
-            digest.update(maps[tensor.file][max(tensor.offset, end - _SAMPLE) : end])
+            yield maps[tensor.file][tensor.offset : min(tensor.offset + _SAMPLE, end)]
+            yield maps[tensor.file][max(tensor.offset, end - _SAMPLE) : end]
     finally:
         for mapping in maps.values():
             mapping.close()
-    return digest.hexdigest()
 
 
 def save_state(
@@ -99,6 +101,4 @@ def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> tup
 
 
 def _checksum(state: bytes, ids: np.ndarray) -> str:
-    digest = hashlib.sha256(ids.tobytes())
-    digest.update(state)
-    return digest.hexdigest()
+    return sha256_of_bytes(ids.tobytes(), state)

@@ -1,4 +1,4 @@
-"""The control groups that this process is in, as the kernel shows them in files."""
+"""The control groups of this process, read from the kernel's files."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True)
 class Group:
-    """A control group: its folder, and the version of the hierarchy that it is in, 1 or 2."""
+    """A control group: its folder and the version of its hierarchy, 1 or 2."""
 
     folder: Path
     version: int
 
     def text(self, name: str) -> str:
-        """What a file of the group says; "" where it has no such file."""
+        """Content of a file of the group; "" if it does not exist."""
         file = self.folder / name
         return file.read_text(encoding="ascii").strip() if file.is_file() else ""
 
     def number(self, name: str) -> int | None:
-        """A file's number; None where it says "max" or -1, or there is no such file."""
+        """Number in a file; None if it is "max" or -1, or the file does not exist."""
         text = self.text(name)
         return int(text) if text.isdigit() else None
 
 
 def groups(controller: str, root: Path) -> Iterator[Group]:
-    """The groups of this process that a controller works on, from its own to the outermost.
+    """The groups of this process under a controller, from the innermost to the outermost.
 
     Args:
         controller: "memory" or "cpu".
-        root: where `proc` and `sys` are mounted.
+        root: folder in which `proc` and `sys` are mounted.
     """
     own = root / "proc/self/cgroup"
     if not own.is_file():
@@ -44,7 +44,7 @@ def groups(controller: str, root: Path) -> Iterator[Group]:
             version, base = 1, mount / controller
         else:
             continue
-        # Inside a container the group is mounted as the root, and ".." leads to what cannot be seen.
+        # Inside a container the group is mounted as the root; ".." leads outside the mount.
         inside = PurePosixPath(*(part for part in group.split("/") if part not in ("", "..")))
         for folder in (inside, *inside.parents):
             yield Group(base / folder, version)

@@ -1,7 +1,7 @@
-"""How many threads to use, and on which cores: the fast ones where a processor has slower ones too.
+"""Number of threads, and the cores to run them on: the fast cores of a processor that also has slower ones.
 
-The kernel's files are read here because psutil counts the cores of the whole machine, not those that this
-process may run on, and does not tell fast cores from slow ones.
+This module reads the kernel's files because psutil counts the cores of the whole machine, not those available
+to this process, and does not distinguish fast cores from slow ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CPUS = "sys/devices/system/cpu"
 _PERFORMANCE_CORES = "sys/devices/cpu_core/cpus"
 
 Core = frozenset[int]
-"""The logical CPUs of a physical core, as far as this process may run on them."""
+"""The logical CPUs of a physical core that this process may run on."""
 
 
 def usable_cpus() -> frozenset[int]:
@@ -31,12 +31,12 @@ def usable_cpus() -> frozenset[int]:
 
 
 def default_threads(root: Path = _ROOT, usable: Set[int] | None = None) -> int:
-    """As many threads as there are fast cores that this process may use, within its control group's quota.
+    """Number of fast cores available to this process, within the quota of its control group.
 
-    Decoding is bound by memory, and two threads on one core share its port to it.
+    Decoding is memory-bound, and two threads on one core share its memory port.
 
     Args:
-        root: where `proc` and `sys` are mounted.
+        root: folder in which `proc` and `sys` are mounted.
         usable: None: `usable_cpus()`.
     """
     count = len(fast_cores(physical_cores(root, usable), root))
@@ -45,11 +45,11 @@ def default_threads(root: Path = _ROOT, usable: Set[int] | None = None) -> int:
 
 
 def fast_cpus(n_threads: int, root: Path = _ROOT, usable: Set[int] | None = None) -> frozenset[int] | None:
-    """Where to keep so many threads: on the fast cores if they are enough; None: nothing is gained by it.
+    """CPUs to pin threads to: the fast cores if there are enough; None if pinning has no benefit.
 
     Args:
-        n_threads: of the engine.
-        root, usable: as `default_threads`.
+        n_threads: number of threads of the engine.
+        root, usable: as in `default_threads`.
     """
     cores = physical_cores(root, usable)
     fast = fast_cores(cores, root)
@@ -58,9 +58,9 @@ def fast_cpus(n_threads: int, root: Path = _ROOT, usable: Set[int] | None = None
 
 @contextmanager
 def kept_on(cpus: Set[int] | None) -> Iterator[None]:
-    """Keep this thread, and those that begin meanwhile, on some CPUs; None: on all.
+    """Pin this thread, and threads started in the block, to some CPUs; None: do not pin.
 
-    It is a wish: a phone may have taken just those CPUs away.
+    Best effort: a phone may have taken these CPUs offline.
     """
     if cpus is None:
         yield
@@ -76,10 +76,10 @@ def kept_on(cpus: Set[int] | None) -> Iterator[None]:
 
 
 def physical_cores(root: Path = _ROOT, usable: Set[int] | None = None) -> list[Core]:
-    """The physical cores that this process may use.
+    """The physical cores available to this process.
 
     Args:
-        root, usable: as `default_threads`.
+        root, usable: as in `default_threads`.
     """
     allowed = usable_cpus() if usable is None else frozenset(usable)
     if not (root / _CPUS / f"cpu{min(allowed)}" / "topology").is_dir():
@@ -90,15 +90,15 @@ def physical_cores(root: Path = _ROOT, usable: Set[int] | None = None) -> list[C
 
 
 def fast_cores(cores: list[Core], root: Path = _ROOT) -> list[Core]:
-    """Those of `cores` that compute fastest together.
+    """The subset of `cores` that is fastest together.
 
-    An operation's work is divided evenly, so that n cores run n times as fast as the slowest of them: slow
-    cores are left out where they would hold up the others. Of a hybrid x86 processor only the performance
-    cores count; others are compared by the kernel's `cpu_capacity`, or if there is none by their frequency.
+    An operation is divided evenly, so n cores run at n times the speed of the slowest: slow cores are left
+    out if they would delay the others. On a hybrid x86 processor these are the performance cores; elsewhere,
+    cores are compared by the kernel's `cpu_capacity`, or by frequency if there is none.
 
     Args:
         cores: at least one.
-        root: as `default_threads`.
+        root: as in `default_threads`.
     """
     performance = _cpu_list(_read(root / _PERFORMANCE_CORES))
     named = [core for core in cores if core & performance]
@@ -115,13 +115,13 @@ def fast_cores(cores: list[Core], root: Path = _ROOT) -> list[Core]:
 
 
 def _siblings(root: Path, cpu: int) -> frozenset[int]:
-    """CPUs on the same core; kernels before 5.3 know the second name only."""
+    """CPUs on the same core; kernels before 5.3 have only the second file."""
     topology = root / _CPUS / f"cpu{cpu}" / "topology"
     return _cpu_list(_read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list"))
 
 
 def _quota(group: Group) -> float:
-    """CPUs' worth of time that a group has."""
+    """CPU time of a group, in CPUs."""
     if group.version == 2:
         quota, _, period = group.text("cpu.max").partition(" ")
         return int(quota) / int(period) if quota.isdigit() else float("inf")
@@ -130,7 +130,7 @@ def _quota(group: Group) -> float:
 
 
 def _cpu_list(text: str) -> frozenset[int]:
-    """The kernel's notation: "0-3,8" is CPUs 0, 1, 2, 3 and 8."""
+    """CPUs in the kernel's notation: "0-3,8" is CPUs 0, 1, 2, 3 and 8."""
     cpus: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -139,7 +139,7 @@ def _cpu_list(text: str) -> frozenset[int]:
 
 
 def _read(file: Path) -> str:
-    """A file's line, "" where there is no such file or it cannot be read, as on some phones."""
+    """A file's line; "" if it does not exist or cannot be read, as on some phones."""
     try:
         return file.read_text(encoding="ascii").strip()
     except OSError:

@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Every error says which file, which key or tensor in it, what was found, what was expected and what to do,
-on one line. Only the command line turns these into messages and exit codes; the library raises them.
+Every error names the file, the key or tensor, the value found, the value expected and a remedy, on one line.
+The library raises these errors; only the command line turns them into messages and exit codes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ class SbEdgeError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        message: what is wrong, a short phrase.
+        message: the problem, in a short phrase.
         path: the file or folder at fault.
         item: the key, tensor or field in that file.
-        found: what was there.
-        expected: what should have been there.
-        hint: what the user can do about it.
+        found: the value found.
+        expected: the value expected.
+        hint: a remedy for the user.
     """
 
     exit_code = 1
@@ -57,7 +57,7 @@ class SbEdgeError(Exception):
 
 
 class CheckpointError(SbEdgeError):
-    """A safetensors checkpoint is truncated, corrupt, incomplete or holds something unknown."""
+    """A safetensors checkpoint is truncated, corrupt, incomplete or has unknown content."""
 
 
 class ConfigError(CheckpointError):
@@ -85,28 +85,28 @@ class StateError(SbEdgeError):
 
 
 class OutputError(SbEdgeError):
-    """An output file could not be written: no space, no permission, or already there."""
+    """An output file could not be written: no space, no permission, or it already exists."""
 
 
 class OutOfMemoryForecast(SbEdgeError):
-    """What was asked for will not fit in this machine's memory."""
+    """The memory forecast exceeds the memory of this machine."""
 
 
 class ParityError(SbEdgeError):
-    """Two computations that must agree do not, or cannot be compared."""
+    """Two computations that must agree differ, or cannot be compared."""
 
 
 class DeviceError(SbEdgeError):
-    """The reference was asked for a device that this machine does not have."""
+    """This machine does not have the device requested for the reference implementation."""
 
 
 class SpikeError(SbEdgeError):
-    """A spiking setting is impossible: k, a projection's name, a count that a coding cannot carry."""
+    """A spike setting is invalid: k, the name of a projection, or a count that a coding cannot represent."""
 
 
 class TrainingError(SbEdgeError):
-    """Distillation cannot start, go on or be resumed: its text, its settings, its checkpoint or its loss."""
+    """Distillation cannot start, continue or resume: its text, settings, checkpoint or loss is invalid."""
 
 
 class SparseError(SbEdgeError):
-    """A model cannot have a sparse layout, or none keeps the budget."""
+    """A model cannot have a sparse layout, or no layout is within the budget."""

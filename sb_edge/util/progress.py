@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar through rich on a terminal, a line now and then elsewhere."""
+"""Progress on standard error: a rich bar on a terminal, otherwise a line at intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ stderr = Console(stderr=True)
 Advance = Callable[[float], None]
 
 LINE_INTERVAL = 20.0
-"""Seconds between two lines when standard error is not a terminal."""
+"""Seconds between lines when standard error is not a terminal."""
 
 
 @contextmanager
@@ -34,10 +34,10 @@ def progress_bar(
     """Show a bar while the block runs; yield a function that advances it by a number of units.
 
     Args:
-        description: what is going on, a few words.
-        total: the units to go, None when unknown.
-        unit: "bytes" shows sizes and a rate; anything else shows a count.
-        live: False draws the bar only when it advances, for work that is timed in between.
+        description: the activity, in a few words.
+        total: number of units; None if unknown.
+        unit: "bytes" shows sizes and a rate; any other value shows a count.
+        live: False redraws the bar only when it advances, so that drawing does not disturb timed work.
     """
     counts: list[ProgressColumn] = (
         [DownloadColumn(binary_units=True), TransferSpeedColumn()]
@@ -66,7 +66,7 @@ def progress_bar(
 
 
 def _occasional_lines(description: str, total: float | None, unit: str) -> Advance:
-    """What a log file gets: nothing for short work, else one line each LINE_INTERVAL seconds."""
+    """Print one line every LINE_INTERVAL seconds; nothing for short work."""
     done = 0.0
     shown = time.monotonic()
 

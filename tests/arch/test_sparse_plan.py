@@ -1,4 +1,4 @@
-"""A sparse layout in a GGUF: how it is written, what is checked, and who must not be confused by it."""
+"""A sparse layout in a GGUF: written, checked, and invisible to code for dense models."""
 
 from __future__ import annotations
 
@@ -98,17 +98,17 @@ def keyed(key: str, value: object) -> Callable[[GgufHeader], GgufHeader]:
         (without(columns_name(0, "attn_q")), r"attn_q\.columns\.weight: is missing"),
         (without(zones_name(1, "ffn_down")), r"ffn_down\.zones\.weight: is missing"),
         (without(row_name(1, "ffn_down")), r"ffn_down\.weight: is missing"),
-        (changed(columns_name(0, "attn_q"), shape=(128, 64)), "has another shape"),
-        (changed(zones_name(0, "attn_q"), shape=(64,)), "has another shape"),
+        (changed(columns_name(0, "attn_q"), shape=(128, 64)), "does not have the shape"),
+        (changed(zones_name(0, "attn_q"), shape=(64,)), "does not have the shape"),
         (changed(columns_name(0, "attn_q"), type="Q4_K"), "has the wrong type"),
         (changed(zones_name(0, "attn_q"), type="F16"), "has the wrong type"),
-        (changed(zones_name(0, "attn_q"), name="blk.0.ssm_f_a.zones.weight"), "no projection of this name"),
-        (keyed(MAX_DENSITY_KEY, 0.0), "is no share"),
-        (keyed(MAX_DENSITY_KEY, 1.5), "is no share"),
-        (keyed(MAX_DENSITY_KEY, float("nan")), "is no share"),
+        (changed(zones_name(0, "attn_q"), name="blk.0.ssm_f_a.zones.weight"), "this projection cannot"),
+        (keyed(MAX_DENSITY_KEY, 0.0), "is not a share"),
+        (keyed(MAX_DENSITY_KEY, 1.5), "is not a share"),
+        (keyed(MAX_DENSITY_KEY, float("nan")), "is not a share"),
         (keyed("spikingbrain.sparse.override", 0.0), "is not a known key"),
         (lambda header: replace(header, arch="llama"), "belongs to another architecture"),
-        (lambda header: replace(header, tensors=dense_tensors(header)), "without any sparse projection"),
+        (lambda header: replace(header, tensors=dense_tensors(header)), "has no sparse projection"),
     ],
 )
 def test_half_a_layout_is_refused(
@@ -130,7 +130,7 @@ def test_zones_that_are_none_are_refused(golden_gguf: Path, tmp_path: Path, valu
     assert plan is not None
     projection = plan.projections[0]
     tensor_bytes(projection.zones, writable=True).view(np.float32)[0, 3] = value
-    with pytest.raises(GgufError, match=r"attn_q\.zones\.weight\[3\]: is no dead zone"):
+    with pytest.raises(GgufError, match=r"attn_q\.zones\.weight\[3\]: is not a valid dead zone"):
         projection.read_zones()
 
 

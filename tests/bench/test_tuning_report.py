@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sb_edge.arch.spike_plan import Site, SpikePlan
+from sb_edge.arch.spike_plan import CodedInput, SpikePlan
 from sb_edge.bench.spikes.tuning_plot import save_tuning
 from sb_edge.bench.spikes.tuning_table import tuning_table
 from sb_edge.quant.spikes.k_tuning import Figures, Kind, TunedPoint, Tuning
 from sb_edge.util.errors import OutputError
 
-SITES = (Site(0, ("attn_q", "attn_k", "attn_v", "ssm_f")), Site(0, ("ffn_down",)), Site(1, ("ssm_f",)))
+SITES = (
+    CodedInput(0, ("attn_q", "attn_k", "attn_v", "ssm_f")),
+    CodedInput(0, ("ffn_down",)),
+    CodedInput(1, ("ssm_f",)),
+)
 
 
 def point(kind: Kind, k: float) -> TunedPoint:

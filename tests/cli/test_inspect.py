@@ -82,8 +82,8 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_spiking(golden_gguf, tmp_path):
-    from sb_edge.arch.plan_writer import with_spike_plan
     from sb_edge.arch.spike_plan import SpikePlan
+    from sb_edge.arch.spike_rewrite import with_spike_plan
 
     assert json.loads(run(golden_gguf, "--json", "-"))["spiking"] is None
     assert "none" in next(line for line in run(golden_gguf).splitlines() if line.startswith("spikes"))
@@ -106,8 +106,8 @@ def test_spiking(golden_gguf, tmp_path):
 
 
 def test_spiking_with_a_k_for_each_projection(golden_gguf, tmp_path):
-    from sb_edge.arch.plan_writer import with_spike_plan
     from sb_edge.arch.spike_plan import SpikePlan
+    from sb_edge.arch.spike_rewrite import with_spike_plan
 
     path = tmp_path / "s.gguf"
     with_spike_plan(golden_gguf, path, SpikePlan(("attn_q", "ffn_up"), 3, ((2.0, 0.0),) * 3 + ((4.5, 2.5),)))

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from sb_edge.arch.config import PRESETS, load_config
-from sb_edge.convert.checkpoint.folder import Checkpoint, CheckpointWriter, read_safetensors_header
+from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.safetensors_file import read_safetensors_header
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.util.errors import CheckpointError, ConfigError, OutputError
 
 
@@ -83,7 +85,7 @@ def test_pickles_are_refused(golden_copy, name):
 
 def test_no_weights_at_all(golden_copy):
     golden_copy.weights.unlink()
-    assert "holds no safetensors file" in refusal(golden_copy.folder)
+    assert "has no safetensors file" in refusal(golden_copy.folder)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_truncation_anywhere_is_named(golden_copy):
 
 def test_file_that_goes_on(golden_copy):
     golden_copy.weights.write_bytes(golden_copy.weights.read_bytes() + b"\0")
-    assert "goes on after its last tensor" in refusal(golden_copy.folder)
+    assert "has data after its last tensor" in refusal(golden_copy.folder)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +171,11 @@ NAME = "model.norm.weight"
         ({"shape": [-1]}, "no valid shape"),
         ({"shape": "128"}, "no valid shape"),
         ({"shape": [True]}, "no valid shape"),
-        ({"shape": [64]}, "does not have its shape's size"),
-        ({"shape": [2**62, 2**62]}, "does not have its shape's size"),
+        ({"shape": [64]}, "the size of its data does not fit its shape"),
+        ({"shape": [2**62, 2**62]}, "the size of its data does not fit its shape"),
         ({"data_offsets": [0]}, "no valid data_offsets"),
         ({"data_offsets": [0.0, 4.0]}, "no valid data_offsets"),
-        ({"data_offsets": [512, 0]}, "does not have its shape's size"),
+        ({"data_offsets": [512, 0]}, "the size of its data does not fit its shape"),
         ({"data_offsets": [0, 512]}, "overlaps"),
         ({"data_offsets": [10**12, 10**12 + 512]}, "gap"),
     ],
@@ -225,7 +227,7 @@ def test_missing_index(sharded_copy):
 def test_index_names_a_tensor_that_is_not_there(sharded_copy):
     edit_index(sharded_copy.folder, lambda index: index["weight_map"].update({"model.extra": SHARD_1}))
     line = refusal(sharded_copy.folder)
-    assert SHARD_1 in line and "model.extra: the index names a tensor that is not in its shard" in line
+    assert SHARD_1 in line and "model.extra: is in the index, but not in the shard" in line
 
 
 def test_index_forgets_a_tensor(sharded_copy):
@@ -298,9 +300,9 @@ def test_writer_writes_the_config_it_was_given(tmp_path):
 @pytest.mark.parametrize(
     ("name", "array", "problem"),
     [
-        ("a", np.zeros((5, 3), np.float32), "another shape"),
-        ("a", np.zeros((3, 5), np.float16), "another type"),
-        ("z", np.zeros(1, np.float32), "was not announced"),
+        ("a", np.zeros((5, 3), np.float32), "wrong shape"),
+        ("a", np.zeros((3, 5), np.float16), "wrong type"),
+        ("z", np.zeros(1, np.float32), "is not in the list of tensors"),
     ],
 )
 def test_writer_refuses_what_was_not_announced(tmp_path, name, array, problem):
@@ -316,7 +318,7 @@ def test_writer_refuses_twice_and_wrong_sizes(tmp_path):
     shapes = {"a": SHAPES["a"]}
     with CheckpointWriter(tmp_path / "out", PRESETS["tiny"], shapes) as writer:
         for pieces in ([np.zeros(14, np.float32)], [np.zeros(9, np.float32)] * 2):
-            with pytest.raises(CheckpointError, match="another size"):
+            with pytest.raises(CheckpointError, match="wrong size"):
                 writer.write_chunks("a", pieces)
         writer.write("a", np.zeros((3, 5), np.float32))
         with pytest.raises(CheckpointError, match="already written"):

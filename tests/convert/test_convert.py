@@ -13,7 +13,7 @@ import pytest
 
 from sb_edge.arch.config import PRESETS
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import init_checkpoint, write_random_checkpoint
 from sb_edge.gguf.reader import read_header
@@ -187,7 +187,7 @@ def test_values_beyond_f16_are_named(golden_copy, tmp_path):
     golden_copy.edit_values("lm_head.weight", enlarge)
     with pytest.raises(
         CheckpointError,
-        match=r"lm_head\.weight: exceeds F16's range \(found 100000\.0 at \[1, 2\]\); use --outtype bf16",
+        match=r"lm_head\.weight: exceeds the range of F16 \(found 100000\.0 at \[1, 2\]\); use --outtype b",
     ):
         convert_checkpoint(golden_copy.folder, tmp_path / "out.gguf", outtype="f16")
     convert_checkpoint(golden_copy.folder, tmp_path / "out.gguf", outtype="bf16")
@@ -198,6 +198,16 @@ def test_output_problems(data, tmp_path):
         convert_checkpoint(data / "gla_swa", tmp_path / "no" / "out.gguf")
     with pytest.raises(CheckpointError, match="not found"):
         convert_checkpoint(tmp_path / "nowhere", tmp_path / "out.gguf")
+
+
+def test_a_file_of_the_checkpoint_is_not_replaced(golden_copy):
+    weights = golden_copy.folder / "model.safetensors"
+    before = weights.read_bytes()
+    with pytest.raises(OutputError, match="is the input"):
+        convert_checkpoint(golden_copy.folder, weights)
+    assert weights.read_bytes() == before
+    for _ in range(2):  # an earlier output in the same folder is replaced
+        convert_checkpoint(golden_copy.folder, None)
 
 
 def test_no_space_is_found_out_before_starting(data, tmp_path, monkeypatch):

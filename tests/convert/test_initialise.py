@@ -6,8 +6,8 @@ import pytest
 from sb_edge.arch.config import PRESETS
 from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
 from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.initialise import GATE_BIAS, INITIALIZER_RANGE, init_checkpoint
 from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import forecast

@@ -6,7 +6,7 @@ import pytest
 from sb_edge.arch.config import PRESETS
 from sb_edge.arch.tensors import expected_tensors
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.util.errors import CheckpointError
 
 
@@ -64,7 +64,7 @@ def test_merged_gate(golden_copy):
 def test_gates_of_both_kinds(golden_copy):
     golden_copy.save(golden_copy.tensors() | {"model.layers.0.attn.gk_proj.weight": np.zeros((64, 128))})
     line = refusal(golden_copy.folder)
-    assert "model.layers.0.attn.gk_proj.weight: is another kind of gate than the rest" in line
+    assert "model.layers.0.attn.gk_proj.weight: merged gates and pairs are mixed" in line
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,16 @@ def test_both_forms_say_the_same(json_folder, text_folder, tokenizer):
     assert set(first.table.types[len(vocab) :]) == {TokenType.UNUSED}
 
 
+@pytest.mark.parametrize("fixture", ["json_folder", "text_folder"])
+def test_every_file_is_read_once(fixture, request, monkeypatch):
+    folder = request.getfixturevalue(fixture)
+    read, original = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), original(path))[1])
+    load_vocabulary(folder, make_config())
+    vocab = "tokenizer.json" if fixture == "json_folder" else "vocab.json"
+    assert sorted(read) == sorted(["tokenizer_config.json", vocab])
+
+
 def test_end_of_turn_of_chatml(json_folder, tokenizer):
     vocabulary = load_vocabulary(json_folder, make_config())
     number = tokenizer.token_to_id
@@ -247,7 +257,7 @@ def test_gguf_holds_it(golden_copy, json_folder, tmp_path, tokenizer):
         (lambda d: d["model"].update(byte_fallback=True), "BPE with byte fallback"),
         (lambda d: d["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix: is not supported"),
         (lambda d: d.update(model=None), "has no model"),
-        (lambda d: d["model"].update(vocab={}), "holds no vocabulary"),
+        (lambda d: d["model"].update(vocab={}), "has no vocabulary"),
         (lambda d: d["model"]["vocab"].update(zzz=-1), "'zzz': has no valid number"),
         (lambda d: d["model"]["vocab"].update(zzz=3), "has the number of another token"),
         (lambda d: d["model"]["vocab"].update(zzz=5000), "beyond the model's vocabulary (found 5000"),
@@ -273,8 +283,8 @@ def test_damaged_tokenizer_json(json_folder, change, problem):
     ("change", "problem"),
     [
         (lambda d: d.update(eos_token="<nope>"), "eos_token: is not in the vocabulary (found '<nope>')"),
-        (lambda d: d.update(chat_template=3), "chat_template: is no template"),
-        (lambda d: d.update(chat_template=[{"name": "x"}]), "chat_template: is no template"),
+        (lambda d: d.update(chat_template=3), "chat_template: is not a template"),
+        (lambda d: d.update(chat_template=[{"name": "x"}]), "chat_template: is not a template"),
         (lambda d: d.update(added_tokens_decoder=[]), "added_tokens_decoder: is not a JSON object"),
         (lambda d: d["added_tokens_decoder"].update(x={}), "added_tokens_decoder.x: is not a token number"),
         (lambda d: d["added_tokens_decoder"].update({"311": {}}), "311: an added token is damaged"),
@@ -332,7 +342,7 @@ def test_damaged_merges_name_the_line(text_folder, line, problem):
 
 def test_merges_that_are_empty_or_binary(text_folder):
     (text_folder / "merges.txt").write_text("#version: 0.2\n")
-    assert "holds no merges" in refusal(text_folder)
+    assert "has no merges" in refusal(text_folder)
     (text_folder / "merges.txt").write_bytes(b"\xff\xfe\x00")
     assert "is not valid UTF-8" in refusal(text_folder)
 
@@ -435,4 +445,4 @@ def test_sentencepiece_larger_than_the_model(tmp_path, spm_model):
 
 def test_sentencepiece_unigram_is_refused(tmp_path):
     train_sentencepiece(tmp_path, "unigram")
-    assert "is of a kind that is not supported (found unigram, expected bpe)" in refusal(tmp_path)
+    assert "has an unsupported type (found unigram, expected bpe)" in refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""The engine cuts text into the tokens that the tokenizer's own library does."""
+"""The engine and the tokenizer's own library give the same tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W8ASpike checkpoints: what arrives in the GGUF, what is counted and refused; parity with the release."""
+"""W8ASpike checkpoints: values in the GGUF, statistics, refusals, and parity with the release."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from sb_edge.arch.spike_plan import PROJECTIONS, SpikePlan
 from sb_edge.convert.checkpoint.folder import Checkpoint
-from sb_edge.convert.checkpoint.layout import account_for_tensors
+from sb_edge.convert.checkpoint.tensor_check import account_for_tensors
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import forecast
@@ -163,7 +163,7 @@ def test_impossible_k(data, tmp_path, k):
 def test_impossible_projections(data, tmp_path):
     with pytest.raises(SpikeError, match="no such projection"):
         convert_checkpoint(data / "gla_swa", tmp_path / "x.gguf", spike_k=3, spike_projections=["wq"])
-    with pytest.raises(SpikeError, match="named once each"):
+    with pytest.raises(SpikeError, match="must be listed once"):
         convert_checkpoint(data / "gla_swa", tmp_path / "x.gguf", spike_k=3, spike_projections=["ssm_f"] * 2)
     with pytest.raises(SpikeError, match="give --spike-k too"):
         convert_checkpoint(data / "gla_swa", tmp_path / "x.gguf", spike_projections=["attn_q"])
@@ -242,8 +242,8 @@ def test_sixteen_bit_checkpoint(data, tmp_path):
     assert report.codes.beyond_int8["blk.1.ffn_up.weight"] == np.count_nonzero(np.abs(codes) > 127) > 0
 
 
-def test_pieces_of_a_large_tensor(data, w8aspike_copy, tmp_path, monkeypatch):
-    """Groups and scales stay together when a tensor is read in many pieces."""
+def test_chunks_of_a_large_tensor(data, w8aspike_copy, tmp_path, monkeypatch):
+    """Groups and scales stay together when a tensor is read in many chunks."""
     convert_checkpoint(w8aspike_copy.folder, tmp_path / "whole.gguf")
     monkeypatch.setattr("sb_edge.convert.convert._CHUNK_BYTES", 3000)
     convert_checkpoint(w8aspike_copy.folder, tmp_path / "pieces.gguf")
@@ -278,7 +278,10 @@ def test_scales_beyond_half_precision(w8aspike_copy, tmp_path, value):
 
     w8aspike_copy.edit_values(UP_SCALES, spoil)
     line = refusal(w8aspike_copy.folder)
-    assert f"{UP_SCALES}: a scale is beyond half precision" in line and "use --outtype bf16 or f32" in line
+    assert (
+        f"{UP_SCALES}: a scale is outside the range of float16" in line
+        and "use --outtype bf16 or f32" in line
+    )
     convert_checkpoint(w8aspike_copy.folder, tmp_path / "out.gguf", outtype="f32")
 
 
@@ -307,7 +310,7 @@ def test_a_requantized_block_beyond_half_precision(w8aspike_copy):
         values[300] = 3e9
 
     w8aspike_copy.edit_values(UP, spoil)
-    assert f"{UP}: exceeds Q8_0's range (found 3000000000.0 at [2, 44])" in refusal(w8aspike_copy.folder)
+    assert f"{UP}: exceeds the range of Q8_0 (found 3000000000.0 at [2, 44])" in refusal(w8aspike_copy.folder)
 
 
 @pytest.mark.parametrize("shape", [(256,), (256, 1), (256, 2, 1), (128, 1, 1)])
@@ -327,7 +330,7 @@ def test_some_projections_without_scales(w8aspike_copy):
 
 def test_some_projections_with_scales(golden_copy):
     golden_copy.save(golden_copy.tensors() | {UP_SCALES: np.ones((256, 1, 1))})
-    assert f"{UP_SCALES}: scales belong to a model whose gates are one merged" in refusal(golden_copy.folder)
+    assert f"{UP_SCALES}: scales need merged gates" in refusal(golden_copy.folder)
 
 
 def test_scales_of_something_else(w8aspike_copy):
@@ -340,7 +343,8 @@ def test_sizes_that_do_not_divide_into_groups(w8aspike_copy):
     w8aspike_copy.edit_config(intermediate_size=192)
     line = refusal(w8aspike_copy.folder)
     assert (
-        "intermediate_size: does not divide into the scales' groups (found 192, expected a multiple" in line
+        "intermediate_size: is not a multiple of the group size of the scales (found 192, expected a multiple"
+        in line
     )
 
 
@@ -354,7 +358,7 @@ def test_nan_weight(w8aspike_copy):
 
 @pytest.mark.engine
 def test_engine_reproduces_the_release(tmp_path):
-    """The recording was chosen so that no count comes near a rounding edge: agreement must be tight."""
+    """The recording was chosen so that no count comes near a rounding boundary: agreement must be tight."""
     from sb_edge.evaluate.parity.agreement import against_recording
 
     convert_checkpoint(GOLDEN, tmp_path / "out.gguf", outtype="f32")

@@ -157,8 +157,8 @@ def test_adapters_go_on_where_a_run_of_the_same_shape_left_them(
 
 def test_the_student_comes_back_from_base_and_delta(finished: Path, tiny_base: Path, tmp_path: Path) -> None:
     """Up to the rounding of Q8_0; what was not trained is the base's."""
-    delta = finished / "trained.gguf"
-    report = transplant(tiny_base, tmp_path / "again", dtype="f32", trained=delta)
+    adapter_file = finished / "trained.gguf"
+    report = transplant(tiny_base, tmp_path / "again", dtype="f32", trained=adapter_file)
     assert report.config.sliding_window == RECIPE.window and report.n_new == 0
     expected, found = (
         load_file(folder / "model.safetensors") for folder in (finished / "student", tmp_path / "again")
@@ -168,7 +168,7 @@ def test_the_student_comes_back_from_base_and_delta(finished: Path, tiny_base: P
         wide, narrow = (x.numpy().reshape(1, -1) for x in (wanted, found[name]))
         assert nmse(wide, narrow) < TRAINED.nmse, name
     assert torch.equal(found["model.embeddings.weight"], expected["model.embeddings.weight"])
-    assert delta.stat().st_size < 0.35 * (finished / "checkpoint.safetensors").stat().st_size
+    assert adapter_file.stat().st_size < 0.35 * (finished / "checkpoint.safetensors").stat().st_size
 
 
 def test_a_start_that_does_not_fit_is_refused(

@@ -15,7 +15,7 @@ from sb_edge.engine.source import (
     unpack,
 )
 from sb_edge.util.errors import EngineError
-from sb_edge.util.packages import sha256_of
+from sb_edge.util.hashes import sha256_of
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_pip_refuses_other_content_before_running_its_code(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     cache = tmp_path / "cache"
-    with pytest.raises(EngineError, match="something else under this name") as caught:
+    with pytest.raises(EngineError, match="serves another file under this name") as caught:
         fetch_sdist(upstream, cache)
     assert sha256_of(index / upstream.filename) in str(caught.value)
     assert not marker.exists()

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb_edge.cli.inspect import describe
-from sb_edge.gguf.reader import GGML_TYPES, read_header
+from sb_edge.gguf.reader import read_header
+from sb_edge.gguf.types import GGML_TYPES
 from sb_edge.util.errors import GgufError, SbEdgeError
 
 
@@ -155,15 +156,15 @@ HUGE = 2**63
         (gguf_bytes([], n_keys=2**64 - 1), "number of keys"),
         (gguf_bytes([], n_tensors=HUGE), "number of tensors"),
         (gguf_bytes([], n_keys=1) + bytes(25), "key 0: has no name"),
-        (gguf_bytes([]), "general.architecture: does not say"),
-        (gguf_bytes([key("general.architecture", 4, bytes(4))]), "general.architecture: does not say"),
-        (gguf_bytes([ARCH, ARCH]), "general.architecture: is there twice"),
+        (gguf_bytes([]), "general.architecture: has no architecture"),
+        (gguf_bytes([key("general.architecture", 4, bytes(4))]), "general.architecture: has no architecture"),
+        (gguf_bytes([ARCH, ARCH]), "general.architecture: is listed twice"),
         (gguf_bytes([key("", 4, bytes(4))]), "key 0: has no name"),
         (gguf_bytes([text(b"\xff") + struct.pack("<I", 4) + bytes(4)]), "not valid UTF-8"),
         (gguf_bytes([text("k" * 70000) + struct.pack("<I", 4) + bytes(4)]), "name that is too long"),
         (gguf_bytes([ARCH, key("k", 13, bytes(8))]), "k: has an unknown type (found 13)"),
         (gguf_bytes([ARCH, key("k", 8, struct.pack("<Q", HUGE) + bytes(8))]), "k: is truncated or corrupt"),
-        (gguf_bytes([ARCH, key("k", 9, array(8, HUGE, bytes(8)))]), "k: is too long an array"),
+        (gguf_bytes([ARCH, key("k", 9, array(8, HUGE, bytes(8)))]), "k: has too many elements"),
         (gguf_bytes([ARCH, key("k", 9, array(8, 1 << 24, bytes(8)))]), "k: is truncated or corrupt"),
         (gguf_bytes([ARCH, key("k", 9, array(0, 1 << 24, bytes(8)))]), "k: is truncated or corrupt"),
         (gguf_bytes([ARCH, key("k", 9, array(9, 1, array(9, 1, array(9, 1))))]), "k: is an array of arrays"),
@@ -171,19 +172,19 @@ HUGE = 2**63
         (gguf_bytes([ARCH, key("general.alignment", 4, struct.pack("<I", 0))]), "is not a power of two"),
         (gguf_bytes([ARCH, key("general.alignment", 4, struct.pack("<I", 33))]), "is not a power of two"),
         (gguf_bytes([ARCH, key("general.alignment", 8, text("32"))]), "is not a power of two"),
-        (gguf_bytes([ARCH], [tensor("a"), tensor("a", offset=32)], bytes(64)), "a: is there twice"),
+        (gguf_bytes([ARCH], [tensor("a"), tensor("a", offset=32)], bytes(64)), "a: is listed twice"),
         (gguf_bytes([ARCH], [tensor("n" * 64)], bytes(64)), "name that is too long"),
         (gguf_bytes([ARCH], [tensor("a", (1,) * 5)], bytes(64)), "a: has too many dimensions"),
         (gguf_bytes([ARCH], [tensor("a", (HUGE - 1, HUGE - 1))], bytes(64)), "a: is impossibly large"),
         (gguf_bytes([ARCH], [tensor("a", (2**60,))], bytes(64)), "a: is truncated"),
         (gguf_bytes([ARCH], [tensor("a", kind=4)], bytes(64)), "a: has an unknown type (found 4)"),
         (gguf_bytes([ARCH], [tensor("a", kind=2**32 - 1)], bytes(64)), "a: has an unknown type"),
-        (gguf_bytes([ARCH], [tensor("a", (33,), 8)], bytes(64)), "no multiple of Q8_0's block"),
-        (gguf_bytes([ARCH], [tensor("a", (), 8)], bytes(64)), "no multiple of Q8_0's block (found 1"),
-        (gguf_bytes([ARCH], [tensor("a", offset=32)], bytes(64)), "a: its data is not where it has to be"),
+        (gguf_bytes([ARCH], [tensor("a", (33,), 8)], bytes(64)), "not whole Q8_0 blocks"),
+        (gguf_bytes([ARCH], [tensor("a", (), 8)], bytes(64)), "not whole Q8_0 blocks (found 1"),
+        (gguf_bytes([ARCH], [tensor("a", offset=32)], bytes(64)), "a: has the wrong offset"),
         (
             gguf_bytes([ARCH], [tensor("a"), tensor("b", offset=0)], bytes(64)),
-            "b: its data is not where it has to be",
+            "b: has the wrong offset",
         ),
         (gguf_bytes([ARCH], [tensor("a")], bytes(15)), "a: is truncated"),
     ],
@@ -273,5 +274,5 @@ def test_integer_keys(write):
     for name in ("b", "c"):
         with pytest.raises(GgufError, match=rf"llama\.{name}: is not an integer"):
             header.integer(name)
-    with pytest.raises(GgufError, match=r"llama\.none: has no such key"):
+    with pytest.raises(GgufError, match=r"llama\.none: key not found"):
         header.integer("none")

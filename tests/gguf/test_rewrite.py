@@ -1,4 +1,4 @@
-"""Other keys in a GGUF: everything else stays, byte for byte."""
+"""Other keys in a GGUF: the rest is unchanged, byte for byte."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from sb_edge.arch.plan_writer import with_spike_plan
 from sb_edge.arch.spike_plan import SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.gguf.reader import read_header, read_layout
 from sb_edge.gguf.rewrite import set_number, with_metadata, with_tensors
@@ -173,7 +173,7 @@ def test_tensors_are_added_after_odd_ends(many_types: Path, tmp_path: Path) -> N
     assert after[3].data.shape == (2, 3) and set(after[4].data.tobytes()) == {1}
     assert read_header(target).metadata["spikingbrain.spike.k"] == 2.0
     wrong = [PlannedTensor("d", "", (3,), gguf.GGMLQuantizationType.F32)]
-    with pytest.raises(OutputError, match="another size than planned"):
+    with pytest.raises(OutputError, match="not have the planned size"):
         with_tensors(many_types, tmp_path / "no.gguf", wrong, lambda _: [np.zeros(1, np.uint8)], values={})
     assert not (tmp_path / "no.gguf").exists()
 
@@ -185,5 +185,5 @@ def test_a_number_is_changed_in_place(many_types: Path) -> None:
     assert read_header(many_types).metadata["n.FLOAT32"] == 0.75
     assert sum(old != new for old, new in zip(before, after, strict=True)) <= 4
     for key in ("absent", "texts", "n.INT32", "n.FLOAT64"):
-        with pytest.raises(GgufError, match=f"{key}: is no f32"):
+        with pytest.raises(GgufError, match=f"{key}: is not an f32 key"):
             set_number(many_types, key, 1)

@@ -174,7 +174,7 @@ def test_impossible_layers(changes, problem):
 
 
 def test_missing_key():
-    with pytest.raises(GgufError, match=r"llama\.block_count: has no such key"):
+    with pytest.raises(GgufError, match=r"llama\.block_count: key not found"):
         layer_count(header("llama", {}))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sb_edge.arch.layers import recurrent_layers
-from sb_edge.convert.adapter_file import read_delta
+from sb_edge.convert.adapter_file import read_adapter_file
 from sb_edge.gguf.reader import read_header
 from sb_edge.models.registry import BASE_WHEEL, DEFAULT_TRAINED, default_base, resolve_gguf
 from sb_edge.util.errors import EngineError, GgufError
@@ -24,14 +24,14 @@ def test_a_path_stands_for_itself(tmp_path: Path) -> None:
 def test_the_default_model_has_the_layers_that_it_claims() -> None:
     header = read_header(resolve_gguf("default"))
     assert header.arch == "spikingbrain"
-    layers = read_delta(DEFAULT_TRAINED).gla_layers
+    layers = read_adapter_file(DEFAULT_TRAINED).gla_layers
     assert [n for n, gla in enumerate(recurrent_layers(header)) if gla] == list(layers)
     assert header.metadata["general.license"] == "apache-2.0"
     assert resolve_gguf("default").stat().st_mtime == resolve_gguf("default").stat().st_mtime
 
 
 def test_the_default_model_s_record_is_that_of_its_training() -> None:
-    trained, folder = read_delta(DEFAULT_TRAINED), DEFAULT_TRAINED.parent
+    trained, folder = read_adapter_file(DEFAULT_TRAINED), DEFAULT_TRAINED.parent
     assert DEFAULT_TRAINED.stat().st_size <= 24 * 2**20
     layers, whole = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("layers", "whole"))
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))

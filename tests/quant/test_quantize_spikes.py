@@ -11,9 +11,9 @@ import gguf
 import pytest
 from support import SB_EDGE, sb_edge
 
-from sb_edge.arch.plan_rules import check_plan, released_plan
-from sb_edge.arch.plan_writer import with_spike_plan
+from sb_edge.arch.model_spikes import check_plan, released_plan
 from sb_edge.arch.spike_plan import SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.gguf.reader import read_header
 from sb_edge.gguf.rewrite import with_metadata

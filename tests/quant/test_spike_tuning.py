@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from support import exit_code
 
-from sb_edge.arch.plan_rules import check_plan
-from sb_edge.arch.plan_writer import with_spike_plan
-from sb_edge.arch.spike_plan import PROJECTIONS, Site, SpikePlan
+from sb_edge.arch.model_spikes import check_plan
+from sb_edge.arch.spike_plan import PROJECTIONS, CodedInput, SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.gguf.reader import read_header
 from sb_edge.quant.spikes import k_tuning as spike_tuning
 from sb_edge.quant.spikes.k_tuning import (
@@ -38,19 +38,19 @@ def point(ks: tuple[float, ...], k: float = 3.0) -> TunedPoint:
 
 
 def test_inputs_are_shared_and_only_gla_layers_have_gates():
-    sites = SpikePlan().sites([True, False])
-    assert sites[0] == Site(0, (*SHARED, "ssm_f")) and sites[4] == Site(1, SHARED)
+    sites = SpikePlan().coded_inputs([True, False])
+    assert sites[0] == CodedInput(0, (*SHARED, "ssm_f")) and sites[4] == CodedInput(1, SHARED)
     assert [site.projections[0] for site in sites[1:4]] == ["attn_output", "ffn_gate", "ffn_down"]
-    assert SpikePlan(("ssm_f", "ffn_up")).sites([True, False]) == (
-        Site(0, ("ssm_f",)),
-        Site(0, ("ffn_up",)),
-        Site(1, ("ffn_up",)),
+    assert SpikePlan(("ssm_f", "ffn_up")).coded_inputs([True, False]) == (
+        CodedInput(0, ("ssm_f",)),
+        CodedInput(0, ("ffn_up",)),
+        CodedInput(1, ("ffn_up",)),
     )
 
 
 def test_a_plan_keeps_what_is_not_tuned():
     plan = SpikePlan((*SHARED, "ssm_f", "ffn_down"), 2, query_k=2.5, kv_rounding=True)
-    found = plan_with(plan, plan.sites([True, False]), point((2.0, 3.0, 4.0, 5.0), 3.3), 2)
+    found = plan_with(plan, plan.coded_inputs([True, False]), point((2.0, 3.0, 4.0, 5.0), 3.3), 2)
     rows = ((2.0, 2.0, 2.0, 2.0, 3.0), (4.0, 4.0, 4.0, 0.0, 5.0))
     assert found == replace(plan, k=3.3, layer_k=rows)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sb_edge.arch.config import PRESETS, SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
-from sb_edge.convert.checkpoint.folder import CheckpointWriter
+from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.reference import layers
 from sb_edge.reference.device import pick_device
 from sb_edge.reference.greedy import greedy

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb_edge.arch.plan_writer import with_spike_plan
 from sb_edge.arch.spike_plan import PROJECTIONS, SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.runtime.session import Model, Session
 from sb_edge.runtime.spike_counters import accumulate, code_rows, coded_bytes, count_spikes, record_counts

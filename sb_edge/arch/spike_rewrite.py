@@ -1,4 +1,4 @@
-"""Copying a GGUF with another spike plan."""
+"""Copy a GGUF with another spike plan. A separate module, so that readers of a plan import no GGUF writer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sb_edge.gguf.rewrite import with_metadata
 
 
 def with_spike_plan(source: Path, target: Path, plan: SpikePlan | None) -> None:
-    """Copy a GGUF with this spike plan instead of what it has; None: without one.
+    """Copy a GGUF with its spike plan replaced by `plan`; None: removed.
 
     Raises:
         GgufError: as `with_metadata`.

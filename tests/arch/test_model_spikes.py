@@ -1,4 +1,4 @@
-"""Which plan a model gets, and plans that do not fit."""
+"""The plan that a model gets, and plans that do not fit."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sb_edge.arch.plan_rules import change_plan, check_plan, choose_plan, present_projections, released_plan
-from sb_edge.arch.plan_writer import with_spike_plan
+from sb_edge.arch.model_spikes import (
+    change_plan,
+    check_plan,
+    choose_plan,
+    present_projections,
+    released_plan,
+)
 from sb_edge.arch.spike_plan import PROJECTIONS, SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
 from sb_edge.gguf.reader import read_header
 from sb_edge.gguf.rewrite import with_metadata
@@ -51,7 +57,7 @@ def test_choose_plan():
         (0, None, "k: must be a positive number"),
         (float("nan"), None, "k: must be a positive number"),
         (None, ["attn_q"], "give --spike-k too"),
-        (3, [], "projections must be named once each"),
+        (3, [], "must be listed once"),
         (3, ["wq"], "no such projection"),
         (3, ["ssm_f"], "projections: the model has no such projection .found ssm_f, expected attn_q"),
     ],
@@ -81,7 +87,7 @@ def test_change_plan(golden_gguf, tmp_path):
         ({"k": float("nan")}, "positive number"),
         ({"k": "3"}, "spike.k: has the wrong type"),
         ({"projections": ["attn_q", "wq"]}, "no such projection"),
-        ({"projections": ["attn_q", "attn_q"]}, "named once each"),
+        ({"projections": ["attn_q", "attn_q"]}, "must be listed once"),
         ({"projections": "attn_q"}, "spike.projections: has the wrong type"),
         ({"query_k": -3.0}, "query_k"),
         ({"kv_rounding": 1.0}, "kv_rounding: has the wrong type"),

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors held against the table of tensors: none unknown, none missing, no other shape."""
+"""Match the tensors of a checkpoint with the table of tensors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _BIASES = ("q_proj", "k_proj", "v_proj")
 
 
 def detect_layout(checkpoint: Checkpoint) -> TensorLayout:
-    """Whether a checkpoint has attention biases and scales, and its gate's rank.
+    """Detect attention biases, scales and the rank of the gates of a checkpoint.
 
     Raises:
-        CheckpointError: biases, scales or merged gates in some places only, a gate that is no matrix, or
-            scales in a model whose sizes or gates they do not fit.
+        CheckpointError: only some biases, scales or merged gates are present, a gate is not a matrix, or the
+            sizes or gates of the model do not allow scales.
     """
     names = set(checkpoint.names)
     layout = TensorLayout(_has_biases(checkpoint, names), _gate_rank(checkpoint, names))
@@ -41,7 +41,7 @@ def _has_scales(checkpoint: Checkpoint, names: set[str], layout: TensorLayout) -
     config = checkpoint.config
     if layout.gate_rank and any(config.recurrent_layers):
         raise CheckpointError(
-            "scales belong to a model whose gates are one merged projection each",
+            "scales need merged gates",
             path=checkpoint.info(first).file,
             item=first,
             found="gates of two projections",
@@ -50,7 +50,7 @@ def _has_scales(checkpoint: Checkpoint, names: set[str], layout: TensorLayout) -
     for key in ("hidden_size", "intermediate_size"):
         if getattr(config, key) % SCALE_GROUP:
             raise CheckpointError(
-                "does not divide into the scales' groups",
+                "is not a multiple of the group size of the scales",
                 path=checkpoint.folder / "config.json",
                 item=key,
                 found=getattr(config, key),
@@ -63,7 +63,7 @@ def _has_scales(checkpoint: Checkpoint, names: set[str], layout: TensorLayout) -
             "is missing",
             path=checkpoint.folder,
             item=missing[0],
-            found=f"{len(expected) - len(missing)} of {len(expected)} scales, {first} among them",
+            found=f"{len(expected) - len(missing)} of {len(expected)} scales, including {first}",
             expected="all or none",
         )
     return True
@@ -79,7 +79,7 @@ def _has_biases(checkpoint: Checkpoint, names: set[str]) -> bool:
             "is missing",
             path=checkpoint.folder,
             item=missing,
-            found=f"{len(present)} of {len(biases)} attention biases, {present[0]} among them",
+            found=f"{len(present)} of {len(biases)} attention biases, including {present[0]}",
             expected="all or none",
         )
     return bool(present)
@@ -93,11 +93,11 @@ def _gate_rank(checkpoint: Checkpoint, names: set[str]) -> int:
     )
     if merged and pairs:
         raise CheckpointError(
-            "is another kind of gate than the rest",
+            "merged gates and pairs are mixed",
             path=checkpoint.info(merged[0]).file,
             item=merged[0],
-            found=f"{pairs[0]} beside it",
-            expected="pairs gk_proj.0 and gk_proj.1, or merged gates",
+            found=f"also {pairs[0]}",
+            expected="only merged gates, or only pairs gk_proj.0 and gk_proj.1",
         )
     if merged:
         return 0
@@ -116,10 +116,13 @@ def _gate_rank(checkpoint: Checkpoint, names: set[str]) -> int:
 
 
 def account_for_tensors(checkpoint: Checkpoint) -> tuple[TensorLayout, dict[str, TensorSpec]]:
-    """Match a checkpoint's tensors with the table: none unknown, none missing, none of another shape.
+    """Match a checkpoint's tensors with the table.
+
+    Returns:
+        The layout of the checkpoint, and the table of its tensors.
 
     Raises:
-        CheckpointError: names the first tensor that does not fit.
+        CheckpointError: a tensor is unknown, missing or has the wrong shape; names the first one.
     """
     layout = detect_layout(checkpoint)
     table = expected_tensors(
@@ -155,7 +158,7 @@ def account_for_tensors(checkpoint: Checkpoint) -> tuple[TensorLayout, dict[str,
 def _check_missing(checkpoint: Checkpoint, table: Iterable[str], names: set[str]) -> None:
     missing = [name for name in table if name not in names]
     if missing:
-        tied = "; if the output is tied to the embeddings set tie_word_embeddings to true in config.json"
+        tied = "; if the output is tied to the embeddings, set tie_word_embeddings to true in config.json"
         raise CheckpointError(
             "is missing",
             path=checkpoint.folder,
@@ -167,7 +170,7 @@ def _check_missing(checkpoint: Checkpoint, table: Iterable[str], names: set[str]
 
 def _unknown_hint(name: str, config: SpikingBrainConfig) -> str:
     if name == "lm_head.weight" and config.tie_word_embeddings:
-        return "config.json says tie_word_embeddings: drop the tensor or set it to false"
+        return "config.json sets tie_word_embeddings: remove the tensor, or set it to false"
     if ".gk_proj." in name or ".g_norm." in name:
         return "gates belong to GLA layers: check attn_layers in config.json"
     if "conv1d" in name:

@@ -1,4 +1,4 @@
-"""Which spike plan a model gets and whether one fits it: the rules of convert, quantize and inspect."""
+"""The spike plan of a model: read and check it, choose another."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sb_edge.util.errors import GgufError, SpikeError
 
 _WEIGHT = re.compile(r"blk\.\d+\.(\w+)\.weight")
 STEMS = {"ssm_f_a": "ssm_f", "ssm_f_b": "ssm_f"}
-"""Tensors that belong to a projection of another name."""
+"""Stems of tensors whose projection has another name."""
 
 
 def present_projections(tensors: Iterable[str]) -> tuple[str, ...]:
-    """Those of `PROJECTIONS` that a model has in some layer, in that order.
+    """The projections out of `PROJECTIONS` that at least one layer of a model has, in that order.
 
     Args:
-        tensors: the names of its tensors in the GGUF.
+        tensors: names of the model's tensors in the GGUF.
     """
     stems = {match[1] for name in tensors if (match := _WEIGHT.fullmatch(name))}
     found = {STEMS.get(stem, stem) for stem in stems}
@@ -35,10 +35,10 @@ def present_projections(tensors: Iterable[str]) -> tuple[str, ...]:
 
 
 def require_projections(plan: SpikePlan, tensors: Iterable[str], path: Path | None = None) -> None:
-    """Refuse a plan that codes the input of a projection which no layer has.
+    """Refuse a plan that codes the input of a projection that no layer has.
 
     Raises:
-        SpikeError: names the first such projection.
+        SpikeError: no layer has this projection; names the first one.
     """
     present = present_projections(tensors)
     absent = [name for name in plan.projections if name not in present]
@@ -53,10 +53,10 @@ def require_projections(plan: SpikePlan, tensors: Iterable[str], path: Path | No
 
 
 def check_plan(header: GgufHeader) -> SpikePlan | None:
-    """The spike plan of a GGUF, None if it has none.
+    """The spike plan of a GGUF; None if it has no spike keys.
 
     Raises:
-        GgufError: a spike key is unknown, missing or impossible, or the architecture has no spikes.
+        GgufError: a spike key is unknown, missing or invalid, or the architecture has no spikes.
         SpikeError: a coded projection has no tensor.
     """
     path = header.files[0]
@@ -76,23 +76,27 @@ def check_plan(header: GgufHeader) -> SpikePlan | None:
 
 
 def effective_plan(header: GgufHeader, spikes: float | None) -> SpikePlan | None:
-    """What the engine will do with these weights when it is told `spikes`.
+    """The spike plan that the engine uses for a model under a setting of `spikes`.
 
     Args:
-        header: the model's.
-        spikes: None: as the file says; 0: no spikes; else the k of every coded projection, and of all
-            projections of a file that codes none.
+        header: header of the model.
+        spikes: None: the plan of the file; 0: no spikes; otherwise the k of every coded projection, or of all
+            projections if the file has no plan.
 
     Raises:
-        GgufError: the GGUF's spike keys are wrong.
-        SpikeError: as `check_plan`; or `spikes` is no k, or the architecture has no spikes.
+        GgufError: the spike keys of the GGUF are invalid.
+        SpikeError: as `check_plan`; or `spikes` is not a valid k, or the architecture does not support
+            spikes.
     """
     plan = check_plan(header) if header.arch == ARCH else None
     if spikes is None:
         return plan
     if header.arch != ARCH:
         raise SpikeError(
-            "this architecture has no spikes", path=header.files[0], found=header.arch, expected=ARCH
+            "this architecture has no spikes",
+            path=header.files[0],
+            found=header.arch,
+            expected=ARCH,
         )
     if spikes == 0:
         return None
@@ -101,7 +105,7 @@ def effective_plan(header: GgufHeader, spikes: float | None) -> SpikePlan | None
 
 
 def released_plan(tensors: Iterable[str]) -> SpikePlan:
-    """`RELEASED_PLAN` for a model with these tensors (not all models have gates)."""
+    """`RELEASED_PLAN`, limited to the projections of a model with these tensors."""
     present = present_projections(tensors)
     return replace(
         RELEASED_PLAN, projections=tuple(name for name in RELEASED_PLAN.projections if name in present)
@@ -111,26 +115,24 @@ def released_plan(tensors: Iterable[str]) -> SpikePlan:
 def choose_plan(
     current: SpikePlan | None, tensors: Iterable[str], k: float | None, projections: Sequence[str] | None
 ) -> SpikePlan | None:
-    """The plan of a model after `--spike-k` and `--spike-projections`.
+    """The plan of a model after a new k or new coded projections.
 
-    A new k takes the place of every k that `current` has, the query's too, and leaves its KV rounding as it
-    is. A model without a plan gets one that codes projections only.
+    A new k replaces every k of `current`, including the query's; KV rounding does not change. A model without
+    a plan gets one that codes only projections.
 
     Args:
-        current: what the model has, or would get, without these options.
-        tensors: the names of its tensors in the GGUF.
-        k: None: keep `current`.
-        projections: the coded ones; None: those of `current`, or all that the model has.
+        current: plan of the model without this change.
+        tensors: names of the model's tensors in the GGUF.
+        k: the new k; None keeps `current`.
+        projections: coded projections; None: those of `current`, or all of the model.
 
     Raises:
-        SpikeError: k is no positive number, there are projections but no k, or one of them is unknown or not
-            in the model.
+        SpikeError: k is not a positive number, projections are given without a k, or a projection is unknown
+            or not in the model.
     """
     if k is None:
         if projections is not None:
-            raise SpikeError(
-                "projections are coded with a k", item="k", found="none", hint="give --spike-k too"
-            )
+            raise SpikeError("coded projections need a k", item="k", found="none", hint="give --spike-k too")
         return current
     require_k(k, "k")
     names = list(tensors)
@@ -151,10 +153,10 @@ def choose_plan(
 def change_plan(
     header: GgufHeader, k: float | None, projections: Sequence[str] | None = None
 ) -> SpikePlan | None:
-    """As `choose_plan`, for a GGUF; a k of 0 takes its spikes away.
+    """As `choose_plan`, for a GGUF; k = 0 removes its plan.
 
     Raises:
-        GgufError: the GGUF's own spike keys are wrong, or its architecture has no spikes.
+        GgufError: the spike keys of the GGUF are invalid, or its architecture has no spikes.
         SpikeError: as `check_plan` and `choose_plan`.
     """
     current = check_plan(header)
