@@ -19,7 +19,7 @@ from sb_edge.bench.baselines.random_gguf import (
 
 @dataclass(frozen=True)
 class Lfm2Shape(Sizes):
-    """What decides how much an LFM2 computes.
+    """Shape of an LFM2.
 
     The default is config.json of huggingface.co/LiquidAI/LFM2-1.2B: 1,170,340,608 weights, embeddings tied.
     Its `block_ff_dim` of 12288 becomes 8192 by `block_auto_adjust_ff_dim` (two thirds, up to a multiple of

@@ -19,7 +19,7 @@ from sb_edge.bench.baselines.random_gguf import (
 
 @dataclass(frozen=True)
 class LlamaShape(Sizes):
-    """What decides how much a Llama computes. The default is Llama-3.2-1B's config.json."""
+    """Shape of a Llama. The default is Llama-3.2-1B's config.json."""
 
     n_layer: int = 16
     hidden: int = 2048

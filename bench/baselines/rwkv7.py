@@ -15,7 +15,7 @@ DECAY_LOGIT = -3.0
 
 @dataclass(frozen=True)
 class Rwkv7Shape(Sizes):
-    """What decides how much an RWKV-7 computes.
+    """Shape of an RWKV-7.
 
     The default is config.json of huggingface.co/fla-hub/rwkv7-1.5B-world (RWKV-x070-World-1.5B-v3):
     1,527,404,544 weights. llama.cpp asks for low-rank value weights in the first layer too, which has no use
