@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from sb_edge.bench.rows.ratios import CONFIDENCE, Ratio, speed_ratio
 from sb_edge.bench.rows.row import Row
@@ -63,27 +63,6 @@ class SpeedComparison:
         }
 
 
-class _Work(NamedTuple):
-    """Properties that two compared rows share."""
-
-    label: str
-    n_threads: int
-    model: str | None
-
-
-class _Setting(NamedTuple):
-    """Settings that two compared rows may differ in."""
-
-    n_ubatch: int
-    type_k: str
-    type_v: str
-    flash_attn: int
-
-    @property
-    def cache_types(self) -> tuple[str, str]:
-        return self.type_k, self.type_v
-
-
 def select_model(rows: Sequence[Row], name: str) -> list[Row]:
     """The rows of one model.
 
@@ -109,15 +88,14 @@ def compare_rows(ours: Sequence[Row], theirs: Sequence[Row]) -> list[SpeedCompar
         SbEdgeError: nothing matches.
     """
     named = len({row.model for row in ours}) > 1 or len({row.model for row in theirs}) > 1
-    table: dict[_Work, dict[_Setting, Row]] = {}
+    table: dict[tuple[object, ...], dict[tuple[object, ...], Row]] = {}
     for row in ours:
         table.setdefault(_work(row, named), {})[_setting(row)] = row
-    counterparts = {(_work(row, named), _setting(row)): row for row in theirs}
     found = []
-    for (work, setting), row in counterparts.items():
-        candidates = table.get(work, {})
-        same_types = [row for key, row in candidates.items() if key.cache_types == setting.cache_types]
-        match = candidates.get(setting) or _only(same_types) or _only([*candidates.values()])
+    for row in {(_work(row, named), _setting(row)): row for row in theirs}.values():
+        candidates = table.get(_work(row, named), {})
+        same_types = [one for one in candidates.values() if _cache_types(one) == _cache_types(row)]
+        match = candidates.get(_setting(row)) or _only(same_types) or _only([*candidates.values()])
         if match is not None:
             found.append(SpeedComparison(match, row, row_ratio(match, row)))
     if not found:
@@ -218,7 +196,7 @@ def _short(ratio: float) -> str:
 def _side_name(row: Row, other: Row) -> str:
     """The model, with the settings in which it differs from the other side."""
     name = row.model
-    if (row.type_k, row.type_v) != (other.type_k, other.type_v):
+    if _cache_types(row) != _cache_types(other):
         name += f" {row.type_k}" if row.type_k == row.type_v else f" {row.type_k}/{row.type_v}"
     if row.flash_attn != other.flash_attn:
         name += f" fa {row.flash_attn}"
@@ -233,9 +211,15 @@ def _side(row: Row) -> dict[str, Any]:
     return json_fields(row, *names)
 
 
-def _work(row: Row, named: bool) -> _Work:
-    return _Work(row.label, row.n_threads, row.model if named else None)
+def _work(row: Row, named: bool) -> tuple[object, ...]:
+    """Properties that two compared rows share."""
+    return row.label, row.n_threads, row.model if named else None
 
 
-def _setting(row: Row) -> _Setting:
-    return _Setting(row.n_ubatch, row.type_k, row.type_v, row.flash_attn)
+def _setting(row: Row) -> tuple[object, ...]:
+    """Settings in which two compared rows may differ."""
+    return row.n_ubatch, row.flash_attn, *_cache_types(row)
+
+
+def _cache_types(row: Row) -> tuple[str, str]:
+    return row.type_k, row.type_v

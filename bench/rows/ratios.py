@@ -50,15 +50,11 @@ def speed_ratio(ours: Sequence[float], theirs: Sequence[float], *, paired: bool)
         if len(ours) != len(theirs):
             raise SbEdgeError("pairs need equal numbers of samples", found=f"{len(ours)} and {len(theirs)}")
         ratios = np.divide(ours, theirs)
-        low, high = _interval((ratios,), _median)
+        low, high = _interval((ratios,), np.median)
         return Ratio(float(np.median(ratios)), low, high, paired=True)
     value = float(np.median(ours) / np.median(theirs))
     low, high = _interval((np.asarray(ours), np.asarray(theirs)), _ratio_of_medians)
     return Ratio(value, low, high, paired=False)
-
-
-def _median(samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.median(samples, axis=axis)
 
 
 def _ratio_of_medians(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -14,7 +14,7 @@ from sb_edge.bench.speed.interleaved import require_memory_for_both, time_interl
 from sb_edge.evaluate.perplexity import require_tokens, token_losses
 from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import EngineSettings
-from sb_edge.runtime.session import Model, Session
+from sb_edge.runtime.session import Model
 from sb_edge.runtime.sparse_counters import SparseCounts, count_products
 from sb_edge.util.errors import SparseError
 from sb_edge.util.output import json_fields
@@ -89,14 +89,15 @@ def measure_sparse_speed(
     with Model(path, header=header, sparse=False) as dense, Model(path, header=header) as sparse:
         tokens = dense.tokenize(text)[: max(max_tokens, n_prompt + n_gen)]
         require_tokens(tokens, n_prompt + n_gen, name, "use a longer --text or a smaller --n-prompt")
-        timed = tokens[: n_prompt + n_gen]
-        with (
-            Session(dense, n_ctx=len(timed), n_threads=n_threads, n_outputs=1) as without,
-            Session(sparse, n_ctx=len(timed), n_threads=n_threads, n_outputs=1) as skipping,
-        ):
-            samples = time_interleaved(
-                without, skipping, timed, n_prompt, repetitions, "with and without the layout"
-            )
+        samples = time_interleaved(
+            dense,
+            sparse,
+            tokens[: n_prompt + n_gen],
+            n_prompt=n_prompt,
+            repetitions=repetitions,
+            n_threads=n_threads,
+            title="with and without the layout",
+        )
         timings = [summarize([decode for _, decode in side], n_gen) for side in samples]
         tokens = tokens[:max_tokens]
         reference = token_losses(dense, tokens, n_batch=1, n_threads=n_threads).mean()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import Alternative, Room, refuse_shortage
 from sb_edge.memory.forecast import EngineSettings, MemoryForecast, forecast
-from sb_edge.runtime.session import Session
+from sb_edge.runtime.session import Model, Session
 from sb_edge.util.progress import progress_bar
 
 Sample = tuple[int, int]
@@ -17,31 +18,44 @@ Sample = tuple[int, int]
 
 
 def time_interleaved(
-    first: Session, second: Session, tokens: Sequence[int], n_prompt: int, repetitions: int, title: str
+    first: Model,
+    second: Model,
+    tokens: Sequence[int],
+    *,
+    n_prompt: int,
+    repetitions: int,
+    n_threads: int | None,
+    title: str,
 ) -> tuple[list[Sample], list[Sample]]:
     """Time a prompt and the tokens decoded after it; the order of the sides alternates.
 
     Args:
-        first, second: sessions with a context for all tokens.
+        first, second: the two sides.
         tokens: the prompt and the tokens decoded after it.
         n_prompt: number of prompt tokens; at least one, fewer than all.
         repetitions: number of pairs.
+        n_threads: None: `default_threads`.
         title: text of the progress bar.
 
     Returns:
         One sample per repetition, for each side.
     """
-    sides: list[tuple[Session, list[Sample]]] = [(first, []), (second, [])]
-    samples = [side[1] for side in sides]
-    for session, _ in sides:  # page in weights, warm up kernels
-        _time(session, tokens, n_prompt)
-    with progress_bar(title, repetitions) as advance:
+    samples: tuple[list[Sample], list[Sample]] = ([], [])
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(Session(model, n_ctx=len(tokens), n_threads=n_threads, n_outputs=1))
+            for model in (first, second)
+        ]
+        for session in sessions:  # page in weights, warm up kernels
+            _time(session, tokens, n_prompt)
+        sides = list(zip(sessions, samples, strict=True))
+        advance = stack.enter_context(progress_bar(title, repetitions))
         for _ in range(repetitions):
             for session, found in sides:
                 found.append(_time(session, tokens, n_prompt))
             sides.reverse()
             advance(1)
-    return samples[0], samples[1]
+    return samples
 
 
 def require_memory_for_both(

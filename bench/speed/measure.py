@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from types import TracebackType
 
 import numpy as np
 import psutil
@@ -43,7 +42,7 @@ def measure(cases: Sequence[Case], machine: Machine, bandwidth: float, contexts:
     """
     resident = _resident_bytes()
     with ExitStack() as stack:
-        loaded = [stack.enter_context(_Loaded(case, contexts, resident)) for case in cases]
+        loaded = [_Loaded(case, contexts, resident, stack) for case in cases]
         throttled = throttle_count()
         _measure_interleaved(loaded)
         conditions = read_conditions(throttled)
@@ -65,32 +64,29 @@ def _measure_interleaved(loaded: Sequence[_Loaded]) -> None:
 
 
 class _Loaded:
-    """A loaded case at its depth after warm-up; `resident`: bytes of the process without models."""
+    """A loaded case at its depth after warm-up.
 
-    def __init__(self, case: Case, contexts: Contexts, resident: int) -> None:
+    Args:
+        case: the case.
+        contexts: kept contexts of shallower cases.
+        resident: memory of the process without models, bytes.
+        stack: closes model and session.
+    """
+
+    def __init__(self, case: Case, contexts: Contexts, resident: int, stack: ExitStack) -> None:
         self.case = case
         self._samples_ns: list[int] = []
         before = _resident_bytes()
-        with ExitStack() as stack:
-            self._model = stack.enter_context(Model(case.subject.path, header=case.subject.header))
-            self._session = stack.enter_context(open_session(self._model, case))
-            rng = np.random.default_rng(TOKEN_SEED)
-            self._elapsed_ns = reach_depth(self._session, case, contexts, rng)
-            shape = (case.settings.repetitions, case.settings.n_timed)
-            self._tokens: list[list[int]] = rng.integers(self._model.n_vocab, size=shape).tolist()
-            self._rewind = rewinder(self._session, case)
-            for _ in range(case.settings.n_warmup):
-                self._session.evaluate(self._tokens[0][:1])
-            self._rss_bytes = _resident_bytes() - before + resident
-            self._close = stack.pop_all().close
-
-    def __enter__(self) -> _Loaded:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
+        self._model = stack.enter_context(Model(case.subject.path, header=case.subject.header))
+        self._session = stack.enter_context(open_session(self._model, case))
+        rng = np.random.default_rng(TOKEN_SEED)
+        self._elapsed_ns = reach_depth(self._session, case, contexts, rng)
+        shape = (case.settings.repetitions, case.settings.n_timed)
+        self._tokens: list[list[int]] = rng.integers(self._model.n_vocab, size=shape).tolist()
+        self._rewind = rewinder(self._session, case)
+        for _ in range(case.settings.n_warmup):
+            self._session.evaluate(self._tokens[0][:1])
+        self._rss_bytes = _resident_bytes() - before + resident
 
     def sample(self, repetition: int) -> None:
         """Return to the depth and time the work: a prompt in batches, or decoding token by token."""

@@ -8,12 +8,12 @@ the prompt's tokens is the time to the first token. Such rows are marked as fitt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from sb_edge.bench.rows.row import Row
-from sb_edge.bench.rows.timing import NS_PER_SECOND
+from sb_edge.bench.rows.timing import NS_PER_SECOND, Timing
 from sb_edge.bench.speed.available_memory import context_forecast
 from sb_edge.bench.speed.measure import utc_now
 from sb_edge.bench.speed.plan import Case
@@ -97,13 +97,7 @@ def fitted_row(case: Case, series: Sequence[Row]) -> Row:
             "label": case.label,
             "fill": case.fill,
             "test_time": utc_now(),
-            "avg_ns": chunk_ns,
-            "stddev_ns": 0,
-            "avg_ts": speed,
-            "stddev_ts": 0.0,
-            "samples_ns": (),
-            "samples_ts": (),
-            "median_ts": speed,
+            **asdict(Timing((), (), chunk_ns, 0, speed, 0.0, speed)),
             "turns": None,
             "kv_bytes": expected.kv,
             "state_bytes": expected.state,

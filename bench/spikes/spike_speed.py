@@ -15,7 +15,7 @@ from sb_edge.bench.speed.measure import TOKEN_SEED
 from sb_edge.evaluate.spike_stats import engine_k
 from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import EngineSettings
-from sb_edge.runtime.session import Model, Session
+from sb_edge.runtime.session import Model
 from sb_edge.util.output import json_fields
 
 
@@ -89,13 +89,15 @@ def measure_spike_speed(
     require_memory_for_both(header, EngineSettings(spikes=0), EngineSettings(spikes=k), n_prompt, n_gen, what)
     with Model(path, header=header, spikes=0) as plain, Model(path, header=header, spikes=k) as spiking:
         tokens = rng.integers(plain.n_vocab, size=n_prompt + n_gen).tolist()
-        with (
-            Session(plain, n_ctx=len(tokens), n_threads=n_threads, n_outputs=1) as without,
-            Session(spiking, n_ctx=len(tokens), n_threads=n_threads, n_outputs=1) as coded,
-        ):
-            samples = time_interleaved(
-                without, coded, tokens, n_prompt, repetitions, "with and without spikes"
-            )
+        samples = time_interleaved(
+            plain,
+            spiking,
+            tokens,
+            n_prompt=n_prompt,
+            repetitions=repetitions,
+            n_threads=n_threads,
+            title="with and without spikes",
+        )
     return (
         _compare(f"pp{n_prompt}", n_prompt, samples, 0),
         _compare(f"tg{n_gen} @ d{n_prompt}", n_gen, samples, 1),

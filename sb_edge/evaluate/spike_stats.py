@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,15 @@ class ReportedFigures:
 REPORTED = ReportedFigures()
 
 
+CODINGS: dict[str, Callable[[SiteCounts], tuple[int, int]]] = {
+    "unary": lambda site: (site.unary_spikes, site.unary_steps),
+    "bitwise": lambda site: (site.bit_spikes, site.bit_steps),
+    "twos_complement": lambda site: (site.twos_complement_spikes, site.twos_complement_steps),
+}
+"""Spikes and steps of an input by coding: binary and ternary, plain and bidirectional bitwise, two's
+complement."""
+
+
 @dataclass(frozen=True)
 class SpikeStats:
     """Spike statistics of one or several coded inputs. Shares refer to entries (one channel, one token).
@@ -65,12 +74,12 @@ class SpikeStats:
     @property
     def entries(self) -> int:
         """Number of coded values: channels times tokens, over all inputs."""
-        return sum(site.channels * site.tokens for site in self.sites)
+        return self._sum(lambda site: site.channels * site.tokens)
 
     @property
     def rows(self) -> int:
         """Number of coded vectors: tokens, over all inputs."""
-        return sum(site.tokens for site in self.sites)
+        return self._sum(lambda site: site.tokens)
 
     @property
     def histogram(self) -> NDArray[np.int64]:
@@ -95,12 +104,12 @@ class SpikeStats:
     @property
     def negative_share(self) -> float:
         """Share of entries with s < 0."""
-        return sum(site.negative for site in self.sites) / self.entries
+        return self._sum(lambda site: site.negative) / self.entries
 
     @property
     def burst_share(self) -> float:
         """Share of entries with |s| > 127, which do not fit in int8."""
-        return sum(site.bursts for site in self.sites) / self.entries
+        return self._sum(lambda site: site.bursts) / self.entries
 
     @property
     def largest(self) -> int:
@@ -114,27 +123,22 @@ class SpikeStats:
 
     @property
     def spikes_per_channel(self) -> dict[str, float]:
-        """Mean spikes per entry for each coding.
-
-        Keys: `unary` (binary and ternary), `bitwise` (plain and bidirectional), `twos_complement`.
-        """
-        return {name: total / self.entries for name, total in self._spikes().items()}
+        """Mean spikes per entry, by the keys of `CODINGS`."""
+        return {name: sum(of(site)[0] for site in self.sites) / self.entries for name, of in CODINGS.items()}
 
     @property
     def steps_per_token(self) -> dict[str, float]:
-        """Mean virtual time steps T per token, set by its largest count; same keys."""
-        return {name: total / self.rows for name, total in self._steps().items()}
+        """Mean virtual time steps T per token, set by its largest count, by the keys of `CODINGS`."""
+        return {name: sum(of(site)[1] for site in self.sites) / self.rows for name, of in CODINGS.items()}
 
     @property
     def slot_sparsity(self) -> dict[str, float]:
-        """Share of empty slots if all channels of a token take its T steps; same keys."""
-        spikes = self._spikes()
-        slots = {
-            "unary": sum(site.unary_steps * site.channels for site in self.sites),
-            "bitwise": sum(site.bit_steps * site.channels for site in self.sites),
-            "twos_complement": sum(site.twos_complement_steps * site.channels for site in self.sites),
-        }
-        return {name: 1 - spikes[name] / slots[name] if slots[name] else 1.0 for name in slots}
+        """Share of empty slots if all channels of a token take its T steps, by the keys of `CODINGS`."""
+        found = {}
+        for name, of in CODINGS.items():
+            slots = sum(of(site)[1] * site.channels for site in self.sites)
+            found[name] = 1 - sum(of(site)[0] for site in self.sites) / slots if slots else 1.0
+        return found
 
     @property
     def window_sparsity(self) -> float:
@@ -142,21 +146,10 @@ class SpikeStats:
 
         A count of more than three bits takes several windows; a silent channel takes one.
         """
-        return 1 - self._spikes()["bitwise"] / sum(site.window_slots for site in self.sites)
+        return 1 - self._sum(lambda site: site.bit_spikes) / self._sum(lambda site: site.window_slots)
 
-    def _spikes(self) -> dict[str, int]:
-        return {
-            "unary": sum(site.unary_spikes for site in self.sites),
-            "bitwise": sum(site.bit_spikes for site in self.sites),
-            "twos_complement": sum(site.twos_complement_spikes for site in self.sites),
-        }
-
-    def _steps(self) -> dict[str, int]:
-        return {
-            "unary": sum(site.unary_steps for site in self.sites),
-            "bitwise": sum(site.bit_steps for site in self.sites),
-            "twos_complement": sum(site.twos_complement_steps for site in self.sites),
-        }
+    def _sum(self, value: Callable[[SiteCounts], int]) -> int:
+        return sum(value(site) for site in self.sites)
 
     def to_json(self) -> dict[str, Any]:
         """The fields that docs/spikes.md describes."""

@@ -15,6 +15,7 @@ import pytest
 from sb_edge.arch.config import PRESETS
 from sb_edge.arch.spike_plan import PROJECTIONS
 from sb_edge.convert.convert import convert_checkpoint
+from sb_edge.convert.initialise import write_random_checkpoint
 from sb_edge.evaluate.parity.agreement import against_checkpoint, against_recording
 from sb_edge.evaluate.parity.engine_side import KvType
 from sb_edge.util.errors import CheckpointError, ParityError
@@ -138,10 +139,8 @@ def test_other_weights_fail_at_their_layer(gguf: Path, tmp_path: Path) -> None:
 
 
 def test_another_vocabulary_is_refused(gguf: Path, tmp_path: Path) -> None:
-    from test_reference_model import write_checkpoint
-
     config = PRESETS["tiny"].model_copy(update={"vocab_size": 300})
-    write_checkpoint(tmp_path / "other", config)
+    write_random_checkpoint(config, tmp_path / "other", attention_bias=True)
     with pytest.raises(ParityError, match=r"vocab_size: not the checkpoint .*found 300, expected 256"):
         against_checkpoint(gguf, tmp_path / "other")
 
