@@ -7,8 +7,8 @@ from rich.text import Text
 
 from sb_edge.bench.spikes.stats_plots import short_label
 from sb_edge.bench.spikes.sweep import REPORTED_SWEEP, REPORTED_WITHOUT, Sweep, SweepPoint
-from sb_edge.bench.spikes.theory import CountComparison, SyntheticCheck
-from sb_edge.evaluate.energy import ASSUMPTIONS, DRAMS, Energy, Method
+from sb_edge.bench.spikes.theory import SyntheticCheck
+from sb_edge.evaluate.energy import ASSUMPTIONS, DRAMS, Energy
 from sb_edge.evaluate.spike_stats import REPORTED, SpikeReport, SpikeStats, by_projection, by_site, total
 from sb_edge.util.output import format_bytes
 from sb_edge.util.table import Table
@@ -59,20 +59,15 @@ def energy_table(energy: Energy) -> RenderableType:
         title="Energy per decoded token, an estimate like the report's, not a measurement",
     )
     low = DRAMS[1]
-
-    def cells(method: Method) -> list[str]:
-        sizes = [format_bytes(method.weight_bytes), _joule(method.compute_pj)]
-        sums = [_joule(method.dram_pj(low)), _joule(method.total_pj(low))]
-        ratios = [f"{method.total_pj(dram) / energy.spiking.total_pj(dram):.3f}x" for dram in DRAMS]
-        return [*sizes, *sums, *ratios]
-
     whole = Table(
         "whole model", "weights", "compute", "DRAM", "total",
         *(dram.name.removeprefix("45 nm, ") for dram in DRAMS),
         title=f"All weights read once from DRAM at {low.pj_per_bit:.1f} pJ/bit; right: total over spiking",
     )  # fmt: skip
     for method in energy.methods:
-        whole.add(method.name, *cells(method))
+        joules = map(_joule, (method.compute_pj, method.dram_pj(low), method.total_pj(low)))
+        ratios = (f"{method.total_pj(dram) / energy.spiking.total_pj(dram):.3f}x" for dram in DRAMS)
+        whole.add(method.name, format_bytes(method.weight_bytes), *joules, *ratios)
     return Group(
         compute,
         Text(),
@@ -84,21 +79,14 @@ def energy_table(energy: Energy) -> RenderableType:
 
 def synthetic_table(check: SyntheticCheck) -> Table:
     """Measured statistics beside their closed forms."""
-
-    def number(value: float) -> str:
-        return f"{value:.5f}"
-
-    def difference(comparison: CountComparison) -> str:
-        return f"{comparison.difference:.3%}"
-
     counts = check.counts
     return Table.of(
         check.comparisons,
         {
-            "statistic": lambda comparison: comparison.name,
-            "engine": lambda comparison: number(comparison.measured),
-            "closed form": lambda comparison: number(comparison.closed_form),
-            "difference": difference,
+            "statistic": lambda one: one.name,
+            "engine": lambda one: f"{one.measured:.5f}",
+            "closed form": lambda one: f"{one.closed_form:.5f}",
+            "difference": lambda one: f"{one.difference:.3%}",
         },
         title=f"{check.distribution}, k = {check.k:g}: {counts.tokens} rows of {counts.channels} channels",
     )
