@@ -1,4 +1,4 @@
-"""Measurements: decode speed over depth, bandwidth, reports. Imported as sb_edge.bench."""
+"""Benchmarks of speed, spikes and sparse products, and their reports; imported as sb_edge.bench."""
 
 if __name__ != "sb_edge.bench":
     raise ImportError(

@@ -1,4 +1,4 @@
-"""A random-weight LFM2 GGUF in the shape of LFM2-1.2B: short convolutions and a few layers of attention."""
+"""A random-weight LFM2 GGUF with the shape of LFM2-1.2B: short convolutions, a few attention layers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sb_edge.bench.baselines.random_gguf import (
 
 @dataclass(frozen=True)
 class Lfm2Shape(Sizes):
-    """What decides how much an LFM2 computes.
+    """Shape of an LFM2.
 
-    The default is config.json of huggingface.co/LiquidAI/LFM2-1.2B: 1,170,340,608 weights, embeddings tied.
-    Its `block_ff_dim` of 12288 becomes 8192 by `block_auto_adjust_ff_dim` (two thirds, up to a multiple of
-    256), as llama.cpp's converter computes it.
+    The default is config.json of huggingface.co/LiquidAI/LFM2-1.2B: 1,170,340,608 weights, tied embeddings.
+    Its `block_ff_dim` of 12288 and `block_auto_adjust_ff_dim` give 8192 (two thirds, rounded up to a multiple
+    of 256), as in llama.cpp's converter.
     """
 
     n_layer: int = 16
@@ -48,16 +48,9 @@ LFM2_1_2B = Lfm2Shape()
 
 
 def write_lfm2_gguf(path: Path, qtype: str = "f16", *, seed: int = 0, shape: Lfm2Shape = LFM2_1_2B) -> None:
-    """Write an LFM2 with random weights and no vocabulary, for upstream's own graph; complete or not at all.
+    """Write an LFM2 with random weights and no vocabulary, for upstream's graph.
 
-    Args:
-        path: the GGUF.
-        qtype: "f32", "f16" or "bf16", of the matrices; norms and the convolutions' kernels are F32.
-        seed: the same seed gives the same values.
-        shape: of the model.
-
-    Raises:
-        OutputError: the file cannot be written.
+    The convolutions' kernels are F32. Arguments and errors: see `write_random_gguf`.
     """
     write_random_gguf(
         path, "lfm2", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed
@@ -75,7 +68,7 @@ def _tensors(shape: Lfm2Shape) -> list[RandomTensor]:
             *mixer(layer, shape),
             *swiglu_tensors(layer, hidden, shape.ffn),
         ]
-    # The norm before the output: this architecture's GGUFs call it so.
+    # This architecture's name for the output norm.
     return [*tensors, RandomTensor.constant("token_embd_norm.weight", hidden, 1.0)]
 
 

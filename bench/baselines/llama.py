@@ -1,4 +1,4 @@
-"""A random-weight Llama GGUF in the shape of Llama-3.2-1B: the baseline for measuring speed."""
+"""A random-weight Llama GGUF with the shape of Llama-3.2-1B, a baseline for speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sb_edge.bench.baselines.random_gguf import (
 
 @dataclass(frozen=True)
 class LlamaShape(Sizes):
-    """What decides how much a Llama computes. The default is Llama-3.2-1B's config.json."""
+    """Shape of a Llama. The default is Llama-3.2-1B's config.json."""
 
     n_layer: int = 16
     hidden: int = 2048
@@ -43,16 +43,9 @@ LLAMA_3_2_1B = LlamaShape()
 def write_llama_gguf(
     path: Path, qtype: str = "f16", *, seed: int = 0, shape: LlamaShape = LLAMA_3_2_1B
 ) -> None:
-    """Write a Llama with random weights, tied embeddings and no vocabulary; complete or not at all.
+    """Write a Llama with random weights, tied embeddings and no vocabulary.
 
-    Args:
-        path: the GGUF.
-        qtype: "f32", "f16" or "bf16", of the matrices; norms are F32.
-        seed: the same seed gives the same values.
-        shape: of the model.
-
-    Raises:
-        OutputError: the file cannot be written.
+    Arguments and errors: see `write_random_gguf`.
     """
     write_random_gguf(
         path, "llama", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed

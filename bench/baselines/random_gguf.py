@@ -1,4 +1,4 @@
-"""A GGUF with random weights: what a benchmark's models of other architectures are made of."""
+"""Write a GGUF with random weights, for baselines of other architectures."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sb_edge.util.progress import progress_bar
 
 @dataclass(frozen=True)
 class RandomTensor:
-    """A tensor and how its values are drawn.
+    """A tensor and the distribution of its values.
 
     Attributes:
-        name: in the GGUF.
-        shape: numpy's order, [out, in].
+        name: name in the GGUF.
+        shape: shape in numpy's order, [out, in].
         centre: mean of the values.
-        spread: their standard deviation; 0: all are `centre`.
-        keep_f32: a matrix that upstream's converter leaves in F32, as it does every vector.
+        spread: standard deviation of the values; 0: all are `centre`.
+        keep_f32: whether a matrix is F32, like every vector, as in upstream's converter.
     """
 
     name: str
@@ -40,13 +40,13 @@ class RandomTensor:
 
     @classmethod
     def constant(cls, name: str, size: int, value: float) -> RandomTensor:
-        """A vector [size] of one value, as norms are before training."""
+        """A vector [size] of equal values, for example an initial norm."""
         return cls(name, (size,), value, 0.0)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What every architecture's shape has."""
+    """Sizes common to all architectures."""
 
     n_layer: int
     hidden: int
@@ -56,7 +56,7 @@ class Sizes:
 
 
 def add_sizes(writer: gguf.GGUFWriter, name: str, shape: Sizes) -> None:
-    """The keys that every architecture begins with."""
+    """Add the metadata keys common to all architectures."""
     writer.add_name(name)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
@@ -66,7 +66,7 @@ def add_sizes(writer: gguf.GGUFWriter, name: str, shape: Sizes) -> None:
 
 
 def attention_tensors(layer: str, hidden: int, kv: int) -> list[RandomTensor]:
-    """Projections of softmax attention; `kv` is the width of keys and of values."""
+    """Projections of softmax attention; `kv`: width of keys and of values."""
     return [
         RandomTensor(f"{layer}.attn_q.weight", (hidden, hidden)),
         RandomTensor(f"{layer}.attn_k.weight", (kv, hidden)),
@@ -76,7 +76,7 @@ def attention_tensors(layer: str, hidden: int, kv: int) -> list[RandomTensor]:
 
 
 def swiglu_tensors(layer: str, hidden: int, ffn: int) -> list[RandomTensor]:
-    """A gated feed-forward network and the norm before it."""
+    """A gated feed-forward network and its norm."""
     return [
         RandomTensor.constant(f"{layer}.ffn_norm.weight", hidden, 1.0),
         RandomTensor(f"{layer}.ffn_gate.weight", (ffn, hidden)),
@@ -94,15 +94,15 @@ def write_random_gguf(
     *,
     seed: int = 0,
 ) -> None:
-    """Write a GGUF with random weights and no vocabulary, streamed; complete or not at all.
+    """Write a GGUF with random weights and no vocabulary; `path` appears only when complete.
 
     Args:
         path: the GGUF.
-        arch: `general.architecture`.
-        tensors: in the order of the file.
-        qtype: "f32", "f16" or "bf16", of the matrices; vectors are F32.
+        arch: value of `general.architecture`.
+        tensors: tensors in file order.
+        qtype: type of the matrices, "f32", "f16" or "bf16"; vectors are F32.
         set_metadata: adds the architecture's keys.
-        seed: the same seed gives the same values.
+        seed: random seed of the weights.
 
     Raises:
         OutputError: the file cannot be written.
@@ -126,7 +126,7 @@ def write_random_gguf(
             encode = encoder(tensor.qtype.name.lower())
             for values in _values(by_name[tensor.name], tensor.source, seed):
                 encoded = encode(values)
-                if encoded is not None:  # initial values are small: they fit every type
+                if encoded is not None:  # initial values are in the range of every type
                     advance(encoded.nbytes)
                     yield encoded
 

@@ -1,4 +1,4 @@
-"""A random-weight RWKV-7 GGUF in the shape of RWKV7-World-1.5B: linear attention in every layer."""
+"""A random-weight RWKV-7 GGUF with the shape of RWKV7-World-1.5B: linear attention in every layer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import gguf
 from sb_edge.bench.baselines.random_gguf import RandomTensor, Sizes, add_sizes, write_random_gguf
 
 DECAY_LOGIT = -3.0
-"""Centre of w0: a channel keeps exp(-0.607 * sigmoid(-3)) = 0.97 of its state a token."""
+"""Mean of w0: a channel keeps exp(-0.607 * sigmoid(-3)) = 0.97 of its state per token."""
 
 
 @dataclass(frozen=True)
 class Rwkv7Shape(Sizes):
-    """What decides how much an RWKV-7 computes.
+    """Shape of an RWKV-7.
 
     The default is config.json of huggingface.co/fla-hub/rwkv7-1.5B-world (RWKV-x070-World-1.5B-v3):
-    1,527,404,544 weights. llama.cpp asks for low-rank value weights in the first layer too, which has no use
-    for them; its converter puts copies of the `a` weights there, and so the GGUF has 395,264 more.
+    1,527,404,544 weights. llama.cpp requires low-rank value weights in the first layer, too, which does not
+    use them; its converter copies the `a` weights, so the GGUF has 395,264 additional weights.
     """
 
     n_layer: int = 24
@@ -41,17 +41,10 @@ RWKV7_1_5B = Rwkv7Shape()
 def write_rwkv7_gguf(
     path: Path, qtype: str = "f16", *, seed: int = 0, shape: Rwkv7Shape = RWKV7_1_5B
 ) -> None:
-    """Write an RWKV-7 with random weights and no vocabulary, for upstream's own graph; whole or not at all.
+    """Write an RWKV-7 with random weights and no vocabulary, for upstream's graph.
 
-    Args:
-        path: the GGUF.
-        qtype: "f32", "f16" or "bf16", of the matrices, but for those that upstream's converter leaves in F32:
-            the decay's low-rank pair and the token shift's factors.
-        seed: the same seed gives the same values.
-        shape: of the model.
-
-    Raises:
-        OutputError: the file cannot be written.
+    The decay's low-rank pair and the token shift's factors are F32, as in upstream's converter. Arguments
+    and errors: see `write_random_gguf`.
     """
     write_random_gguf(
         path, "rwkv7", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed
@@ -118,7 +111,7 @@ def _norm(name: str, hidden: int) -> list[RandomTensor]:
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: Rwkv7Shape) -> None:
     add_sizes(writer, "RWKV-7 shape, random weights", shape)
-    writer.add_head_count(0)  # asked for, not used
+    writer.add_head_count(0)  # required, not used
     writer.add_layer_norm_eps(shape.norm_eps)
     writer.add_wkv_head_size(shape.head_size)
     writer.add_decay_lora_rank(shape.decay_rank)

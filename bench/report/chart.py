@@ -1,4 +1,4 @@
-"""A chart of values over the depth of the context: lines named at their right ends."""
+"""A chart of values over context depth; lines are labelled at their right ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sb_edge.util.output import format_bytes, format_depth
 from sb_edge.util.plot import MARKERS, Theme, caption, dress, fix_ticks, label_ends
 
 LOG_RATIO = 12.0
-"""Values further apart than this are drawn on a logarithmic axis, where equal factors are equal distances."""
+"""Ratio of largest to smallest value above which the axis is logarithmic."""
 
 MAX_TICKS = 10
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ChartPoint:
-    """A value at a depth, with the range of a bar where there is one; hollow: not measured as the others."""
+    """A value at a depth and the ends of its error bar; `hollow` marks synthetic or fitted values."""
 
     depth: int
     value: float
@@ -33,7 +33,7 @@ class ChartPoint:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """The lowest and the highest that is drawn."""
+        """Lowest and highest value drawn."""
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
         return min(low, self.value), max(high, self.value)
@@ -41,7 +41,7 @@ class ChartPoint:
 
 @dataclass(frozen=True)
 class Line:
-    """Points by depth under a name; dashed: figures of others, drawn in the colour of the text."""
+    """Named points by depth; `dashed` marks published figures, drawn in the text colour."""
 
     name: str
     points: Sequence[ChartPoint]
@@ -49,19 +49,19 @@ class Line:
 
 
 Scale = Callable[[Axes, float, float], None]
-"""Sets the vertical axis for values between two bounds."""
+"""Function that sets the vertical axis for values between two bounds."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw.
+    """Content of a chart.
 
     Attributes:
-        name: a short identifier.
-        title, detail: above the chart.
-        lines: at least one, each with a point.
-        scale: of the vertical axis.
-        x_label: below it.
+        name: short identifier.
+        title, detail: text above the chart.
+        lines: at least one, each with at least one point.
+        scale: sets the vertical axis.
+        x_label: label of the horizontal axis.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Chart:
 
 
 def draw_chart(axes: Axes, chart: Chart, theme: Theme) -> None:
-    """Draw it on empty axes."""
+    """Draw a chart on empty axes."""
     points = [point for line in chart.lines for point in line.points]
     depths = sorted({point.depth for point in points})
     extents = [point.extent for point in points]
@@ -95,7 +95,7 @@ def draw_chart(axes: Axes, chart: Chart, theme: Theme) -> None:
 
 
 def linear_or_log(axes: Axes, low: float, high: float) -> None:
-    """From zero; logarithmic where the values are far apart."""
+    """Linear axis from zero; logarithmic if values differ by more than `LOG_RATIO`."""
     if low <= 0 or high <= LOG_RATIO * low:
         axes.set_ylim(0, 1.12 * high)
         return
@@ -105,16 +105,16 @@ def linear_or_log(axes: Axes, low: float, high: float) -> None:
 
 
 def percentages(axes: Axes, low: float, high: float) -> None:
-    """Shares of one, from zero to beyond one."""
+    """Shares from 0 to 1 or more, as percentages."""
     axes.set_ylim(0, max(1.05, 1.12 * high))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
 
 
 def durations(axes: Axes, low: float, high: float) -> None:
-    """Nanoseconds, logarithmic, written as people say them."""
+    """Logarithmic axis of nanoseconds with time units."""
     linear_or_log(axes, min(low, high / (2 * LOG_RATIO)), high)
     bottom, top = low / 1.3, high * 1.3
-    if not any(bottom <= step <= top for step in _DURATIONS):  # as between 2 and 5 s: show one of the two
+    if not any(bottom <= step <= top for step in _DURATIONS):  # for example between 2 and 5 s: include a tick
         bottom = min(bottom, max((step for step in _DURATIONS if step < bottom), default=bottom))
         top = max(top, _DURATIONS[0])
     axes.set_ylim(bottom, top)
@@ -124,7 +124,7 @@ def durations(axes: Axes, low: float, high: float) -> None:
 
 
 def sizes(axes: Axes, low: float, high: float) -> None:
-    """Bytes, logarithmic in powers of two."""
+    """Logarithmic axis of bytes in powers of two."""
     first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
     step = max(1, (last - first) // 6)
     axes.set_yscale("log", base=2)
@@ -139,11 +139,11 @@ _DURATIONS = [
     *(factor * unit for unit in (1e9, 60e9) for factor in (1, 2, 5, 10, 20, 30)),
     *(factor * 3600e9 for factor in (1, 2, 5, 10, 20, 50, 100)),
 ]
-"""Nanoseconds of 1 ms ... 100 h."""
+"""Tick positions from 1 ms to 100 h, nanoseconds."""
 
 
 def _colours(lines: Sequence[Line], theme: Theme) -> list[str]:
-    """A colour for each line; figures of others have the text's."""
+    """A colour for each line; dashed lines have the text colour."""
     own = [line.name for line in lines if not line.dashed]
     return [
         theme.ink if line.dashed else theme.series[own.index(line.name) % len(theme.series)] for line in lines
@@ -161,14 +161,14 @@ def _mark_depths(axes: Axes, depths: Sequence[int], x_label: str, theme: Theme) 
 
 
 def _place(depth: int, depths: Sequence[int]) -> float:
-    """The base-2 logarithm; an empty context, which has none, stands one step left of the smallest."""
+    """Base-2 logarithm; depth 0 is drawn one step left of the smallest positive depth."""
     if depth:
         return math.log2(depth)
     return math.log2(min((other for other in depths if other), default=2)) - 1
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10 ... that cover `low` to `high`."""
+    """Numbers 1, 2, 5, 10, ... from `low` to `high`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
     first = max((step for step in steps if step <= low), default=steps[0])
@@ -177,7 +177,7 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _thinned(values: Sequence[T]) -> list[T]:
-    """Every second, third ... of too many, the last one always."""
+    """At most `MAX_TICKS` evenly spaced values, including the last."""
     step = -(-len(values) // MAX_TICKS)
     return list(values[::-1][::step][::-1])
 

@@ -1,4 +1,4 @@
-"""The charts of measured rows: speed, speed-up, roofline and memory over depth, for files and the page."""
+"""Charts of rows: speed, speed-up, roofline and memory over depth."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from sb_edge.bench.report.chart import (
     percentages,
     sizes,
 )
-from sb_edge.bench.report.row_tables import series_name
 from sb_edge.bench.rows.compare import row_ratio
 from sb_edge.bench.rows.row import Row
+from sb_edge.bench.rows.row_tables import series_name
 from sb_edge.util.errors import OutputError
 from sb_edge.util.plot import PAGE, PAPER, inline_svg, write_figure
 
 PUBLISHED_SPEEDUP = {65536: 4.04, 131072: 7.52, 262144: 15.39}
-"""arXiv 2509.05276: decoding with SpikingBrain-1B over Llama-3.2-1B, Q4_0, on its authors' desktop CPU."""
+"""Decode speed of SpikingBrain-1B over Llama-3.2-1B, Q4_0, on a desktop CPU (arXiv 2509.05276)."""
 
 PUBLISHED_NAME = "published"
 
 
 def charts(rows: Sequence[Row]) -> list[Chart]:
-    """What these rows can show."""
+    """All charts that these rows have values for."""
     decode = [row for row in rows if not row.is_prefill]
     prompts = [row for row in rows if row.is_prefill]
     found = []
@@ -49,15 +49,15 @@ def chart_svg(chart: Chart) -> str:
 
 
 def save_plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw speed and memory over depth side by side, of prompts also the time to the first token.
+    """Draw speed and memory over depth side by side, for prompts also the time to the first token.
 
-    The name's ending chooses PNG, SVG or PDF.
+    The file extension selects PNG, SVG or PDF.
 
     Raises:
-        OutputError: an ending that is none of these, nothing to draw, or the file cannot be written.
+        OutputError: another extension, no rows, or the file cannot be written.
     """
     if not rows:
-        raise OutputError("there are no rows to draw", path=path)
+        raise OutputError("no rows to plot", path=path)
     shown = (
         [prompt_speed(rows), *first_token(rows), memory(rows)]
         if rows[0].is_prefill
@@ -73,7 +73,7 @@ def save_plot(rows: Sequence[Row], path: Path) -> None:
 
 def decode_speed(rows: Sequence[Row]) -> Chart:
     """Tokens per second over depth."""
-    hollow = "; hollow: synthetic fill" if any(row.fill == "synthetic" for row in rows) else ""
+    hollow = "; hollow: synthetic context fill" if any(row.fill == "synthetic" for row in rows) else ""
     return Chart(
         "decode-speed",
         "Decode speed, tokens per second",
@@ -85,19 +85,19 @@ def decode_speed(rows: Sequence[Row]) -> Chart:
 
 def prompt_speed(rows: Sequence[Row]) -> Chart:
     """Prompt tokens per second over depth."""
-    hollow = "; hollow: synthetic fill, or fitted" if any(row.fill != "real" for row in rows) else ""
+    hollow = "; hollow: synthetic context fill, or fitted" if any(row.fill != "real" for row in rows) else ""
     return Chart(
         "prompt-speed",
         "Prompt speed, tokens per second",
         f"median; bars: slowest and fastest repetition{hollow}",
         _lines(rows, _speed_point),
         linear_or_log,
-        "tokens of the prompt before (logarithmic)",
+        "prompt tokens before the timed ones (logarithmic)",
     )
 
 
 def first_token(rows: Sequence[Row]) -> list[Chart]:
-    """Time to the first token over the length of the prompt; nothing where no row has one."""
+    """Time to the first token over prompt length; empty if no row has one."""
     timed = [row for row in rows if row.ttft_ns]
     if not timed:
         return []
@@ -113,13 +113,13 @@ def first_token(rows: Sequence[Row]) -> list[Chart]:
             f"from an empty context{hollow}",
             lines,
             durations,
-            "tokens of the prompt (logarithmic)",
+            "prompt tokens (logarithmic)",
         )
     ]
 
 
 def memory(rows: Sequence[Row]) -> Chart:
-    """Bytes of the context over depth."""
+    """Size of the context over depth, bytes."""
     return Chart(
         "memory",
         "Memory of the context",
@@ -133,11 +133,11 @@ def memory(rows: Sequence[Row]) -> Chart:
 
 
 def roofline(rows: Sequence[Row]) -> Chart:
-    """How much of the read bandwidth decoding uses."""
+    """Share of the read bandwidth that decoding uses."""
     return Chart(
         "roofline",
         "Share of the roofline",
-        "bytes that a token has to touch x speed, over the read bandwidth measured in the same run",
+        "bytes read per token x speed, over the read bandwidth measured in the same run",
         _lines(
             rows, lambda row: ChartPoint(row.n_depth, row.roofline_fraction or 0, hollow=row.fill != "real")
         ),
@@ -146,9 +146,9 @@ def roofline(rows: Sequence[Row]) -> Chart:
 
 
 def speedup(rows: Sequence[Row]) -> list[Chart]:
-    """SpikingBrain's decode speed over the best setting of each baseline, and what was published.
+    """SpikingBrain's decode speed over each baseline's best setting, and the published ratios.
 
-    Nothing where there is no depth at which both were measured.
+    Empty if no depth was measured for both.
     """
     ours = list(dict.fromkeys(row.model for row in rows if row.is_spikingbrain))
     others = list(dict.fromkeys(row.model for row in rows if not row.is_spikingbrain))
@@ -173,7 +173,7 @@ def speedup(rows: Sequence[Row]) -> list[Chart]:
 
 
 def best(rows: Sequence[Row], model: str, depth: int) -> Row | None:
-    """A model's fastest setting at a depth, None where it was not measured."""
+    """A model's fastest setting at a depth; None if it was not measured there."""
     candidates = [row for row in rows if row.model == model and row.n_depth == depth]
     return max(candidates, key=lambda row: row.median_ts, default=None)
 
@@ -192,7 +192,7 @@ def _speed_point(row: Row) -> ChartPoint:
 
 
 def _lines(rows: Sequence[Row], point: Callable[[Row], ChartPoint]) -> list[Line]:
-    """A line for each model and setting; of several rows at one depth the last counts."""
+    """One line per model and setting; the last of several rows at one depth is used."""
     found = []
     for name in dict.fromkeys(series_name(row, rows) for row in rows):
         by_depth = {row.n_depth: row for row in rows if series_name(row, rows) == name}

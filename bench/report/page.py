@@ -1,8 +1,8 @@
-"""One self-contained HTML page: what was measured, on what, and what the demo said."""
+"""One self-contained HTML page: results, machine, and the sections of the demo."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +10,18 @@ import jinja2
 
 from sb_edge import __version__
 from sb_edge.bench.report.curves import PUBLISHED_SPEEDUP, best, chart_svg, charts
-from sb_edge.bench.report.row_tables import Column, columns, footnotes, series_name
 from sb_edge.bench.rows.compare import SpeedComparison, first_against_others
 from sb_edge.bench.rows.row import Row
+from sb_edge.bench.rows.row_tables import results_table, series_name
 from sb_edge.engine.machine import Machine
 from sb_edge.util.files import atomic_output
 from sb_edge.util.output import format_bytes, format_depth, format_duration
+from sb_edge.util.table import Column, Table
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side of a conversation said; `role` is "user", "assistant" or "system"."""
+    """One message of a conversation; `role` is "user", "assistant" or "system"."""
 
     role: str
     text: str
@@ -28,7 +29,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A conversation, with a note below it."""
+    """A conversation and a note below it."""
 
     title: str
     turns: Sequence[Turn]
@@ -38,7 +39,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Which layers are GLA (`recurrent[i]` true) and which sliding-window attention, with a note below."""
+    """The kind of each layer (`recurrent[i]`: GLA, else sliding-window attention) and a note below."""
 
     title: str
     recurrent: Sequence[bool]
@@ -48,7 +49,7 @@ class LayerMap:
 
 @dataclass(frozen=True)
 class Facts:
-    """Label and value pairs, for instance perplexities, with a note below them."""
+    """Label and value pairs, for example perplexities, and a note below."""
 
     title: str
     pairs: Sequence[tuple[str, str]]
@@ -61,36 +62,25 @@ Section = Transcript | LayerMap | Facts
 
 @dataclass(frozen=True)
 class _Headline:
-    """The first thing to read: a figure, what it is of, and what it says."""
+    """A main result: the model, the figure and its meaning."""
 
     name: str
     figure: str
     text: str
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Rows of one kind, with the columns and the notes that go with them."""
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    notes: Sequence[str]
-
-
 def write_report(
     path: Path, rows: Sequence[Row], machine: Machine | None = None, sections: Sequence[Section] = ()
 ) -> None:
-    """Write the page: plots over depth, the tables, `sections` in their order, machines and engines.
+    """Write the page: plots over depth, tables, `sections`, machines and engines.
 
-    The page loads nothing from anywhere: styles and plots are in it. It follows the reader's choice of light
-    or dark.
+    The page contains its styles and plots, loads nothing, and follows the reader's light or dark mode.
 
     Args:
-        path: of the page.
-        rows: of decoding, of prompts, or of both.
-        machine: this one, shown besides those that the rows were measured on.
-        sections: between measurements and machine.
+        path: the HTML file.
+        rows: results of decoding, of prompts, or of both.
+        machine: this machine, shown in addition to those of the rows.
+        sections: shown between results and machines.
 
     Raises:
         OutputError: the file cannot be written.
@@ -108,7 +98,6 @@ def write_report(
         headlines=_headlines(rows),
         plots=[chart_svg(chart) for chart in charts(rows)],
         tables=_tables(rows),
-        comparisons=_comparisons(rows),
         machines=_machines(rows, machine),
         sections=sections,
     )
@@ -116,34 +105,46 @@ def write_report(
         partial.write_text(page, encoding="utf-8")
 
 
-def _tables(rows: Sequence[Row]) -> list[_Table]:
+def _tables(rows: Sequence[Row]) -> list[Table]:
     kinds = {
         "Decoding": [row for row in rows if not row.is_prefill],
         "Prompts": [row for row in rows if row.is_prefill],
     }
-    return [_Table(title, columns(kind), kind, footnotes(kind)) for title, kind in kinds.items() if kind]
+    tables = [results_table(kind, title) for title, kind in kinds.items() if kind]
+    comparisons = first_against_others(rows)
+    return [*tables, _ratios(comparisons, rows)] if comparisons else tables
 
 
-def _comparisons(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
-    """Test, models, ratio, interval and what else there is to say of each comparison."""
-    return [
-        (one.ours.label, f"{series_name(one.ours, rows)} / {series_name(one.theirs, rows)}", *_ratio(one))
-        for one in first_against_others(rows)
-    ]
+def _ratios(comparisons: Sequence[SpeedComparison], rows: Sequence[Row]) -> Table:
+    columns: dict[Column | str, Callable[[SpeedComparison], str]] = {
+        Column("test", right=False): lambda one: one.ours.label,
+        Column("models", right=False): lambda one: (
+            f"{series_name(one.ours, rows)} / {series_name(one.theirs, rows)}"
+        ),
+        "ratio": lambda one: f"{one.speed.value:.3f}",
+        Column("95 % interval", right=False): lambda one: (
+            "" if one.speed.low is None else f"{one.speed.low:.3f} to {one.speed.high:.3f}"
+        ),
+        Column("", right=False): _remarks,
+    }
+    note = (
+        "Speed of the first model over the second. Interleaved: median over pairs of consecutive "
+        "repetitions, with a bootstrap interval over the pairs. Otherwise: ratio of medians."
+    )
+    return Table.of(comparisons, columns, title="Ratios", notes=[note])
 
 
-def _ratio(one: SpeedComparison) -> tuple[str, str, str]:
-    interval = "" if one.speed.low is None else f"{one.speed.low:.3f} to {one.speed.high:.3f}"
-    notes = ["in turns" if one.speed.paired else "fitted" if one.speed_is_fitted else "not in turns"]
+def _remarks(one: SpeedComparison) -> str:
+    notes = ["interleaved" if one.speed.paired else "fitted" if one.speed_is_fitted else "not interleaved"]
     if one.ttft is not None:
-        notes.append(f"first token {one.ttft:.2f} times as soon" + (", fitted" if one.ttft_is_fitted else ""))
+        notes.append(f"TTFT ratio {one.ttft:.2f}" + (", fitted" if one.ttft_is_fitted else ""))
     if (one.ours.n_depth in PUBLISHED_SPEEDUP) and one.ours.is_spikingbrain and not one.ours.is_prefill:
         notes.append(f"arXiv 2509.05276: {PUBLISHED_SPEEDUP[one.ours.n_depth]}")
-    return f"{one.speed.value:.3f}", interval, "; ".join(notes)
+    return "; ".join(notes)
 
 
 def _machines(rows: Sequence[Row], machine: Machine | None) -> list[list[tuple[str, str]]]:
-    """What is known of each machine and engine behind the rows."""
+    """Label and value pairs of each machine and engine."""
     known = list(dict.fromkeys(row.machine for row in rows if row.machine is not None))
     if machine is not None and machine not in known:
         known.insert(0, machine)
@@ -161,11 +162,11 @@ def _machines(rows: Sequence[Row], machine: Machine | None) -> list[list[tuple[s
 
 def _headlines(rows: Sequence[Row]) -> list[_Headline]:
     decode = [row for row in rows if not row.is_prefill]
-    return [*_speedups(decode), *_soonest(rows), *_kept(decode)]
+    return [*_speedups(decode), *_first_tokens(rows), *_retained_speeds(decode)]
 
 
 def _speedups(rows: Sequence[Row]) -> list[_Headline]:
-    """SpikingBrain over the best setting of each baseline, at the deepest depth that both have."""
+    """SpikingBrain's decode speed over each baseline's best setting, at the deepest common depth."""
     found = []
     for ours in dict.fromkeys(row.model for row in rows if row.is_spikingbrain):
         for other in dict.fromkeys(row.model for row in rows if not row.is_spikingbrain):
@@ -173,14 +174,14 @@ def _speedups(rows: Sequence[Row]) -> list[_Headline]:
                 fast, baseline = best(rows, ours, depth), best(rows, other, depth)
                 if fast is None or baseline is None:
                     continue
-                text = f"as fast as {series_name(baseline, rows)} in decoding at depth {format_depth(depth)}"
+                text = f"the decode speed of {series_name(baseline, rows)} at depth {format_depth(depth)}"
                 found.append(_Headline(ours, f"{fast.median_ts / baseline.median_ts:.2f} ×", text))
                 break
     return found
 
 
-def _soonest(rows: Sequence[Row]) -> list[_Headline]:
-    """The time to the first token of SpikingBrain's longest prompt."""
+def _first_tokens(rows: Sequence[Row]) -> list[_Headline]:
+    """Time to the first token of SpikingBrain's longest prompt."""
     found = []
     for name in dict.fromkeys(row.model for row in rows if row.is_spikingbrain and row.ttft_ns):
         row = max((row for row in rows if row.model == name and row.ttft_ns), key=lambda row: row.n_depth)
@@ -189,8 +190,8 @@ def _soonest(rows: Sequence[Row]) -> list[_Headline]:
     return found
 
 
-def _kept(rows: Sequence[Row]) -> list[_Headline]:
-    """How much of its speed each model keeps from its shallowest to its deepest depth."""
+def _retained_speeds(rows: Sequence[Row]) -> list[_Headline]:
+    """Each model's speed at its deepest depth over that at its shallowest."""
     found = []
     for name in dict.fromkeys(series_name(row, rows) for row in rows):
         series = sorted((row for row in rows if series_name(row, rows) == name), key=lambda row: row.n_depth)
@@ -198,8 +199,8 @@ def _kept(rows: Sequence[Row]) -> list[_Headline]:
         if first.n_depth == last.n_depth:
             continue
         text = (
-            f"of its speed at depth {format_depth(first.n_depth)} is left at depth "
-            f"{format_depth(last.n_depth)}, with a context of {format_bytes(last.context_bytes)}"
+            f"of its speed at depth {format_depth(first.n_depth)} remains at depth "
+            f"{format_depth(last.n_depth)}; size of the context: {format_bytes(last.context_bytes)}"
         )
         found.append(_Headline(name, f"{100 * last.median_ts / first.median_ts:.0f} %", text))
     return found

@@ -1,1 +1,1 @@
-"""Benchmark rows: fields, files, comparison."""
+"""Benchmark rows: fields, files, tables, comparison."""

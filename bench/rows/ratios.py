@@ -1,4 +1,4 @@
-"""The ratio of two speeds, with a confidence interval from the bootstrap."""
+"""The ratio of two speeds with a bootstrap confidence interval."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sb_edge.util.errors import SbEdgeError
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 20260101
-"""The interval of the same samples is the same every time."""
+"""Seed of the resampling: equal samples give equal intervals."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast.
+    """The ratio of two speeds.
 
     Attributes:
         value: the ratio.
-        low, high: bounds of its 95 % confidence interval; None where there are too few samples for one.
-        paired: whether it is the median over neighbours of one run, not the ratio of two medians.
+        low, high: bounds of its 95 % confidence interval; None with fewer than two samples.
+        paired: True for the median over interleaved pairs, False for the ratio of two medians.
     """
 
     value: float
@@ -32,33 +32,29 @@ class Ratio:
 
 
 def speed_ratio(ours: Sequence[float], theirs: Sequence[float], *, paired: bool) -> Ratio:
-    """The ratio of two series of speeds; percentile bootstrap.
+    """The ratio of two series of speeds with a percentile bootstrap interval.
 
-    Paired, neighbours are divided and resampled together, so that what slowed down both of a pair cancels.
+    Pairs are divided and resampled together, so that a disturbance of both samples of a pair cancels.
 
     Args:
-        ours: speeds of A, one a repetition.
+        ours: speeds of A, one per repetition.
         theirs: speeds of B.
-        paired: the i-th samples were measured next to each other.
+        paired: the i-th samples of both were measured one after the other.
 
     Raises:
-        SbEdgeError: no samples, a speed that is not positive, or pairs of unequal numbers.
+        SbEdgeError: no samples, a speed that is not positive, or pairs with unequal numbers of samples.
     """
     if not ours or not theirs or min(*ours, *theirs) <= 0:
         raise SbEdgeError("a ratio needs positive speeds", found=[*ours, *theirs])
     if paired:
         if len(ours) != len(theirs):
-            raise SbEdgeError("pairs need as many samples of both", found=f"{len(ours)} and {len(theirs)}")
+            raise SbEdgeError("pairs need equal numbers of samples", found=f"{len(ours)} and {len(theirs)}")
         ratios = np.divide(ours, theirs)
-        low, high = _interval((ratios,), _median)
+        low, high = _interval((ratios,), np.median)
         return Ratio(float(np.median(ratios)), low, high, paired=True)
     value = float(np.median(ours) / np.median(theirs))
     low, high = _interval((np.asarray(ours), np.asarray(theirs)), _ratio_of_medians)
     return Ratio(value, low, high, paired=False)
-
-
-def _median(samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.median(samples, axis=axis)
 
 
 def _ratio_of_medians(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Files of benchmark rows: JSON Lines that survive a crash, and JSON, CSV and Markdown for others."""
+"""Files of benchmark rows: crash-safe JSON Lines, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from pydantic import ValidationError
 
 from sb_edge.bench.rows.row import Row, RowKey
+from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.util.errors import OutputError
-from sb_edge.util.files import atomic_output
+from sb_edge.util.files import atomic_output, write_all
 
 ROW_START = b'{"' + next(iter(Row.model_fields)).encode() + b'":'
-"""How every line of a results file begins; what a torn line is recognised by."""
+"""Beginning of every line of a results file; identifies a torn line."""
 
 
 @dataclass(frozen=True)
 class _Content:
     rows: list[Row]
     good_bytes: int
-    """Length of the file up to the last complete line."""
+    """Length of the file up to the end of the last complete line."""
     ends_without_newline: bool
 
 
 class ResultsFile:
-    """A JSON Lines file of rows to which one process appends, each row synced before the next.
+    """A JSON Lines file of rows; one process appends, and each append is synced to disk.
 
-    A process killed in the middle of a write leaves a torn last line; opening the file drops it, so that its
+    A process killed during a write leaves a torn last line. Opening the file removes that line, and the
     measurement is repeated. Use as a context manager.
 
     Args:
-        path: the file, created when absent.
+        path: the file; created if absent.
 
     Raises:
         OutputError: not writable, in use by another run, or not a results file.
@@ -60,15 +60,15 @@ class ResultsFile:
         self.finished: dict[RowKey, Row] = {row.key: row for row in content.rows}
 
     def append(self, *rows: Row) -> None:
-        """Add rows, those measured in turns together, and return only when they are on the disk.
+        """Append rows (interleaved ones together) and sync them to disk.
 
         Raises:
-            OutputError: the device is full or failed; the file then still ends after the row before.
+            OutputError: the device is full or failed; the file then ends with the previous row.
         """
         lines = b"".join(_line(row) for row in rows)
         end = os.lseek(self._fd, 0, os.SEEK_END)
         try:
-            self._write(lines)
+            write_all(self._fd, lines)
             os.fsync(self._fd)
         except OSError as error:
             os.ftruncate(self._fd, end)
@@ -76,15 +76,13 @@ class ResultsFile:
         self.finished.update((row.key, row) for row in rows)
 
     def close(self) -> None:
-        """Close the file and let another run use it."""
+        """Close the file and release its lock."""
         os.close(self._fd)
 
     def __enter__(self) -> ResultsFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _lock(self) -> None:
@@ -96,7 +94,7 @@ class ResultsFile:
             raise OutputError(
                 "another benchmark is writing to this file",
                 path=self.path,
-                hint="wait for it or choose another file",
+                hint="wait for it to finish, or choose another file",
             ) from None
 
     def _read(self) -> _Content:
@@ -108,12 +106,8 @@ class ResultsFile:
         os.ftruncate(self._fd, content.good_bytes)
         os.lseek(self._fd, 0, os.SEEK_END)
         if content.ends_without_newline:
-            self._write(b"\n")
+            write_all(self._fd, b"\n")
         os.fsync(self._fd)
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._fd, data) :]
 
 
 def _line(row: Row) -> bytes:
@@ -121,10 +115,10 @@ def _line(row: Row) -> bytes:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file, which another process may be writing; a torn last line is left out.
+    """Read a results file, even while another process writes it; a torn last line is ignored.
 
     Raises:
-        OutputError: not there, not readable, or not a results file.
+        OutputError: the file is missing, not readable, or not a results file.
     """
     try:
         with Path(path).open("rb") as stream:
@@ -158,12 +152,12 @@ def _parse_row(line: bytes, number: int, path: Path) -> Row:
             path=path,
             item=f"line {number}",
             found=f"{where}: {first['msg']}" if where else first["msg"],
-            hint="choose another file for the results, or remove that line",
+            hint="choose another results file, or remove this line",
         ) from None
 
 
 def _is_torn_row(line: bytes) -> bool:
-    """Whether a line without newline is the beginning of a row: no other text is ever thrown away."""
+    """Whether a line without newline is an incomplete row; no other text may be removed."""
     if not line.startswith(ROW_START[: len(line)]):
         return False
     try:
@@ -176,11 +170,11 @@ def _is_torn_row(line: bytes) -> bool:
 SCALAR_FIELDS = tuple(
     name for name in Row.model_fields if name not in ("samples_ns", "samples_ts", "fit_depths", "machine")
 )
-"""The columns of the CSV file: all fields but the lists and the machine."""
+"""Columns of the CSV file: all fields except lists and the machine."""
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as CSV, one column a field, without lists (as llama-bench does) and machine.
+    """Write the rows as CSV with the columns `SCALAR_FIELDS`; llama-bench leaves out lists, too.
 
     Raises:
         OutputError: the file cannot be written.
@@ -191,23 +185,11 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(row.to_json() for row in rows)
 
 
-def write_json(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as one JSON array.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with atomic_output(Path(path)) as partial:
-        partial.write_text(json.dumps([row.to_json() for row in rows], indent=2) + "\n", encoding="utf-8")
-
-
 def write_markdown(rows: Sequence[Row], path: Path) -> None:
     """Write the rows as a Markdown table.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    from sb_edge.bench.report.row_tables import markdown_table
-
     with atomic_output(Path(path)) as partial:
-        partial.write_text(markdown_table(rows), encoding="utf-8")
+        partial.write_text(results_table(rows).markdown(), encoding="utf-8")

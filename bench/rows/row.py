@@ -10,14 +10,14 @@ from sb_edge.arch.config import ARCH
 from sb_edge.engine.machine import Machine
 
 Fill = Literal["real", "synthetic", "fitted"]
-"""`fitted`: nothing was measured at this depth; the row is computed from measurements at others."""
+"""`fitted`: the row is computed from measurements at other depths."""
 TtftSource = Literal["measured", "fitted"]
 Count = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class RowKey(NamedTuple):
-    """What makes two measurements the same one: content of the model, settings, machine and engine."""
+    """Identity of a measurement: content of the model, settings, machine and engine."""
 
     model_sha256: str
     n_ubatch: int
@@ -36,10 +36,10 @@ class RowKey(NamedTuple):
 
 
 class Row(BaseModel):
-    """One measurement. The first block holds llama-bench's fields, the second block this project's own.
+    """One measurement: llama-bench's fields, then this project's.
 
-    Sizes are bytes, times nanoseconds unless the name says otherwise, speeds tokens per second (`_ts`).
-    docs/benchmarks.md describes every field.
+    Sizes are in bytes, times in nanoseconds unless the name says otherwise, speeds (`_ts`) in tokens per
+    second. docs/benchmarks.md describes every field.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
@@ -99,27 +99,27 @@ class Row(BaseModel):
 
     @property
     def key(self) -> RowKey:
-        """The identity under which a finished row is found again."""
+        """The identity of this measurement."""
         return RowKey(**{name: getattr(self, name) for name in RowKey._fields})
 
     @property
     def context_bytes(self) -> int:
-        """KV cache and recurrent state together."""
+        """Size of KV cache and recurrent state."""
         return self.kv_bytes + self.state_bytes
 
     @property
     def beyond_training(self) -> bool:
-        """Whether the positions lie beyond those that the model was made for: a figure of speed only."""
+        """Whether positions exceed the model's training context, so that only the speed is meaningful."""
         return 0 < self.n_ctx_train < self.n_depth + self.n_prompt + self.n_gen
 
     @property
     def is_spikingbrain(self) -> bool:
-        """Whether the model is of this project's architecture, and not a baseline."""
+        """Whether the model has this project's architecture; False for a baseline."""
         return self.model_type.startswith(ARCH)
 
     @property
     def is_prefill(self) -> bool:
-        """Whether a prompt was timed, and not decoding."""
+        """Whether a prompt was timed; False for decoding."""
         return self.n_prompt > 0
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Summaries of repeated timings, computed as llama-bench computes them, with the median beside them."""
+"""Summaries of repeated timings: llama-bench's mean and deviation, and the median."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NS_PER_SECOND = 1_000_000_000
 
 @dataclass(frozen=True)
 class Timing:
-    """R repetitions of decoding `n_gen` tokens.
+    """R repetitions of the same work.
 
     Attributes:
         samples_ns: wall time of each repetition, nanoseconds.
@@ -31,17 +31,17 @@ class Timing:
     median_ts: float
 
 
-def summarize(samples_ns: Sequence[int], n_gen: int) -> Timing:
-    """Summarise the wall times of repetitions that decoded `n_gen` tokens each.
+def summarize(samples_ns: Sequence[int], n_tokens: int) -> Timing:
+    """Summarize the wall times of repetitions of `n_tokens` tokens each.
 
-    With a single repetition the standard deviations are 0, as in llama-bench.
+    A single repetition has standard deviation 0, as in llama-bench.
 
     Raises:
         SbEdgeError: no sample, or one that is not positive.
     """
     if not samples_ns or min(samples_ns) <= 0:
-        raise SbEdgeError("a timing needs positive samples", found=list(samples_ns))
-    speeds = tuple(n_gen * NS_PER_SECOND / ns for ns in samples_ns)
+        raise SbEdgeError("timings must be positive", found=list(samples_ns))
+    speeds = tuple(n_tokens * NS_PER_SECOND / ns for ns in samples_ns)
     several = len(samples_ns) > 1
     return Timing(
         samples_ns=tuple(samples_ns),

@@ -1,1 +1,1 @@
-"""Checks of the benchmark itself: context fill, memory forecast, conversion speed."""
+"""Self-tests: context fill, memory forecast, conversion speed."""

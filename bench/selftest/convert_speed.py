@@ -1,4 +1,4 @@
-"""Conversion against plain copying: speed, and whether memory grows with the model."""
+"""Compare conversion with copying: speed, and peak memory for two model sizes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sb_edge.arch.config import PRESETS
 from sb_edge.convert.checkpoint.folder import SINGLE_FILE
 from sb_edge.convert.initialise import write_random_checkpoint
 from sb_edge.util.errors import OutputError
 from sb_edge.util.files import require_free_space
+from sb_edge.util.output import json_fields
 
 _CONVERT = """
 import sys
@@ -33,13 +35,13 @@ finally:
 
 @dataclass(frozen=True)
 class ConvertSpeed:
-    """Medians for one checkpoint.
+    """Results for one checkpoint.
 
     Attributes:
-        size_bytes: of the checkpoint's weights.
-        copy_seconds: `cp` of model.safetensors and a sync of the copy.
-        convert_seconds: `sb-edge convert` in a process of its own, start-up and sync included.
-        peak_rss_bytes: of the converting process, the largest of all runs.
+        size_bytes: size of the checkpoint's weights.
+        copy_seconds: median time of `cp` and sync of model.safetensors.
+        convert_seconds: median time of an `sb-edge convert` process with start-up and sync.
+        peak_rss_bytes: largest peak memory of the converting processes.
     """
 
     size_bytes: int
@@ -52,17 +54,21 @@ class ConvertSpeed:
         """Speed of conversion over speed of copying."""
         return self.copy_seconds / self.convert_seconds
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the ratio."""
+        return json_fields(self) | {"ratio": self.ratio}
+
 
 def run(
     size_gib: float = 2.0, *, repetitions: int = 3, outtype: str = "auto", folder: Path | None = None
 ) -> list[ConvertSpeed]:
-    """Measure bf16 checkpoints of about `size_gib` and a quarter of it, copying and converting in turn.
+    """Copy and convert bf16 checkpoints of about `size_gib` and a quarter of it, interleaved.
 
     Args:
-        size_gib: of the larger checkpoint, GiB; none is smaller than a quarter of one.
-        repetitions: of each; medians are reported.
-        outtype: of the conversion; "auto" keeps bf16.
-        folder: where to work; default: the folder for temporary files. It needs three times the size.
+        size_gib: size of the larger checkpoint, GiB; a checkpoint has at least two layers.
+        repetitions: repetitions of each.
+        outtype: type of the converted weights; "auto" keeps bf16.
+        folder: working folder with three times the free space; None: the folder for temporary files.
 
     Raises:
         OutputError: not enough space, or a conversion failed.
@@ -96,13 +102,13 @@ def _measure(folder: Path, size_gib: float, repetitions: int, outtype: str) -> C
 
 
 def _layers_and_vocabulary(size_gib: float) -> dict[str, int]:
-    """The 1b preset's layers, as many as fit beside a small vocabulary."""
+    """Number of 1b layers for this size, and a small vocabulary."""
     layer_bytes = 2 * (2 * 2048 * 2048 + 2 * 512 * 2048 + 3 * 2048 * 8192)
     return {"num_hidden_layers": max(int(size_gib * 2**30) // layer_bytes, 2), "vocab_size": 4096}
 
 
 def _time(command: Sequence[str], output: Path) -> float:
-    """Seconds until the output is on the device, nothing else waiting to be written."""
+    """Run a command on a synced file system; return the seconds until its output is synced."""
     os.sync()
     start = time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True)
@@ -116,6 +122,6 @@ def _time(command: Sequence[str], output: Path) -> float:
 
 
 def _peak_rss(status: Path) -> int:
-    """VmHWM that the process left: unlike getrusage's figure it does not include what its parent had."""
+    """VmHWM of the process, bytes; unlike getrusage it excludes the parent's memory."""
     match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
     return int(match[1]) * 1024 if match else 0

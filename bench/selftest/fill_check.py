@@ -1,4 +1,4 @@
-"""Whether the synthetic fill gives the decode speed of a real prefill, where both are affordable."""
+"""Compare decode speed after synthetic context fill and after a real prefill."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from sb_edge.bench.rows.row import Row
 from sb_edge.bench.speed.plan import BenchModel, BenchSettings
 from sb_edge.bench.speed.run import OnRow, run
 from sb_edge.util.errors import SbEdgeError
+from sb_edge.util.output import json_fields
 
 
 @dataclass(frozen=True)
 class FillCheck:
-    """The same model at the same depth, filled for real and synthetically."""
+    """Rows of a model at one depth, after a real prefill and after synthetic context fill."""
 
     real: Row
     synthetic: Row
 
     @property
     def ratio(self) -> float:
-        """Median speed after a synthetic fill over that after a real prefill; 1: the fill is fair."""
+        """Median speed after synthetic context fill over that after a real prefill; 1 is ideal."""
         return self.synthetic.median_ts / self.real.median_ts
 
     def to_json(self) -> dict[str, Any]:
-        """Both rows and the ratio."""
-        return {"ratio": self.ratio, "real": self.real.to_json(), "synthetic": self.synthetic.to_json()}
+        """The ratio and both rows."""
+        return json_fields(self, "ratio", "real", "synthetic")
 
 
 def validate_fill(
     models: Sequence[BenchModel], settings: BenchSettings, *, on_row: OnRow | None = None
 ) -> list[FillCheck]:
-    """Measure each model at each depth after a real prefill and after a synthetic fill, one after the other.
+    """Measure each model at each depth after a real prefill and after synthetic context fill.
 
     Raises:
-        SbEdgeError: a model that is always prefilled for real, or depth 0: there is nothing to compare.
+        SbEdgeError: depth 0, or a model without synthetic context fill.
     """
     checks = []
     for model in models:
@@ -44,8 +45,6 @@ def validate_fill(
             (real,) = run([model], replace(here, fill="real"), on_row=on_row)
             (synthetic,) = run([model], replace(here, fill="synthetic"), on_row=on_row)
             if synthetic.fill != "synthetic":
-                raise SbEdgeError(
-                    "is always filled for real, so there is nothing to compare", path=model.path
-                )
+                raise SbEdgeError("has no synthetic context fill to compare", path=model.path)
             checks.append(FillCheck(real, synthetic))
     return checks

@@ -1,4 +1,4 @@
-"""The memory forecast against what processes of their own take."""
+"""Compare the memory forecast with the measured memory of child processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,17 @@ from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model, Session
 from sb_edge.system.cpu import default_threads
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.output import json_fields
 from sb_edge.util.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What a process with one model and one context took, bytes.
+    """Measured memory of a process with one model and one context, bytes.
 
     Attributes:
-        resident: by which its resident memory grew since the engine was loaded.
-        kv, state: of the context, as the engine reports them (to 0.01 MiB).
+        resident: growth of resident memory since the engine was loaded.
+        kv, state: size of the context reported by the engine (to 0.01 MiB).
     """
 
     resident: int
@@ -41,7 +42,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class MemoryCase:
-    """A model with a context of `n_ctx` tokens, what is forecast for it and what it took."""
+    """Forecast and measured memory of a model with a context of `n_ctx` tokens."""
 
     model: str
     n_ctx: int
@@ -51,22 +52,16 @@ class MemoryCase:
 
     @property
     def ratio(self) -> float:
-        """Forecast over measured."""
+        """Forecast over measured memory."""
         return self.expected.total / self.measured.resident
 
     def to_json(self) -> dict[str, Any]:
         """Sizes in bytes."""
-        settings = self.settings
         return {
-            "model": self.model,
-            "n_ctx": self.n_ctx,
-            "type_k": settings.type_k,
-            "type_v": settings.type_v,
-            "flash_attn": settings.flash_attn,
-            "spikes": settings.spikes,
-            "forecast": {**asdict(self.expected), "total": self.expected.total},
-            "measured": asdict(self.measured),
-            "ratio": self.ratio,
+            **json_fields(self, "model", "n_ctx"),
+            **json_fields(self.settings, "type_k", "type_v", "flash_attn", "spikes"),
+            "forecast": json_fields(self.expected) | {"total": self.expected.total},
+            **json_fields(self, "measured", "ratio"),
         }
 
 
@@ -78,19 +73,18 @@ def compare_memory(
     n_prompt: int,
     n_threads: int | None = None,
 ) -> list[MemoryCase]:
-    """Forecast every model with every context and settings, then measure each in a process of its own.
+    """Forecast every combination of model, context and settings, and measure each in a child process.
 
     Args:
-        models: what to load.
-        contexts: tokens.
-        settings: of one sequence, `n_outputs` 1.
-        n_prompt: tokens to evaluate, or as many as the context takes. More than the engine computes
-            at once use all of its buffers.
-        n_threads: None: as `default_threads`.
+        models: models to load.
+        contexts: context sizes, tokens.
+        settings: settings for one sequence with `n_outputs` 1.
+        n_prompt: number of tokens to evaluate, at most a whole context; more than a ubatch uses all buffers.
+        n_threads: None: `default_threads`.
 
     Raises:
-        OutOfMemoryForecast: one of them will not fit in memory; nothing has been loaded.
-        GgufError, SpikeError, InferenceError: a model is damaged, or does not take the settings.
+        OutOfMemoryForecast: a combination does not fit in memory; nothing was loaded.
+        GgufError, SpikeError, InferenceError: a model is damaged, or does not support the settings.
     """
     threads = n_threads or default_threads()
     planned = []
@@ -113,12 +107,12 @@ def compare_memory(
 def _in_own_process(
     path: Path, n_ctx: int, settings: EngineSettings, n_prompt: int, n_threads: int
 ) -> Growth:
-    """Spawned, not forked: what this process has in memory is none of the other's."""
+    """Measure in a spawned process, which does not inherit this one's memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_measure, path, n_ctx, settings, n_prompt, n_threads).result()
         except BrokenProcessPool as error:
-            raise InferenceError("the process that measured was ended", path=path) from error
+            raise InferenceError("the measuring process was killed", path=path) from error
 
 
 def _measure(path: Path, n_ctx: int, settings: EngineSettings, n_prompt: int, n_threads: int) -> Growth:

@@ -1,11 +1,10 @@
-"""Speed of the sparse product over the dense one, by the share of silent channels; no model involved."""
+"""Speed of the sparse product over the dense one by share of silent channels, on random weights."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +25,17 @@ TYPES = ("Q4_0", "Q8_0")
 SHARES = tuple(tenth / 10 for tenth in range(10))
 
 WORKING_BYTES = 128 << 20
-"""Of a pass over the matrices: more than a processor's caches hold."""
+"""Weights read per timing, bytes; more than a processor's caches."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One share of silent channels.
+    """Speeds at one share of silent channels.
 
     Attributes:
-        silent: the share.
-        ratio: speed of the sparse product over that of the dense one.
-        dense_ns, sparse_ns: medians for one product.
+        silent: share of silent channels, 0 to 1.
+        ratio: speed of the sparse product over the dense one.
+        dense_ns, sparse_ns: median time of one product, nanoseconds.
     """
 
     silent: float
@@ -47,13 +46,13 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class SparseCurve:
-    """A shape and type of weights.
+    """Speeds for one shape and type of weights.
 
     Attributes:
-        type: of the weights, by rows and by columns.
-        n_outputs, n_inputs: of the matrix.
-        n_threads: that computed.
-        points: by share.
+        type: type of the weights in both layouts.
+        n_outputs, n_inputs: shape of the matrix.
+        n_threads: number of threads.
+        points: one per share of silent channels, ascending.
     """
 
     type: str
@@ -64,12 +63,8 @@ class SparseCurve:
 
     @property
     def label(self) -> str:
-        """Such as "Q4_0, 2048 x 8192"."""
+        """For example "Q4_0, 2048 x 8192"."""
         return f"{self.type}, {self.n_outputs} x {self.n_inputs}"
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def measure_curves(
@@ -79,15 +74,15 @@ def measure_curves(
     n_threads: int | None = None,
     working_bytes: int = WORKING_BYTES,
 ) -> list[SparseCurve]:
-    """Time both products in turns.
+    """Time both products interleaved.
 
-    The dense one has the engine's own layout of weights; the sparse one never falls back to it.
+    The dense product uses the engine's weight layout. The sparse product never falls back to the dense one.
 
     Args:
         shapes: outputs and inputs, multiples of 32.
-        repetitions: pairs; the product that begins changes with each.
-        n_threads: None: as `default_threads`.
-        working_bytes: of weights that are passed over for one timing.
+        repetitions: number of pairs; the order alternates.
+        n_threads: None: `default_threads`.
+        working_bytes: weights read per timing, bytes.
 
     Raises:
         ParityError: the products differ by more than rounding.
@@ -122,7 +117,7 @@ def _measure(products: Products, share: float, copies: int, repetitions: int) ->
     difference = nmse(expected[None], products.output(is_sparse=True)[None])
     if difference > SPARSE_PRODUCT.nmse:
         raise ParityError(
-            "the sparse product is not the dense one without silent channels",
+            "the sparse product differs from the dense product without silent channels",
             item=f"{share:.0%} silent",
             found=f"NMSE {difference:.2g}",
             expected=f"at most {SPARSE_PRODUCT.nmse:g}",
@@ -138,7 +133,7 @@ def _measure(products: Products, share: float, copies: int, repetitions: int) ->
 
 
 def _input(n: int, share: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A vector [n] with this share of silent entries at random places, and the same with those at 0."""
+    """A vector [n] with this share of silent entries at random positions, and a copy with these set to 0."""
     rng = np.random.default_rng(round(100 * share))
     silent = rng.permutation(n) < round(share * n)
     signs = rng.choice(np.array([-1, 1], np.float32), n)

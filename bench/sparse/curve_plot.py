@@ -1,4 +1,4 @@
-"""The plot of `sb-edge bench sparse --synthetic`."""
+"""Plot of the sparse product's speed by share of silent channels."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sb_edge.util.plot import (
 
 
 def save_curves(curves: Sequence[SparseCurve], folder: Path) -> list[Path]:
-    """Write sparse.png and sparse.svg into a folder, which is made if absent.
+    """Write sparse.png and sparse.svg into a folder, which is created if absent.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
     return write_figures(folder, {"sparse": ((9, 4.8), lambda figure: _draw(figure, curves))})
 
@@ -52,7 +52,7 @@ def _draw(figure: Figure, curves: Sequence[SparseCurve]) -> None:
     caption(
         axes,
         PAPER,
-        "Sparse product: speed over the dense one",
-        "logarithmic; shaded: 95 % interval; 1: equal",
+        "Speed of the sparse product over the dense product",
+        "logarithmic; shaded: 95 % interval; dashed: equal speed",
     )
     label_ends(axes, ends)

@@ -1,1 +1,1 @@
-"""Decode and prompt speed over depth."""
+"""Decode and prompt speed over context depth."""

@@ -1,4 +1,4 @@
-"""Sequential memory read bandwidth: the ceiling under which decoding works."""
+"""Sequential memory read bandwidth, the upper bound of decode speed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from sb_edge.system.cpu import fast_cpus, kept_on
 from sb_edge.util.errors import SbEdgeError
 
 BUFFER_BYTES = 1 << 30
-"""Larger than the last-level cache of any current machine by a factor of two or more."""
+"""At least twice the last-level cache of any current machine."""
 
 MEMORY_SHARE = 8
-"""The buffer takes at most one part in this many of the memory that is free."""
+"""The buffer takes at most 1 / MEMORY_SHARE of the available memory."""
 
 
 def read_bandwidth(n_threads: int, *, buffer_bytes: int | None = None, passes: int = 5) -> float:
-    """Measure how fast `n_threads` threads together read memory in sequence.
+    """Measure the sequential read bandwidth of `n_threads` threads.
 
-    Each thread sums its own part of one buffer as 64-bit integers, which numpy does in vector registers with
-    the interpreter lock released: every byte is loaded once and the additions cost less than the loads. As in
-    the STREAM benchmark, the best pass counts, because what disturbs a pass can only make it slower.
+    Each thread sums its part of a buffer as 64-bit integers. numpy does this in vector registers without the
+    interpreter lock, so that loads dominate. As in the STREAM benchmark, the best pass is the result.
 
     Args:
-        n_threads: threads reading at the same time, usually as many as the engine uses; on the same cores.
-        buffer_bytes: size of the buffer, None: BUFFER_BYTES; reduced to an eighth of the memory available.
-        passes: how often the buffer is read.
+        n_threads: number of reading threads, on the cores that the engine uses.
+        buffer_bytes: size of the buffer, at most an eighth of the available memory; None: BUFFER_BYTES.
+        passes: number of passes over the buffer.
 
     Returns:
         Bytes per second.
@@ -39,11 +38,11 @@ def read_bandwidth(n_threads: int, *, buffer_bytes: int | None = None, passes: i
     buffer_bytes = BUFFER_BYTES if buffer_bytes is None else buffer_bytes
     if n_threads < 1 or passes < 1 or buffer_bytes < 8 * n_threads:
         raise SbEdgeError(
-            "read_bandwidth needs at least one thread, one pass and 8 bytes a thread",
+            "read_bandwidth needs at least one thread, one pass and 8 bytes per thread",
             found=f"{n_threads} threads, {passes} passes, {buffer_bytes} bytes",
         )
     size = min(buffer_bytes, psutil.virtual_memory().available // MEMORY_SHARE)
-    # Written, not only reserved: untouched pages all map to the same page of zeros, which stays in the cache.
+    # Untouched pages would all map to one cached page of zeros, so the buffer is written.
     buffer = np.ones(max(size // 8, n_threads), dtype=np.uint64)
     parts = np.array_split(buffer, n_threads)
     best_seconds = float("inf")

@@ -1,4 +1,4 @@
-"""Bringing a session to a depth, and keeping what a real prefill computed for the depths after it."""
+"""Fill a session's context to a depth; keep prefilled contexts for deeper cases."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
-from sb_edge.bench.speed.fill import CHUNK, MAIN, synthetic_fill
+from sb_edge.bench.speed.context_fill import CHUNK, MAIN, synthetic_fill
 from sb_edge.bench.speed.plan import Case
 from sb_edge.engine.machine import Machine
 from sb_edge.memory.forecast import FLASH_ATTN
@@ -25,7 +24,7 @@ from sb_edge.util.progress import progress_bar
 
 
 def open_session(model: Model, case: Case) -> Session:
-    """A session with room for the case."""
+    """Open a session whose context is large enough for the case."""
     synthetic = case.fill == "synthetic"
     return Session(
         model,
@@ -43,10 +42,10 @@ def open_session(model: Model, case: Case) -> Session:
 
 
 def reach_depth(session: Session, case: Case, contexts: Contexts, rng: np.random.Generator) -> int | None:
-    """Bring an empty session to the case's depth, for real or synthetically as the case says.
+    """Fill an empty session to the case's depth, by a real prefill or synthetically.
 
     Returns:
-        Nanoseconds that the engine took for the `n_depth` tokens, None after a synthetic fill.
+        Time of the real prefill of `n_depth` tokens, nanoseconds; None for a synthetic context fill.
     """
     n_vocab = session.model.n_vocab
     if case.fill == "synthetic":
@@ -54,35 +53,35 @@ def reach_depth(session: Session, case: Case, contexts: Contexts, rng: np.random
         with progress_bar(f"{case.subject.name}: filling to {case.n_depth}", case.n_depth) as advance:
             synthetic_fill(session, case.n_depth, chunk, advance)
         return None
-    session.evaluate([0])  # faults in the weights: the prefill is timed
+    session.evaluate([0])  # page in the weights before the prefill is timed
     session.clear()
     return prefill(session, case, rng.integers(n_vocab, size=case.n_depth), contexts)
 
 
 def prefill(session: Session, case: Case, tokens: np.ndarray, contexts: Contexts) -> int:
-    """Evaluate tokens [n_depth], continuing from the deepest context kept of the same series.
+    """Evaluate tokens [n_depth], continuing from the deepest kept context of the same series.
 
     Returns:
-        Nanoseconds that the engine took for all of them, those before the kept context included.
+        Time for all tokens including those of the kept context, nanoseconds.
     """
     start, elapsed_ns = contexts.restore(session, case)
     if start < case.n_depth:
         left = case.n_depth - start
         with progress_bar(f"{case.subject.name}: prefill to {case.n_depth}", left, live=False) as advance:
             for first in range(start, case.n_depth, case.settings.n_ubatch):
-                piece = tokens[first : first + case.settings.n_ubatch].tolist()
+                chunk = tokens[first : first + case.settings.n_ubatch].tolist()
                 began = time.perf_counter_ns()
-                session.evaluate(piece)
+                session.evaluate(chunk)
                 elapsed_ns += time.perf_counter_ns() - began
-                advance(len(piece))
+                advance(len(chunk))
     contexts.keep(session, case, elapsed_ns)
     return elapsed_ns
 
 
 def rewinder(session: Session, case: Case) -> Callable[[], None]:
-    """A function that brings the session back to `n_depth`, so that every repetition starts there.
+    """A function that returns the session to `n_depth` before each repetition.
 
-    Plain attention is cut back; a recurrent state or a window cannot be, and is restored from a copy.
+    The cache of full attention is truncated. A recurrent state or window is restored from a copy.
     """
     if case.n_depth == 0:
         return session.clear
@@ -92,11 +91,11 @@ def rewinder(session: Session, case: Case) -> Callable[[], None]:
     llama = library()
     memory = llama.llama_get_memory(session.handle)
 
-    def cut_back() -> None:
+    def truncate() -> None:
         if memory is None or not llama.llama_memory_seq_rm(memory, MAIN, case.n_depth, -1):
-            raise InferenceError("the engine cannot cut this context back", path=case.subject.path)
+            raise InferenceError("the engine cannot truncate this context", path=case.subject.path)
 
-    return cut_back
+    return truncate
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,15 @@ class _Kept:
 
 
 class Contexts:
-    """Contexts reached by a real prefill, one file a series: a deeper case continues from there.
+    """Cache of prefilled contexts, one file per series; a deeper case continues from them.
 
-    With a folder of its own they outlive the process, so that a run that was stopped or killed continues its
-    prefill; `discard` removes it. Without one they are temporary. Use as a context manager.
+    Contexts in a folder outlive the process, so that an interrupted run continues its prefill; `discard`
+    removes them. Use as a context manager.
 
     Args:
-        machine: contexts of another machine or engine are left alone.
-        folder: None: a temporary one.
-        keep_all: keep the context of every depth, and drop none.
+        machine: contexts of other machines or engines are ignored.
+        folder: None: a temporary folder.
+        keep_all: keep the context of every depth.
     """
 
     SUFFIX = ".context"
@@ -129,19 +128,17 @@ class Contexts:
     def __enter__(self) -> Contexts:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._temporary:
             self._temporary.cleanup()
 
     def discard(self) -> None:
-        """Remove what was kept, unless it is to stay: everything is measured."""
+        """Remove all contexts, unless `keep_all` is set."""
         if not self._keep_all:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def restore(self, session: Session, case: Case) -> tuple[int, int]:
-        """Load the deepest context of the case's series; return its depth and the time that it took, ns."""
+        """Load the deepest context of the case's series; return its depth and its prefill time, ns."""
         usable = [kept for kept in self._of(case) if kept.depth <= case.n_depth]
         if not usable:
             return 0, 0
@@ -150,9 +147,9 @@ class Contexts:
         return deepest.depth, deepest.elapsed_ns
 
     def keep(self, session: Session, case: Case, elapsed_ns: int) -> None:
-        """Keep the session's context if a deeper case follows in its series, and drop those before it.
+        """Keep the session's context for a deeper case of its series, and remove shallower ones.
 
-        Or keep it in any case and drop nothing, with `keep_all`.
+        With `keep_all`, keep it always and remove nothing.
         """
         earlier = [kept for kept in self._of(case) if kept.depth <= case.n_depth]
         if case.is_continued or self._keep_all:
@@ -167,7 +164,7 @@ class Contexts:
         try:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot be made: {error.strerror}", path=self._folder) from error
+            raise OutputError(f"cannot be created: {error.strerror}", path=self._folder) from error
         require_free_space(self._folder, len(state), "the context kept for the next depth")
         name = f"{self._series(case)}-{case.n_depth}-{elapsed_ns}{self.SUFFIX}"
         with atomic_output(self._folder / name) as partial:
@@ -181,7 +178,7 @@ class Contexts:
         return found
 
     def _series(self, case: Case) -> str:
-        """Cases with the same one continue one another, in the same time."""
+        """Identifier of contexts that can continue one another."""
         settings = case.settings
         how = (settings.n_ubatch, settings.n_threads, FLASH_ATTN[settings.flash_attn])
         return sha256_of_bytes(repr((self._identity, case.series, how)).encode())[:16]

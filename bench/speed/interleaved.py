@@ -1,47 +1,61 @@
-"""Two ways of loading the same weights, timed in turns in one run."""
+"""Interleaved timing of two sessions on the same weights."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import Alternative, Room, refuse_shortage
 from sb_edge.memory.forecast import EngineSettings, MemoryForecast, forecast
-from sb_edge.runtime.session import Session
+from sb_edge.runtime.session import Model, Session
 from sb_edge.util.progress import progress_bar
 
 Sample = tuple[int, int]
-"""Nanoseconds of a prompt, and of the tokens after it one by one."""
+"""Times of a prompt and of decoding the tokens after it, nanoseconds."""
 
 
-def time_in_turns(
-    first: Session, second: Session, tokens: Sequence[int], n_prompt: int, repetitions: int, title: str
+def time_interleaved(
+    first: Model,
+    second: Model,
+    tokens: Sequence[int],
+    *,
+    n_prompt: int,
+    repetitions: int,
+    n_threads: int | None,
+    title: str,
 ) -> tuple[list[Sample], list[Sample]]:
-    """Time a prompt and the tokens decoded after it; the side that begins changes with each repetition.
+    """Time a prompt and the tokens decoded after it; the order of the sides alternates.
 
     Args:
-        first, second: sessions that take all the tokens.
-        tokens: the prompt and what is decoded after it.
-        n_prompt: of them, in the prompt; at least one, and fewer than all.
-        repetitions: pairs.
-        title: of the progress bar.
+        first, second: the two sides.
+        tokens: the prompt and the tokens decoded after it.
+        n_prompt: number of prompt tokens; at least one, fewer than all.
+        repetitions: number of pairs.
+        n_threads: None: `default_threads`.
+        title: text of the progress bar.
 
     Returns:
-        Of each side, one sample a repetition.
+        One sample per repetition, for each side.
     """
-    sides: list[tuple[Session, list[Sample]]] = [(first, []), (second, [])]
-    samples = [side[1] for side in sides]
-    for session, _ in sides:  # pages in weights and fills caches of kernels
-        _time(session, tokens, n_prompt)
-    with progress_bar(title, repetitions) as advance:
+    samples: tuple[list[Sample], list[Sample]] = ([], [])
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(Session(model, n_ctx=len(tokens), n_threads=n_threads, n_outputs=1))
+            for model in (first, second)
+        ]
+        for session in sessions:  # page in weights, warm up kernels
+            _time(session, tokens, n_prompt)
+        sides = list(zip(sessions, samples, strict=True))
+        advance = stack.enter_context(progress_bar(title, repetitions))
         for _ in range(repetitions):
             for session, found in sides:
                 found.append(_time(session, tokens, n_prompt))
             sides.reverse()
             advance(1)
-    return samples[0], samples[1]
+    return samples
 
 
 def require_memory_for_both(
@@ -52,17 +66,17 @@ def require_memory_for_both(
     n_gen: int,
     what: str,
 ) -> None:
-    """Refuse what will not fit when both sides are loaded at once; they share the pages of the file.
+    """Check that both sides fit in memory at once; they share the pages of the file.
 
     Args:
-        header: the model's.
-        first, second: how it is loaded; the second side maps no less of the file than the first.
-        n_prompt, n_gen: tokens.
-        what: will not fit, in words.
+        header: header of the model.
+        first, second: settings of the two sides; the second maps at least as much of the file as the first.
+        n_prompt, n_gen: number of prompt and decoded tokens.
+        what: name of the measurement, for the error.
 
     Raises:
-        OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
-        GgufError, SpikeError: as `forecast`.
+        OutOfMemoryForecast: names needed and available memory, and settings that fit.
+        GgufError, SpikeError: see `forecast`.
     """
 
     def need(prompt: int) -> MemoryForecast:

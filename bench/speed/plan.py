@@ -1,4 +1,4 @@
-"""What a benchmark will measure, and in which order."""
+"""The cases that a benchmark measures, and their order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from sb_edge.arch.config import ARCH
 from sb_edge.bench.rows.row import Fill, RowKey
-from sb_edge.bench.speed.fill import CHUNK
+from sb_edge.bench.speed.context_fill import CHUNK
 from sb_edge.engine.machine import Machine
 from sb_edge.gguf.reader import GgufHeader, padded, read_header
 from sb_edge.memory.check import FLOAT_TYPES
@@ -20,23 +20,23 @@ from sb_edge.util.errors import SbEdgeError
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 AUTO_REAL_DEPTH = 4096
-"""`fill="auto"` prefills a Transformer for real up to here: minutes beyond it, hours at the deepest."""
+"""Maximum depth of a real prefill of a Transformer with `fill="auto"`; deeper ones take up to hours."""
 
 FIT_BEYOND = 262144
-"""A Transformer's prompt speed is measured up to here: the cache of a 1B model takes 8 GiB then."""
+"""Maximum depth at which a Transformer's prompt speed is measured; a 1B model's cache takes 8 GiB there."""
 
 FIT_SHARES = (0, 0.25, 0.5, 1)
-"""Depths that a fit over depth is made of where not as many are asked for, as shares of the deepest."""
+"""Additional depths for a fit over depth, as shares of the deepest."""
 
 CONTEXT_PADDING = 256
-"""The engine rounds a context up to a multiple of this."""
+"""The engine rounds context sizes up to a multiple of this."""
 
 FillChoice = Literal["auto", "real", "synthetic"]
 
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A GGUF, the name that it gets in the results, and its flash attention if not that of the settings."""
+    """A GGUF, its name in the results, and its flash attention; None: that of the settings."""
 
     name: str
     path: Path
@@ -45,7 +45,7 @@ class BenchModel:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model as it is measured: as `BenchModel`, with its header and the SHA-256 over its files in order."""
+    """A `BenchModel` with its header and the SHA-256 over its files in order."""
 
     name: str
     path: Path
@@ -55,11 +55,12 @@ class Subject:
 
     @property
     def is_spikingbrain(self) -> bool:
+        """Whether the model has this project's architecture."""
         return self.header.arch == ARCH
 
     @property
     def can_roll_back(self) -> bool:
-        """Whether its context can be cut back to an earlier position: plain full attention only."""
+        """Whether its context can be truncated: full attention only."""
         keys = (
             "attention.recurrent_layers",
             "attention.sliding_window",
@@ -72,24 +73,24 @@ class Subject:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How to measure; settings are the same for all models of a run, but for a flash attention of their own.
+    """Settings of a run, the same for all models except for their own flash attention.
 
     Args:
-        depths: tokens in the context before the measurement starts.
+        depths: tokens in the context before the timed ones.
         n_threads: threads of the engine and of the bandwidth measurement.
-        n_prompt: tokens of the prompt timed in a repetition, 0 when decoding is timed.
-        n_gen: tokens decoded in a repetition, 0 when a prompt is timed.
-        repetitions: how often, each starting at the same depth.
+        n_prompt: prompt tokens per repetition; 0: decoding is timed.
+        n_gen: decoded tokens per repetition; 0: a prompt is timed.
+        repetitions: number of repetitions, all at the same depth.
         cache_types: pairs of ggml types for keys and values.
         flash_attn: "auto", "on" or "off".
-        fill: how a Transformer baseline is brought to its depth; SpikingBrain always prefills for real.
-        n_ubatch: tokens of a batch while prefilling.
-        n_warmup: tokens decoded uncounted before the first repetition; the first of them faults in the
-            weights and applies pending shifts.
+        fill: context fill of a Transformer baseline; SpikingBrain always has a real prefill.
+        n_ubatch: tokens per batch of a prefill.
+        n_warmup: tokens decoded before the first repetition; they page in the weights and apply pending
+            shifts.
 
     Raises:
-        SbEdgeError: a value out of range, or quantized values without flash attention, which llama.cpp
-        refuses.
+        SbEdgeError: a value out of range, or a quantized V cache without flash attention, which llama.cpp
+            does not support.
     """
 
     depths: tuple[int, ...]
@@ -105,47 +106,47 @@ class BenchSettings:
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 0:
-            raise SbEdgeError("depths must be zero or more tokens", found=list(self.depths))
+            raise SbEdgeError("depths must not be negative", found=list(self.depths))
         if (self.n_prompt > 0) == (self.n_gen > 0):
             raise SbEdgeError(
-                "either a prompt or decoding is timed", found=f"n_prompt {self.n_prompt}, n_gen {self.n_gen}"
+                "set either n_prompt or n_gen", found=f"n_prompt {self.n_prompt}, n_gen {self.n_gen}"
             )
         for name in ("n_threads", "repetitions", "n_ubatch", "n_warmup"):
             if getattr(self, name) < 1:
                 raise SbEdgeError(f"{name} must be at least 1", found=getattr(self, name))
         if self.flash_attn == "off" and any(type_v not in FLOAT_TYPES for _, type_v in self.cache_types):
             raise SbEdgeError(
-                "a quantized cache of values needs flash attention",
+                "a quantized V cache needs flash attention",
                 hint="use --flash-attn auto, or --type-v f16",
             )
 
     @property
     def n_timed(self) -> int:
-        """Tokens that a repetition evaluates."""
+        """Tokens evaluated per repetition."""
         return self.n_prompt or self.n_gen
 
     def depths_of(self, subject: Subject) -> list[int]:
-        """The depths to measure `subject` at, ascending."""
+        """Depths of `subject`, ascending."""
         return sorted(set(self.depths))
 
     def fill_of(self, subject: Subject, n_depth: int) -> Fill:
-        """How `subject` is brought to `n_depth`."""
+        """Context fill of `subject` at `n_depth`."""
         return choose_fill(subject, n_depth, self.fill)
 
 
 @dataclass(frozen=True)
 class DecodeSettings(BenchSettings):
-    """Decoding token by token."""
+    """Settings for decoding token by token."""
 
     n_gen: int = 32
 
 
 @dataclass(frozen=True)
 class PrefillSettings(BenchSettings):
-    """Evaluating a prompt, `n_prompt` tokens of it timed at each depth.
+    """Settings for prompts: `n_prompt` tokens are timed at each depth.
 
     Args:
-        fit_beyond: a Transformer is measured up to this depth; what it would do beyond is fitted.
+        fit_beyond: maximum measured depth of a Transformer; deeper results are fitted.
     """
 
     n_prompt: int = 512
@@ -153,7 +154,7 @@ class PrefillSettings(BenchSettings):
     fit_beyond: int = FIT_BEYOND
 
     def depths_of(self, subject: Subject) -> list[int]:
-        """The depths asked for, and those that a fit of the time to the first token needs besides."""
+        """The requested depths, and those needed to fit the time to the first token."""
         depths = super().depths_of(subject)
         unaffordable = [depth for depth in depths if self.fill_of(subject, depth) != "real"]
         if not unaffordable:
@@ -164,14 +165,14 @@ class PrefillSettings(BenchSettings):
         return sorted({*depths, *(int(deepest * share) for share in FIT_SHARES)})
 
     def fill_of(self, subject: Subject, n_depth: int) -> Fill:
-        """As for decoding, but "fitted" for a Transformer beyond `fit_beyond`."""
+        """Context fill as for decoding; "fitted" for a Transformer beyond `fit_beyond`."""
         fill = super().fill_of(subject, n_depth)
         return "fitted" if fill == "synthetic" and n_depth > self.fit_beyond else fill
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement to make."""
+    """One planned measurement."""
 
     subject: Subject
     n_depth: int
@@ -179,41 +180,42 @@ class Case:
     type_v: str
     fill: Fill
     is_continued: bool
-    """Whether a deeper case of the same series starts from this one's context."""
+    """Whether a deeper case of the same series continues from this context."""
     settings: BenchSettings
 
     @property
     def label(self) -> str:
-        """As llama-bench prints it, for instance `tg128 @ d65536` or `pp512 @ d4096`."""
+        """llama-bench's label, for example `tg128 @ d65536` or `pp512 @ d4096`."""
         test = f"pp{self.settings.n_prompt}" if self.settings.n_prompt else f"tg{self.settings.n_gen}"
         return test + (f" @ d{self.n_depth}" if self.n_depth else "")
 
     @property
     def series(self) -> tuple[str, str, str]:
-        """The cases whose contexts continue one another: same weights, same cache types."""
+        """Identifier of cases whose contexts can continue one another: same weights and cache types."""
         return self.subject.sha256, self.type_k, self.type_v
 
     @property
     def n_ctx(self) -> int:
-        """The context that it needs; a synthetic fill may overshoot the depth by a chunk before it is cut."""
+        """Context size, tokens; synthetic context fill can exceed the depth by a chunk before truncation."""
         needed = max(self.settings.n_timed, self.settings.n_warmup) + 1
-        room = max(needed, CHUNK if self.fill == "synthetic" else 0)
-        return padded(self.n_depth + room, CONTEXT_PADDING)
+        extra = max(needed, CHUNK if self.fill == "synthetic" else 0)
+        return padded(self.n_depth + extra, CONTEXT_PADDING)
 
     def key(self, machine: Machine) -> RowKey:
-        """The identity of its row on `machine`."""
+        """Identity of its row on `machine`."""
+        settings = self.settings
         return RowKey(
             model_sha256=self.subject.sha256,
-            n_ubatch=self.settings.n_ubatch,
-            n_threads=self.settings.n_threads,
+            n_ubatch=settings.n_ubatch,
+            n_threads=settings.n_threads,
             type_k=self.type_k,
             type_v=self.type_v,
-            flash_attn=FLASH_ATTN[self.settings.flash_attn],
-            n_prompt=self.settings.n_prompt,
-            n_gen=self.settings.n_gen,
+            flash_attn=FLASH_ATTN[settings.flash_attn],
+            n_prompt=settings.n_prompt,
+            n_gen=settings.n_gen,
             n_depth=self.n_depth,
-            repetitions=self.settings.repetitions,
-            n_warmup=self.settings.n_warmup,
+            repetitions=settings.repetitions,
+            n_warmup=settings.n_warmup,
             fill=self.fill,
             machine_id=machine.id,
             engine_key=machine.engine_key,
@@ -232,7 +234,7 @@ def examine(model: BenchModel) -> Subject:
 
 
 def choose_fill(subject: Subject, n_depth: int, choice: FillChoice) -> Fill:
-    """How `subject` is brought to `n_depth`: always for real if it is not plain full attention."""
+    """Context fill of `subject` at `n_depth`; "real" if the model is not a full-attention Transformer."""
     if subject.is_spikingbrain or not subject.can_roll_back or n_depth == 0 or choice == "real":
         return "real"
     if choice == "auto" and n_depth <= AUTO_REAL_DEPTH:
@@ -241,7 +243,7 @@ def choose_fill(subject: Subject, n_depth: int, choice: FillChoice) -> Fill:
 
 
 def make_plan(subjects: Sequence[Subject], settings: BenchSettings) -> list[Case]:
-    """All cases, shallow to deep; at each depth the models take turns, so that noise hits all of them."""
+    """All cases in order of depth; the models of a depth follow one another, for interleaving."""
     wanted = [(subject, settings.depths_of(subject)) for subject in subjects]
     return [
         Case(

@@ -1,4 +1,4 @@
-"""A run: every model at every depth, a row for each as soon as it is measured; a later run continues."""
+"""A benchmark run: every model at every depth, with results that a later run resumes from."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sb_edge.bench.rows.results import ResultsFile
 from sb_edge.bench.rows.row import Row, RowKey
+from sb_edge.bench.speed.available_memory import groups_that_fit, require_memory
 from sb_edge.bench.speed.bandwidth import read_bandwidth
 from sb_edge.bench.speed.contexts import Contexts
-from sb_edge.bench.speed.headroom import groups_that_fit, require_memory
 from sb_edge.bench.speed.measure import measure
 from sb_edge.bench.speed.plan import BenchModel, BenchSettings, Case, examine, make_plan
 from sb_edge.bench.speed.ttft import fitted_row, with_fitted_ttft
@@ -21,20 +21,20 @@ from sb_edge.engine.machine import Machine, describe_machine
 from sb_edge.util.errors import SbEdgeError
 
 OnRow = Callable[[Row, int, int], None]
-"""Told of each row: the row, how many of this run are done, how many there are."""
+"""Called with each new row, the number of finished measurements, and their total number."""
 
 
 class TimeBudget:
-    """The time that a run may take; it ends between two measurements, never within one.
+    """Time limit of a run, checked before each measurement.
 
     Args:
-        seconds: from now; None: as long as it takes.
+        seconds: time from now; None: no limit.
 
     Attributes:
-        left_out: the cases that there was no time for, "MODEL LABEL".
+        left_out: skipped cases, "MODEL LABEL".
 
     Raises:
-        SbEdgeError: negative.
+        SbEdgeError: `seconds` is negative.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -45,6 +45,7 @@ class TimeBudget:
 
     @property
     def is_spent(self) -> bool:
+        """Whether the limit is reached."""
         return self._end is not None and time.monotonic() >= self._end
 
 
@@ -58,27 +59,26 @@ def run(
     together: bool = True,
     keep_contexts: bool = False,
 ) -> list[Row]:
-    """Measure every model at every depth; rows already in `output` are taken from there instead.
+    """Measure every model at every depth, except for rows that `output` already contains.
 
     Args:
-        models: the models, baselines among them.
-        settings: the same for all of them; they decide whether decoding or a prompt is timed.
-        output: a JSON Lines file to which each row is appended as soon as it is measured, and that a later
-            call with the same settings resumes from. Contexts of unfinished prefills are kept beside it, in
-            `output`.contexts, until everything is measured.
-        on_row: told of each row as it is measured.
-        budget: the time it may take; what is left out is named there, and missing from the rows.
-        together: load the models of a depth at once and measure them in turns, where memory allows it.
-        keep_contexts: the contexts stay, one for each depth, so that a later call with this `output` and
-            other settings need not prefill again.
+        models: models and baselines.
+        settings: settings of all models; they decide whether decoding or a prompt is timed.
+        output: JSON Lines file; each row is appended when it is measured, and a later call with the same
+            settings resumes from it. Prefilled contexts are cached in `output`.contexts until the run is
+            complete.
+        on_row: called with each measured row.
+        budget: time limit; lists the skipped cases.
+        together: load the models of a depth together and measure them interleaved, if memory suffices.
+        keep_contexts: keep the cached contexts of all depths for later calls with the same `output`.
 
     Returns:
-        The rows of all models, by depth, in the order of `models`.
+        Rows of all models by depth, in the order of `models`.
 
     Raises:
-        OutOfMemoryForecast: a measurement will not fit in memory; nothing has been started.
-        OutputError: `output` cannot be written, is in use or holds something else.
-        GgufError, EngineError, InferenceError: a model or the engine is at fault.
+        OutOfMemoryForecast: a case does not fit in memory; nothing was started.
+        OutputError: `output` cannot be written, is in use, or is not a results file.
+        GgufError, EngineError, InferenceError: see `Model` and `Session`.
     """
     machine = describe_machine(activate())
     plan = make_plan([examine(model) for model in models], settings)
@@ -96,7 +96,7 @@ def run(
 
 
 class _Progress:
-    """What is measured, and what is still to be."""
+    """Finished rows and pending cases of a run."""
 
     def __init__(
         self,
@@ -111,14 +111,14 @@ class _Progress:
         finished: dict[RowKey, Row] = {} if results is None else results.finished
         keys = [case.key(machine) for case in plan]
         self.rows = {key: finished[key] for key in keys if key in finished}
-        # Two names for the same weights are measured once: the key is the content.
+        # The key depends on the content, so two names for the same weights are measured once.
         self.pending = list(
             {key: case for key, case in zip(keys, plan, strict=True) if key not in self.rows}.values()
         )
         self._done = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep rows that were measured together."""
+        """Store rows that were measured together."""
         if self._results is not None:
             self._results.append(*rows)
         for row in rows:
@@ -128,7 +128,7 @@ class _Progress:
                 self._on_row(row, self._done, len(self.pending))
 
     def series_of(self, case: Case) -> list[Row]:
-        """What is measured so far of the case's model and settings, shallow to deep, fitted rows left out."""
+        """Measured rows of the case's series at smaller depths, in order of depth, without fitted rows."""
         keys = [
             other.key(self.machine)
             for other in self.plan
@@ -137,13 +137,13 @@ class _Progress:
         return [self.rows[key] for key in dict.fromkeys(keys)]
 
     def close(self) -> list[str]:
-        """Tell the budget what was left out."""
+        """Add the skipped cases to the budget's list, and return it."""
         left = [case for case in self.pending if case.key(self.machine) not in self.rows]
         self.budget.left_out += [f"{case.subject.name} {case.label}" for case in left]
         return self.budget.left_out
 
     def all_rows(self) -> list[Row]:
-        """In the order of the plan, under the names of the plan."""
+        """All rows, in order and with the names of the plan."""
         found = [(case.subject.name, self.rows.get(case.key(self.machine))) for case in self.plan]
         return [row.model_copy(update={"model": name}) for name, row in found if row is not None]
 

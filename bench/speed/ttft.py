@@ -1,20 +1,20 @@
-"""Time to the first token where prefilling a Transformer for real would take hours: fitted, and said so.
+"""Fit of a Transformer's time to the first token at depths where a real prefill would take hours.
 
-The time that one token of a prompt takes grows linearly with the tokens before it: the projections cost the
-same for all, attention costs something for each position. Both are fitted to the chunks measured at several
-depths; the integral over a prompt's tokens is the time to its first answer.
+The time per prompt token is linear in its position: projections cost the same for every token, attention
+costs a time per previous position. Both are fitted to chunks measured at several depths; the integral over
+the prompt's tokens is the time to the first token. Such rows are marked as fitted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from sb_edge.bench.rows.row import Row
-from sb_edge.bench.rows.timing import NS_PER_SECOND
-from sb_edge.bench.speed.headroom import context_forecast
+from sb_edge.bench.rows.timing import NS_PER_SECOND, Timing
+from sb_edge.bench.speed.available_memory import context_forecast
 from sb_edge.bench.speed.measure import utc_now
 from sb_edge.bench.speed.plan import Case
 from sb_edge.util.errors import SbEdgeError
@@ -25,10 +25,10 @@ class CostFit:
     """ns(position) = base_ns + slope_ns * position for one token of a prompt.
 
     Attributes:
-        depths: of the chunks that it was fitted to, ascending.
-        base_ns: nanoseconds of a token at position 0.
-        slope_ns: nanoseconds more for each position before it.
-        residual: the largest relative difference between a chunk and the fit.
+        depths: depths of the fitted chunks, ascending.
+        base_ns: time of a token at position 0, nanoseconds.
+        slope_ns: additional time per previous position, nanoseconds.
+        residual: largest relative difference between a chunk and the fit.
     """
 
     depths: tuple[int, ...]
@@ -37,18 +37,18 @@ class CostFit:
     residual: float
 
     def chunk_ns(self, depth: int, n_tokens: int) -> float:
-        """Time of a chunk of `n_tokens` after `depth` tokens."""
+        """Time of a chunk of `n_tokens` after `depth` tokens, nanoseconds."""
         return n_tokens * (self.base_ns + self.slope_ns * (depth + n_tokens / 2))
 
     def prompt_ns(self, n_tokens: int) -> float:
-        """Time of a whole prompt: the integral over its tokens."""
+        """Time of a whole prompt, nanoseconds: the integral over its tokens."""
         return self.chunk_ns(0, n_tokens)
 
 
 def fit_cost(rows: Sequence[Row]) -> CostFit:
-    """Fit the cost of a token to measured chunks, each weighted by the inverse of its cost.
+    """Fit the time per token to measured chunks, weighted by the inverse of their times.
 
-    Neither part can be negative, for more work never takes less time.
+    Both coefficients are non-negative.
 
     Raises:
         SbEdgeError: fewer than two depths.
@@ -58,7 +58,7 @@ def fit_cost(rows: Sequence[Row]) -> CostFit:
     by_depth = {row.n_depth: row for row in rows if row.fill != "fitted"}
     chunks = [by_depth[depth] for depth in sorted(by_depth)]
     if len(chunks) < 2:
-        raise SbEdgeError("a fit over depth needs measurements at two depths or more", found=len(chunks))
+        raise SbEdgeError("a fit over depth needs at least two measured depths", found=len(chunks))
     cost = np.array([NS_PER_SECOND / row.median_ts for row in chunks])
     middle = np.array([row.n_depth + row.n_prompt / 2 for row in chunks])
     scale = middle.max()
@@ -71,21 +71,21 @@ def fit_cost(rows: Sequence[Row]) -> CostFit:
 
 
 def with_fitted_ttft(row: Row, series: Sequence[Row]) -> Row:
-    """The row of a prompt that was not prefilled for real, with the time to its first token from a fit.
+    """Add a fitted time to the first token to the row of a prompt without a real prefill.
 
     Args:
-        row: measured after a synthetic fill.
-        series: the measurements of the same model and settings at this depth and shallower ones.
+        row: measured after synthetic context fill.
+        series: rows of the same model and settings at smaller depths.
     """
     return _with_fit(row, fit_cost([*series, row]))
 
 
 def fitted_row(case: Case, series: Sequence[Row]) -> Row:
-    """A row for a depth at which nothing is measured.
+    """The row of a case that is not measured.
 
     Args:
-        case: at that depth.
-        series: the measurements of the same model and settings at shallower depths.
+        case: the case.
+        series: rows of the same model and settings at smaller depths.
     """
     fit = fit_cost(series)
     expected = context_forecast(case)
@@ -97,13 +97,7 @@ def fitted_row(case: Case, series: Sequence[Row]) -> Row:
             "label": case.label,
             "fill": case.fill,
             "test_time": utc_now(),
-            "avg_ns": chunk_ns,
-            "stddev_ns": 0,
-            "avg_ts": speed,
-            "stddev_ts": 0.0,
-            "samples_ns": (),
-            "samples_ts": (),
-            "median_ts": speed,
+            **asdict(Timing((), (), chunk_ns, 0, speed, 0.0, speed)),
             "turns": None,
             "kv_bytes": expected.kv,
             "state_bytes": expected.state,

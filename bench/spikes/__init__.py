@@ -1,1 +1,1 @@
-"""Spike statistics, rasters, sweeps and speed."""
+"""Spikes: statistics, rasters, sweeps of k, speed, tuning reports."""

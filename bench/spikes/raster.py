@@ -1,4 +1,4 @@
-"""Time-neuron firing maps: which channels of an input spike at which virtual time step (report, fig. 10)."""
+"""Spike rasters: spikes of an input by channel and virtual time step (report, fig. 10)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_TOKENS = 12
 MAX_CHANNELS = 64
 
 MAX_STEPS = 32
-"""Steps of a token that are drawn; a burst takes thousands in unary coding."""
+"""Maximum number of drawn steps per token; a burst in unary coding has thousands."""
 
 LABEL_CHARACTERS = 10
 
@@ -37,12 +37,12 @@ _LEVELS = BoundaryNorm([-1.5, -0.5, 0.5, 1.5], 3)
 
 @dataclass(frozen=True)
 class RecordedInput:
-    """The counts of one coded input on a prompt.
+    """Spike counts of one coded input on a prompt.
 
     Attributes:
-        model: the file's name without its folder.
-        layer, projection, k: which input, and how it is coded.
-        labels: the text of each token, for people.
+        model: file name of the model.
+        layer, projection, k: the input and its coding.
+        labels: printable text of each token.
         counts: int32 [tokens, n].
     """
 
@@ -56,14 +56,14 @@ class RecordedInput:
 
 @dataclass(frozen=True)
 class Raster:
-    """Trains of some channels, one token after the other.
+    """Spike trains of selected channels, token by token.
 
     Attributes:
-        coding: of the trains.
+        coding: coding of the trains.
         channels: [shown] indices into the input, ascending.
         train: int8 [shown, drawn steps of all tokens], -1, 0 or 1.
-        token_steps: T of each token; of these the first `MAX_STEPS` are drawn.
-        magnitudes: the signs were dropped, because the coding has none.
+        token_steps: T of each token; the first `MAX_STEPS` steps are drawn.
+        magnitudes: |s| was encoded because the coding has no signs.
     """
 
     coding: Coding
@@ -74,7 +74,7 @@ class Raster:
 
     @property
     def drawn_steps(self) -> list[int]:
-        """Steps drawn of each token; they add up to the width of `train`."""
+        """Number of drawn steps per token; the sum is the width of `train`."""
         return [min(steps, MAX_STEPS) for steps in self.token_steps]
 
 
@@ -87,15 +87,15 @@ def record_input(
     max_tokens: int = MAX_TOKENS,
     n_threads: int | None = None,
 ) -> RecordedInput:
-    """The counts at the input of one projection for the first tokens of a prompt.
+    """Record the spike counts at the input of one projection for the first tokens of a prompt.
 
     Args:
-        model: loaded with spikes.
-        prompt: not empty.
-        layer: from 0.
+        model: model loaded with spikes.
+        prompt: text of at least one token.
+        layer: index of the layer, from 0.
         projection: one of `PROJECTIONS`.
-        max_tokens: tokens of the prompt that are evaluated.
-        n_threads: None: as `default_threads`.
+        max_tokens: maximum number of evaluated tokens.
+        n_threads: None: `default_threads`.
 
     Raises:
         SpikeError: no such layer or projection, or its input is not coded.
@@ -118,7 +118,7 @@ def record_input(
             "its input is not coded",
             path=model.path,
             item=f"{projection} of layer {layer}",
-            hint="`sb-edge inspect` lists what a model codes; ssm_f is in GLA layers only",
+            hint="`sb-edge inspect` lists the coded inputs; ssm_f exists in GLA layers only",
         )
     labels = tuple(token_label(model.token_piece(token) or model.token_text(token)) for token in tokens)
     return RecordedInput(Path(model.path).name, layer, projection, found.k, labels, found.counts)
@@ -129,16 +129,16 @@ def make_raster(
 ) -> Raster:
     """Encode the most active channels of an input.
 
-    A token takes the steps that its largest count over all channels needs, shown or not.
+    The number of steps of a token depends on its largest count over all channels, shown or not.
 
     Args:
         counts: int32 [tokens, n].
-        coding: of the trains.
-        n_channels: how many channels are shown: those with the largest sum of |count|.
-        magnitudes: encode |count| where the coding carries no negative counts.
+        coding: coding of the trains.
+        n_channels: number of channels to show, those with the largest sum of |count|.
+        magnitudes: encode |count| if the coding has no signs.
 
     Raises:
-        SpikeError: negative counts in a coding without signs, and not `magnitudes`.
+        SpikeError: negative counts in a coding without signs, and `magnitudes` is False.
     """
     unsigned = coding in UNSIGNED and bool((counts < 0).any())
     if unsigned and not magnitudes:
@@ -146,7 +146,7 @@ def make_raster(
             "carries no negative counts",
             item=f"coding {coding.value}",
             found=f"{int((counts < 0).sum())} negative of {counts.size}",
-            hint="choose a coding with signs, or --magnitudes to draw |s|",
+            hint="use a coding with signs, or --magnitudes to draw |s|",
         )
     if unsigned:
         counts = np.abs(counts)
@@ -161,10 +161,10 @@ def make_raster(
 
 
 def save_rasters(recorded: RecordedInput, rasters: Sequence[Raster], files: Sequence[Path]) -> None:
-    """Draw one panel for each raster, one below the other, into each of the files.
+    """Draw the rasters below one another, and write the figure to each file.
 
     Raises:
-        OutputError: a name that ends in none of .png, .svg and .pdf, or a file that cannot be written.
+        OutputError: an extension other than .png, .svg and .pdf, or a file cannot be written.
     """
     shown = len(rasters[0].channels)
     width = max(7.0, 1.2 + 1.05 * len(recorded.labels))
@@ -189,7 +189,7 @@ def save_rasters(recorded: RecordedInput, rasters: Sequence[Raster], files: Sequ
 
 
 def token_label(piece: bytes | str) -> str:
-    """A token as a short printable text: spaces and line ends visible, what the font lacks as its code.
+    """A token as short printable text, with visible blanks and codes for characters that the font lacks.
 
     >>> token_label(b" the"), token_label(b"\\n")
     ('·the', '⏎')
@@ -211,7 +211,7 @@ def _has_glyph(character: str) -> bool:
 
 def _draw_raster(axes: Axes, raster: Raster, labels: Sequence[str]) -> None:
     shown = len(raster.channels)
-    # "none" keeps the cells of an SVG sharp: no viewer smooths them.
+    # Viewers do not smooth the cells of an SVG with "none".
     axes.imshow(raster.train, cmap=_COLOURS, norm=_LEVELS, aspect="auto", interpolation="none")
     starts = np.cumsum([0, *raster.drawn_steps])
     for start in starts[1:-1]:
@@ -242,12 +242,12 @@ def _draw_raster(axes: Axes, raster: Raster, labels: Sequence[str]) -> None:
 
 
 def _caption(axes: Axes, raster: Raster) -> None:
-    """The coding's name, and in the spikes' colours what they mean; each part right of the one before."""
+    """Name of the coding, then the legend in the colours of the spikes."""
     parts = [(raster.coding.value, PAPER.ink, "bold"), ("spike +1", PAPER.series[0], "bold")]
     if (raster.train < 0).any():
         parts.append(("spike -1", PAPER.series[1], "bold"))
     if raster.magnitudes:
-        parts.append(("of |s|: this coding has no signs, they are dropped", PAPER.ink, "normal"))
+        parts.append(("of |s|: this coding has no signs", PAPER.ink, "normal"))
     anchor: Any = "axes fraction"
     where, offset = (0.0, 1.0), (0, 25)
     for text, colour, weight in parts:

@@ -1,4 +1,4 @@
-"""Plots of spike statistics: the histogram of counts, spikes by layer, and the sweep of k."""
+"""Plots of spike statistics: histogram of counts, spikes by layer, sweep of k."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 from numpy.typing import NDArray
 
 from sb_edge.bench.spikes.sweep import REPORTED_SWEEP, Sweep
-from sb_edge.evaluate.spike_stats import SpikeReport, SpikeStats, by_projection, total
+from sb_edge.evaluate.spike_stats import SpikeReport, SpikeStats, by_projection, of_site, total
 from sb_edge.runtime.spike_counters import SiteCounts
 from sb_edge.util.plot import (
     DASHED,
@@ -28,22 +28,22 @@ from sb_edge.util.plot import (
 )
 
 LANDMARKS = {7: "7: three bits", 16: "16", 127: "127: int8"}
-"""Counts that the report and the kernels single out."""
+"""Counts marked in the histogram: limits used by the report and by the kernels."""
 
 COUNT_TICKS = (0, 1, 3, 7, 16, 32, 64, 127, 256, 512, 1023)
 
 SINGLE_COUNTS = 32
-"""Counts up to here have a bin each in the histogram; beyond, bins are an eighth of an octave wide."""
+"""Number of single-count bins; further bins are an eighth of an octave wide."""
 
 WIDE_K = 12.0
-"""Values of k further apart than this factor are drawn on a logarithmic axis."""
+"""Ratio of largest to smallest k above which the axis is logarithmic."""
 
 
 def save_report_plots(report: SpikeReport, folder: Path) -> list[Path]:
-    """Write counts.png, counts.svg, layers.png and layers.svg into a folder, which is made if absent.
+    """Write counts.png, counts.svg, layers.png and layers.svg into a folder, which is created if absent.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
 
     def counts(figure: Figure) -> None:
@@ -56,16 +56,16 @@ def save_report_plots(report: SpikeReport, folder: Path) -> list[Path]:
 
 
 def save_sweep_plot(sweep: Sweep, folder: Path) -> list[Path]:
-    """Write sweep.png and sweep.svg into a folder, which is made if absent.
+    """Write sweep.png and sweep.svg into a folder, which is created if absent.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
     return write_figures(folder, {"sweep": ((13, 4.6), lambda figure: _draw_sweep(figure, sweep))})
 
 
 def short_label(projections: Sequence[str]) -> str:
-    """Projections in the least width.
+    """Projection names in short form.
 
     >>> short_label(("attn_q", "attn_k", "attn_v", "ssm_f"))
     'attn_q/k/v, ssm_f'
@@ -80,7 +80,7 @@ def short_label(projections: Sequence[str]) -> str:
 
 
 def _draw_counts(axes: Axes, report: SpikeReport) -> None:
-    """Share of entries by |s|, both axes logarithmic, all inputs filled and each projection a line."""
+    """Share of entries by |s|, both axes logarithmic: all inputs shaded, projections as lines."""
     everything = total(report.sites)
     edges, shares = _shares(everything)
     axes.fill_between(_place(edges), np.append(shares, shares[-1]), step="post", color=PAPER.grid)
@@ -103,7 +103,7 @@ def _draw_counts(axes: Axes, report: SpikeReport) -> None:
         if count < last:
             place = float(_place(count + 0.5))
             axes.axvline(place, **DASHED)
-            side = -1 if count == min(LANDMARKS) else 1  # its neighbour is too near for a name between them
+            side = -1 if count == min(LANDMARKS) else 1  # no room between the first two lines
             axes.annotate(
                 name,
                 (place, 1),
@@ -114,8 +114,8 @@ def _draw_counts(axes: Axes, report: SpikeReport) -> None:
                 ha="right" if side < 0 else "left",
             )
     dress(axes, PAPER, f"spikes |s| of a channel\n{report.model}, {report.tokens} tokens")
-    detail = f"both axes logarithmic, |s| from |s| + 1; beyond {SINGLE_COUNTS} the mean of a bin"
-    caption(axes, PAPER, "Counts: share of entries (channel and token)", detail)
+    detail = f"both axes logarithmic (|s| + 1); counts above {SINGLE_COUNTS}: mean of a bin"
+    caption(axes, PAPER, "Share of entries (one channel, one token) by count", detail)
     list_names(axes, [("all inputs", PAPER.ink), *names], top=16)
 
 
@@ -139,7 +139,7 @@ def _draw_by_layer(
     ends = []
     groups = [group for group in by_projection(sites) if group.projections != ("ssm_f",)]
     for group, colour, marker in zip(groups, PAPER.series * 2, MARKERS * 2, strict=False):
-        ys = [value(SpikeStats(group.projections, (site,))) for site in group.sites]
+        ys = [value(of_site(site)) for site in group.sites]
         axes.plot([site.layer for site in group.sites], ys, color=colour, marker=marker, ms=4, lw=1.4)
         ends.append((ys[-1], short_label(group.projections), colour))
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
@@ -159,12 +159,7 @@ def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
     quality.axhline(1, **DASHED)
     quality.plot(ks, [sweep.ratio(point) for point in points], color=blue, marker="o", lw=2)
     quality.margins(x=0.06, y=0.1)
-    caption(
-        quality,
-        PAPER,
-        "Perplexity over that without spikes",
-        "1: nothing lost",
-    )
+    caption(quality, PAPER, "Perplexity over that without spikes", "1: no loss")
     ends = []
     for label, colour, measured, theirs in (
         ("≤ 7", green, [100 * point.stats.share_at_most_7 for point in points], "share_at_most_7"),
@@ -187,7 +182,7 @@ def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
 
 
 def _apart(ks: Sequence[float], wide: bool) -> list[float]:
-    """The values that can be labelled without touching each other: a twentieth of the axis apart."""
+    """Values whose labels do not overlap: at least a twentieth of the axis apart."""
     places = [math.log(k) if wide else k for k in ks]
     least = 0.05 * (places[-1] - places[0])
     kept: list[int] = []
@@ -198,9 +193,9 @@ def _apart(ks: Sequence[float], wide: bool) -> list[float]:
 
 
 def _shares(stats: SpikeStats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges and shares of bins, one for each count up to `SINGLE_COUNTS`, wider ones beyond.
+    """Edges and shares of bins: single counts up to `SINGLE_COUNTS`, then wider bins.
 
-    A wider bin has the mean share of the counts in it: the rare ones make a line instead of a hatching.
+    A wider bin has the mean share of its counts, which smooths the line of rare counts.
     """
     counts = np.trim_zeros(stats.histogram, "b").astype(np.float64)
     edges: NDArray[np.int64] = np.arange(min(len(counts), SINGLE_COUNTS) + 1)

@@ -1,4 +1,4 @@
-"""Perplexity and spikes over k: the report's table, of any model."""
+"""Perplexity and spike statistics over k, as in the report's table, for any model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from sb_edge.evaluate.spike_stats import MAX_TOKENS, SpikeStats, engine_k, total
 from sb_edge.gguf.reader import read_header
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spike_counters import count_spikes
+from sb_edge.util.output import json_fields
 
 
 @dataclass(frozen=True)
 class ReportedPoint:
-    """A row of the report's table for the 7B: mean of seven benchmarks, 0 to 1, and shares."""
+    """One row of the report's table for the 7B: mean of seven benchmarks, 0 to 1, and shares."""
 
     average: float
     sparsity: float
@@ -25,7 +26,7 @@ class ReportedPoint:
 
 
 REPORTED_WITHOUT = 0.6998
-"""The mean of the seven benchmarks in BF16, without spikes."""
+"""Mean of the seven benchmarks in BF16, without spikes."""
 
 REPORTED_SWEEP = {
     2.0: ReportedPoint(0.6735, 0.730, 0.989),
@@ -34,14 +35,14 @@ REPORTED_SWEEP = {
     3.5: ReportedPoint(0.6898, 0.677, 0.916),
     4.0: ReportedPoint(0.6940, 0.664, 0.877),
 }
-"""arXiv 2509.05276, SpikingBrain-7B. At k = 3 its text gives 94.1 % for the last column."""
+"""SpikingBrain-7B (arXiv 2509.05276). For k = 3 its text gives 94.1 % in the last column."""
 
 DEFAULT_KS = tuple(REPORTED_SWEEP)
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One k for every coded input; None: as the file has them."""
+    """Results with one k for every coded input; `k` None: the k stored in the file."""
 
     k: float | None
     perplexity: float
@@ -53,11 +54,11 @@ class Sweep:
     """Perplexity and spikes of one model on one text.
 
     Attributes:
-        model: the file's name without its folder.
-        text: the text's file name without its folder, or "held-out".
-        tokens: of the text that were predicted.
-        without: perplexity without any spikes.
-        points: in the order asked for; of a file with spikes, what it stores comes first.
+        model: file name of the model.
+        text: file name of the text, or "held-out".
+        tokens: number of predicted tokens.
+        without: perplexity without spikes.
+        points: in the requested order; the k stored in the file comes first.
     """
 
     model: str
@@ -67,26 +68,19 @@ class Sweep:
     points: tuple[SweepPoint, ...]
 
     def ratio(self, point: SweepPoint) -> float:
-        """Perplexity over that without spikes."""
+        """Perplexity of a point over that without spikes."""
         return point.perplexity / self.without
 
-    def document(self) -> dict[str, Any]:
-        """For JSON; the fields are described in docs/spikes.md."""
+    def to_json(self) -> dict[str, Any]:
+        """The fields that docs/spikes.md describes."""
+        statistics = ("window_sparsity", "share_at_most_7", "silent_share", "spikes_per_channel")
         return {
-            "model": self.model,
-            "text": self.text,
-            "tokens": self.tokens,
+            **json_fields(self, "model", "text", "tokens"),
             "perplexity_without_spikes": self.without,
             "points": [
-                {
-                    "k": point.k,
-                    "perplexity": point.perplexity,
-                    "ratio": self.ratio(point),
-                    "window_sparsity": point.stats.window_sparsity,
-                    "share_at_most_7": point.stats.share_at_most_7,
-                    "silent_share": point.stats.silent_share,
-                    "spikes_per_channel": point.stats.spikes_per_channel,
-                }
+                json_fields(point, "k", "perplexity")
+                | {"ratio": self.ratio(point)}
+                | json_fields(point.stats, *statistics)
                 for point in self.points
             ],
         }
@@ -102,16 +96,16 @@ def sweep_k(
     n_threads: int | None = None,
     on_point: Callable[[SweepPoint], None] | None = None,
 ) -> Sweep:
-    """Evaluate a text once without spikes, once as the file has them if it does, and once with each k.
+    """Evaluate a text without spikes, with the k stored in the file if any, and with each k.
 
     Args:
         path: the GGUF.
-        text: at least two tokens.
-        name: of the text, for the result.
+        text: text of at least two tokens.
+        name: name of the text.
         ks: positive numbers.
-        max_tokens: of the text, in one context.
-        n_threads: None: as `default_threads`.
-        on_point: told each point as it is measured.
+        max_tokens: maximum number of tokens, in one context.
+        n_threads: None: `default_threads`.
+        on_point: called with each measured point.
 
     Raises:
         SpikeError: a k that is not a positive number.

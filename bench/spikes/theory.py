@@ -1,42 +1,43 @@
-"""What spike counts of random inputs must look like: closed forms to hold the engine's counters against.
+"""Closed forms of spike statistics for random inputs, compared with the engine's counters.
 
-Inputs are independent and symmetric about 0. With Vth = mean|x| / k the scale of x drops out: y = x / Vth has
+Inputs are independent and symmetric about 0. With Vth = mean|x| / k the scale of x cancels: y = x / Vth has
 mean|y| = k. A count is s = round(y), so P(|s| <= c) = P(|y| < c + 1/2), and every statistic is a sum over c.
 
-The mean of the distribution stands for that of each row; over n channels they differ by a relative
-O(n^-1/2) at random, which averages out over rows up to O(1/n).
+The mean of the distribution approximates the mean of each row. The relative difference of O(n^-1/2) for n
+channels is random and averages out over rows, up to O(1/n).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.arch.spike_plan import require_k
-from sb_edge.evaluate.spike_stats import SpikeStats
+from sb_edge.evaluate.spike_stats import of_site
 from sb_edge.runtime.spike_counters import SiteCounts, count_synthetic
 from sb_edge.util.errors import SpikeError
+from sb_edge.util.output import json_fields
 
 CHANNELS = 4096
 SEED = 0
 
 TOLERANCE = 0.01
-"""Ceiling on the relative difference between a counter and its closed form."""
+"""Maximum relative difference between a counter and its closed form."""
 
 TAIL = 1e-12
-"""Counts less likely than this are left out of the sums."""
+"""Tail probability below which counts are omitted from the sums."""
 
 Distribution = Literal["gaussian", "laplacian"]
 
 
 @dataclass(frozen=True)
 class CountComparison:
-    """A statistic as the engine counted it and as it follows from the distribution."""
+    """A statistic measured by the engine and in closed form."""
 
     name: str
     measured: float
@@ -44,17 +45,20 @@ class CountComparison:
 
     @property
     def difference(self) -> float:
-        """Relative to the closed form."""
+        """Relative difference from the closed form."""
         return abs(self.measured - self.closed_form) / self.closed_form
 
 
 @dataclass(frozen=True)
 class SyntheticCheck:
-    """The engine's counters on random inputs against the closed form.
+    """Comparison of the engine's counters with closed forms on random inputs.
 
     Attributes:
-        counts: the engine's, of `tokens` rows of `channels` values.
+        distribution: distribution of the inputs.
+        k: spike k.
+        counts: the engine's counts.
         probabilities: [largest + 1], P(|s| = c).
+        comparisons: one per statistic.
     """
 
     distribution: Distribution
@@ -65,25 +69,25 @@ class SyntheticCheck:
 
     @property
     def worst(self) -> CountComparison:
-        """The statistic that is furthest from its closed form."""
+        """The statistic with the largest difference."""
         return max(self.comparisons, key=lambda comparison: comparison.difference)
 
-    def document(self) -> dict[str, object]:
-        """For JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """The statistics with their differences."""
         return {
             "synthetic": self.distribution,
             "k": self.k,
-            "channels": self.counts.channels,
-            "tokens": self.counts.tokens,
+            **json_fields(self.counts, "channels", "tokens"),
             "tolerance": TOLERANCE,
             "largest_difference": self.worst.difference,
             "comparisons": [
-                {**asdict(comparison), "difference": comparison.difference} for comparison in self.comparisons
+                json_fields(comparison) | {"difference": comparison.difference}
+                for comparison in self.comparisons
             ],
         }
 
     def require_agreement(self) -> None:
-        """Raises SpikeError: a statistic is further from its closed form than `TOLERANCE`."""
+        """Raises SpikeError if a difference exceeds `TOLERANCE`."""
         worst = self.worst
         if worst.difference > TOLERANCE:
             raise SpikeError(
@@ -107,7 +111,7 @@ def check_synthetic(distribution: Distribution, k: float, tokens: int) -> Synthe
 
 
 def sample(distribution: Distribution, tokens: int, channels: int) -> NDArray[np.float32]:
-    """Random rows of unit scale, float32 [tokens, channels], always the same ones."""
+    """Random rows of unit scale from a fixed seed, float32 [tokens, channels]."""
     generator = np.random.default_rng(SEED)
     if distribution == "gaussian":
         return generator.standard_normal((tokens, channels), dtype=np.float32)
@@ -115,7 +119,7 @@ def sample(distribution: Distribution, tokens: int, channels: int) -> NDArray[np
 
 
 def count_probabilities(distribution: Distribution, k: float) -> NDArray[np.float64]:
-    """P(|s| = c) for c = 0, 1, ... up to where the tail falls below `TAIL`; float64.
+    """P(|s| = c) for c = 0, 1, ... until the tail probability is below `TAIL`; float64.
 
     Raises:
         SpikeError: k is not a positive number.
@@ -130,11 +134,11 @@ def count_probabilities(distribution: Distribution, k: float) -> NDArray[np.floa
 
 
 def compare(counts: SiteCounts, probabilities: NDArray[np.float64]) -> tuple[CountComparison, ...]:
-    """The statistics whose sampling error is far below `TOLERANCE` at a million values or more.
+    """Compare the statistics whose sampling error is far below `TOLERANCE` for a million values.
 
-    The shares of rare counts, as those above 16, are not among them.
+    Shares of rare counts, for example above 16, are excluded.
     """
-    measured = SpikeStats(counts.projections, (counts,))
+    measured = of_site(counts)
     magnitude = np.arange(len(probabilities))
     bits = _popcount(magnitude)
     slots = 3 * np.maximum(1, np.ceil(_bit_length(magnitude) / 3))
@@ -156,15 +160,15 @@ def compare(counts: SiteCounts, probabilities: NDArray[np.float64]) -> tuple[Cou
 
 
 def twos_complement_spikes(probabilities: NDArray[np.float64], channels: int) -> float:
-    """Expected spikes of a channel in two's complement, whose T follows the row's largest count.
+    """Expected spikes per channel in two's complement coding, whose T depends on the row's largest count.
 
-    A row has T = b + 1 steps if its largest |s| has b bits. With F(b) = P(|s| < 2^b), the chance that a given
-    channel has |s| = c <= 2^b - 1 while the row needs exactly b bits is
+    A row has T = b + 1 steps if its largest |s| has b bits. With F(b) = P(|s| < 2^b), the probability that a
+    channel has |s| = c <= 2^b - 1 and the row needs exactly b bits is
     P(c) * (F(b)^(n-1) - [c < 2^(b-1)] F(b-1)^(n-1)).
 
     Args:
         probabilities: P(|s| = c).
-        channels: n, of a row.
+        channels: number of channels per row, n.
     """
     magnitude = np.arange(len(probabilities))
     bits = _popcount(magnitude)

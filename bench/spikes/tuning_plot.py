@@ -1,8 +1,7 @@
-"""What tuning measured, as JSON and as a plot."""
+"""Results of spike tuning as JSON and as a plot."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sb_edge.bench.spikes.stats_plots import short_label
 from sb_edge.quant.spikes.k_tuning import Figures, Kind, TunedPoint, Tuning
-from sb_edge.util.files import atomic_output
+from sb_edge.util.output import write_json
 from sb_edge.util.plot import (
     DASHED,
     MARKERS,
@@ -26,25 +25,24 @@ from sb_edge.util.plot import (
 )
 
 KINDS: dict[Kind, tuple[str, str, str]] = {
-    "single": ("one k everywhere", PAPER.series[1], "o"),
-    "tuned": ("each input its own", PAPER.series[0], "s"),
+    "single": ("single k", PAPER.series[1], "o"),
+    "tuned": ("k per input", PAPER.series[0], "s"),
 }
-"""Of each kind: its name, colour and marker."""
+"""Name, colour and marker of each kind."""
 
 K_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 DIVERGENCE_TICKS = tuple(factor * 10.0**power for power in range(-6, 2) for factor in (1, 2, 5))
 
 
 def save_tuning(tuning: Tuning, folder: Path) -> list[Path]:
-    """Write tuning.json, tuning.png and tuning.svg into a folder, which is made if absent.
+    """Write tuning.json, tuning.png and tuning.svg into a folder, which is created if absent.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
     require_plot_folder(folder)
     document = folder / "tuning.json"
-    with atomic_output(document) as partial:
-        partial.write_text(json.dumps(tuning.document(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(document, tuning)
     return [document, *write_figures(folder, {"tuning": ((16, 9), lambda figure: _draw(figure, tuning))})]
 
 
@@ -66,7 +64,7 @@ def _draw(figure: Figure, tuning: Tuning) -> None:
     _draw_loss(other_loss, tuning, lambda point: point.held_out)
     caption(other_loss, PAPER, "Divergence (KL, nats), logarithmic", other)
     _draw_layers(layers, tuning)
-    caption(layers, PAPER, "k of each input, logarithmic", "tuned, within the budget; line: the single k")
+    caption(layers, PAPER, "k of each input, logarithmic", "k per input within the budget; dashed: single k")
 
 
 def _draw_over_k(axes: Axes, tuning: Tuning, value: Callable[[Figures], float]) -> None:
@@ -76,7 +74,7 @@ def _draw_over_k(axes: Axes, tuning: Tuning, value: Callable[[Figures], float]) 
     _draw_kinds(axes, tuning, place)
     axes.set_xscale("log")
     fix_ticks(axes.xaxis, _k_ticks([point.k for point in tuning.points]))
-    dress(axes, PAPER, "k of all inputs (logarithmic); tuned: with the loss predicted for that k")
+    dress(axes, PAPER, "k of all inputs (logarithmic); k per input: at the predicted loss of that k")
 
 
 def _draw_loss(axes: Axes, tuning: Tuning, figures: Callable[[TunedPoint], Figures]) -> None:
@@ -91,7 +89,7 @@ def _draw_loss(axes: Axes, tuning: Tuning, figures: Callable[[TunedPoint], Figur
 
 
 def _draw_kinds(axes: Axes, tuning: Tuning, place: Callable[[TunedPoint], tuple[float, float]]) -> None:
-    """A line for each kind through its points, the chosen one larger."""
+    """One line per kind; the chosen point is larger."""
     for kind, (_, colour, marker) in KINDS.items():
         points = sorted(place(point) for point in tuning.points if point.kind == kind)
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=3.5, lw=1.6)
@@ -116,5 +114,5 @@ def _draw_layers(axes: Axes, tuning: Tuning) -> None:
 
 
 def _k_ticks(ks: Sequence[float]) -> list[float]:
-    """Ticks for an axis of k that reach around these."""
+    """Ticks that cover these values of k."""
     return [tick for tick in K_TICKS if min(ks) * 0.7 <= tick <= max(ks) * 1.4]

@@ -1,38 +1,47 @@
-"""The table of `sb-edge quantize --spike-k auto`; under 80 columns wide."""
+"""The table of spike tuning; under 80 columns wide."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from sb_edge.quant.spikes.k_tuning import Figures, TunedPoint, Tuning
+from sb_edge.util.table import Column, Table
 
 NOTE = (
-    "ratio: of the perplexity to that without spikes, +- its standard error. KL: from the predictions with "
-    "the finest coding, nats a token. bits: spikes of an entry (one channel, one token), bitwise coding. "
-    "add/MAC: the same, weighted with the outputs that the channel feeds. empty: slots without a spike in "
-    "windows of three steps."
+    "ratio: perplexity over that without spikes, +- its standard error. KL: from the predictions with the "
+    "finest coding, nats per token. bits: spikes per entry (one channel, one token), bitwise coding. "
+    "add/MAC: bits, weighted with the number of outputs that use the channel. empty: slots without a spike "
+    "in windows of three steps."
 )
 
 CHOICES = {"single": "the single k, which spikes less", "tuned": "each input's own k"}
 
+COLUMNS = (
+    Column("k", right=False, min_width=19),
+    *(
+        Column(heading, min_width=width)
+        for heading, width in (
+            ("perplexity", 10), ("ratio", 6), ("+-", 6), ("KL", 7), ("bits", 6), ("add/MAC", 7), ("empty", 7)
+        )
+    ),
+)  # fmt: skip
+"""Equal widths in both tables."""
+
 
 def tuning_table(tuning: Tuning) -> RenderableType:
-    """A single k beside each input's own, at the same budget, on the text that decided and on another one."""
-    title = f"{tuning.text}: {tuning.tokens} predicted tokens"
-    other = f"{tuning.held_out}, not tuned on: {tuning.held_out_tokens} predicted tokens"
+    """A single k and each input's own k at the same budget, on the tuning text and on a held-out text."""
+    title = f"\n{tuning.text}: {tuning.tokens} predicted tokens"
+    other = f"\n{tuning.held_out}, not tuned on: {tuning.held_out_tokens} predicted tokens"
     return Group(
         Text(
             f"Fewest spikes with perplexity up by at most {tuning.budget:.2%}; "
             f"stored: {CHOICES[tuning.chosen.kind]}"
         ),
-        Text(f"\n{title}"),
-        _table(tuning, tuning.without, lambda point: point.tuning),
-        Text(f"\n{other}"),
-        _table(tuning, tuning.held_out_without, lambda point: point.held_out),
+        _table(title, tuning, tuning.without, lambda point: point.tuning),
+        _table(other, tuning, tuning.held_out_without, lambda point: point.held_out),
         Text(
             f"\nAdditions saved at equal KL, mean over the curves: {tuning.savings[0]:.1%}, "
             f"not tuned on {tuning.savings[1]:.1%}"
@@ -41,18 +50,13 @@ def tuning_table(tuning: Tuning) -> RenderableType:
     )
 
 
-def _table(tuning: Tuning, without: float, figures: Callable[[TunedPoint], Figures]) -> Table:
+def _table(title: str, tuning: Tuning, without: float, figures: Callable[[TunedPoint], Figures]) -> Table:
     single, tuned = figures(tuning.single), figures(tuning.tuned)
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("k", min_width=19, no_wrap=True)
-    for heading, width in (
-        ("perplexity", 10), ("ratio", 6), ("+-", 6), ("KL", 7), ("bits", 6), ("add/MAC", 7), ("empty", 7)
-    ):  # fmt: skip
-        table.add_column(heading, justify="right", min_width=width, no_wrap=True)
-    table.add_row("off", f"{without:.3f}", "1")
-    table.add_row(f"{tuning.single.k:.3g} everywhere", *_row(single))
-    table.add_row(f"tuned, {min(tuning.tuned.ks):.3g} to {max(tuning.tuned.ks):.3g}", *_row(tuned))
-    table.add_row("tuned over single", *_gain(single, tuned), style="dim")
+    table = Table(*COLUMNS, title=title, gap=1)
+    table.add("off", f"{without:.3f}", "1")
+    table.add(f"{tuning.single.k:.3g} everywhere", *_row(single))
+    table.add(f"tuned, {min(tuning.tuned.ks):.3g} to {max(tuning.tuned.ks):.3g}", *_row(tuned))
+    table.add("tuned over single", *_gain(single, tuned), dim=True)
     return table
 
 

@@ -106,7 +106,7 @@ class SparseLayout:
     held_out_ratio: float
     added_bytes: int
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For JSON; docs/sparse.md describes the fields."""
         chosen = self.tuning.chosen
         return {

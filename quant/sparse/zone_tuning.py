@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.arch.sparse_plan import MAX_DENSITY_KEY, SPARSE_PROJECTIONS, zones_name
-from sb_edge.evaluate.perplexity import divergences, predictions, token_losses
+from sb_edge.evaluate.perplexity import predictions, token_losses
 from sb_edge.gguf.reader import read_header
 from sb_edge.gguf.rewrite import set_number
 from sb_edge.gguf.values import tensor_bytes
@@ -21,6 +21,7 @@ from sb_edge.quant.tuning_text import Text
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.sparse_counters import SparseCounts, count_products
 from sb_edge.util.errors import SparseError
+from sb_edge.util.logits import kl_divergence
 from sb_edge.util.progress import Advance, progress_bar
 
 DEFAULT_BUDGET = 0.02
@@ -230,7 +231,7 @@ class _ZoneTrials:
         choice = [PROBE_PLACE if each.key[1] == kind else 0 for each in self.candidates]
         self.set(choice)
         with Model(self._path) as model:
-            found = divergences(self._reference, self._predict(model)).mean()
+            found = kl_divergence(self._reference, self._predict(model)).mean()
         errors = [each.curve.errors[at] for each, at in zip(self.candidates, choice, strict=True)]
         return max(float(found), LEAST_LOSS) / max(sum(errors), LEAST_LOSS)
 

@@ -15,7 +15,7 @@ from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.spike_plan import DEFAULT_K, CodedInput, SpikePlan, require_positive
 from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.evaluate.energy import estimate_energy
-from sb_edge.evaluate.perplexity import divergences, predictions, token_losses
+from sb_edge.evaluate.perplexity import predictions, token_losses
 from sb_edge.evaluate.spike_stats import total
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving, search
@@ -24,6 +24,7 @@ from sb_edge.runtime.session import Model
 from sb_edge.runtime.spike_counters import count_spikes
 from sb_edge.util.errors import SpikeError
 from sb_edge.util.files import atomic_output
+from sb_edge.util.logits import kl_divergence
 from sb_edge.util.progress import Advance, progress_bar
 
 Floats = NDArray[np.float64]
@@ -160,7 +161,7 @@ class Tuning:
 
         return saved(lambda point: point.tuning), saved(lambda point: point.held_out)
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """For JSON; the fields are described in docs/tuning-k.md."""
         return {
             "budget": self.budget,
@@ -388,7 +389,7 @@ class _KTrials:
             nll.append(surprise)
             finest = reference[at : at + len(rows)]
             if len(finest):
-                divergence.append(divergences(finest, rows[: len(finest)]))
+                divergence.append(kl_divergence(finest, rows[: len(finest)]))
             at += len(rows)
         return np.concatenate(nll), np.concatenate(divergence)
 

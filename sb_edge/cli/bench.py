@@ -123,7 +123,7 @@ def fill(
     json_target: str | None,
 ) -> None:
     """Check the synthetic fill of a Transformer against a real prefill."""
-    from sb_edge.bench.report.row_tables import rich_table
+    from sb_edge.bench.rows.row_tables import results_table
     from sb_edge.bench.selftest.fill_check import validate_fill
     from sb_edge.bench.speed.plan import DecodeSettings
     from sb_edge.util.output import emit
@@ -132,7 +132,7 @@ def fill(
     checks = validate_fill(models_of(models, ("none",)), settings, on_row=show_row)
 
     def render(console: Console) -> None:
-        console.print(rich_table([row for check in checks for row in (check.real, check.synthetic)]))
+        console.print(results_table([row for check in checks for row in (check.real, check.synthetic)]))
         for check in checks:
             console.print(f"{check.real.model} {check.real.label}: synthetic / real = {check.ratio:.3f}")
 
@@ -219,7 +219,6 @@ def convert(
     size_gib: float, repetitions: int, outtype: str, folder: Path | None, json_target: str | None
 ) -> None:
     """Conversion speed against plain copying, and its memory."""
-    from dataclasses import asdict
 
     from sb_edge.bench.selftest.convert_speed import run
     from sb_edge.util.output import emit, format_bytes
@@ -235,7 +234,7 @@ def convert(
                 highlight=False,
             )
 
-    emit([{**asdict(result), "ratio": result.ratio} for result in results], json_target, render)
+    emit(results, json_target, render)
 
 
 @command.command()
@@ -340,7 +339,7 @@ def sparse(
         if plot is not None:
             save_curves(curves, plot)
         emit(
-            [curve.document() for curve in curves],
+            curves,
             json_target,
             lambda console: console.print(curve_table(curves)),
         )
@@ -362,4 +361,4 @@ def sparse(
         max_tokens=tokens,
         n_threads=threads,
     )
-    emit(result.document(), json_target, lambda console: console.print(speed_table(result)))
+    emit(result, json_target, lambda console: console.print(speed_table(result)))

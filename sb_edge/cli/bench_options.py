@@ -247,9 +247,9 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Running) -> None:
     """Run the benchmark that `settings` describe; print and write what it measured."""
-    from sb_edge.bench.report.row_tables import rich_table
     from sb_edge.bench.rows.compare import comparison_table, first_against_others
     from sb_edge.bench.rows.results import write_csv, write_markdown
+    from sb_edge.bench.rows.row_tables import results_table
     from sb_edge.bench.speed.run import TimeBudget, run
     from sb_edge.util.output import emit
 
@@ -283,7 +283,7 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
 
     def render(console: Any) -> None:
         if rows:
-            console.print(rich_table(rows))
+            console.print(results_table(rows))
         comparisons = first_against_others(rows)
         if comparisons:
             console.print()
@@ -337,7 +337,7 @@ def _require_folders(*files: Path | None) -> None:
 
 def show_row(row: Row, done: int, total: int) -> None:
     """One line on standard error for a row that was measured just now."""
-    from sb_edge.bench.report.row_tables import format_speed
+    from sb_edge.bench.rows.row_tables import format_speed
     from sb_edge.util.progress import stderr
 
     cache = f"{row.type_k}/{row.type_v}"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sb_edge.arch.layers import recurrent_layers
 from sb_edge.bench.report.page import Facts, LayerMap, Section, Transcript, Turn, write_report
-from sb_edge.bench.report.row_tables import rich_table
+from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.bench.speed.plan import BenchModel, DecodeSettings
 from sb_edge.bench.speed.run import run
 from sb_edge.engine import activate, build_engine
@@ -66,7 +66,7 @@ def run_demo(folder: Path, *, depths: tuple[int, ...], n_threads: int | None = N
             f"{done} of {total}: {row.model} {row.label}, {row.median_ts:.1f} tokens/s"
         ),
     )
-    console.print(rich_table(rows))
+    console.print(results_table(rows))
 
     sections: list[Section] = [
         answer,

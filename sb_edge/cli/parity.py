@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sb_edge.evaluate.parity.agreement import KvType, ParityReport
+    from sb_edge.evaluate.parity.engine_side import KvType
+    from sb_edge.evaluate.parity.parity_report import ParityReport
     from sb_edge.evaluate.parity.spike_counts import CountAgreement, SpikeParity
 
 
@@ -124,7 +125,7 @@ def command(
         )
     else:
         raise click.UsageError("Name a CHECKPOINT or --golden.")
-    emit(report.document(), json_target, lambda console: _render(report, console))
+    emit(report, json_target, lambda console: _render(report, console))
     report.require_passed()
 
 

@@ -291,4 +291,4 @@ def _write_sparse(
         allow_requantize=settings.allow_requantize,
         n_threads=settings.threads,
     )
-    emit(layout.document(), json_target, lambda console: console.print(layout_table(layout)))
+    emit(layout, json_target, lambda console: console.print(layout_table(layout)))

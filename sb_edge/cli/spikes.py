@@ -95,7 +95,7 @@ def stats(
         report = measure(loaded, content, name=name, max_tokens=tokens, n_threads=threads)
     if plot is not None:
         save_report_plots(report, plot)
-    emit(report.document(), json_target, lambda console: console.print(stats_table(report, layers=layers)))
+    emit(report, json_target, lambda console: console.print(stats_table(report, layers=layers)))
 
 
 @command.command()
@@ -143,7 +143,7 @@ def sweep(
     )
     if plot is not None:
         save_sweep_plot(result, plot)
-    emit(result.document(), json_target, lambda console: console.print(sweep_table(result)))
+    emit(result, json_target, lambda console: console.print(sweep_table(result)))
 
 
 @command.command()
@@ -234,7 +234,7 @@ def _show_synthetic(
     from sb_edge.util.output import emit
 
     check = check_synthetic(distribution, DEFAULT_K if spike_k is None else spike_k, rows)
-    emit(check.document(), json_target, lambda console: console.print(synthetic_table(check)))
+    emit(check, json_target, lambda console: console.print(synthetic_table(check)))
     check.require_agreement()
 
 

@@ -1,35 +1,37 @@
-"""The machine and the engine that a measurement was made on, without names of hosts or users."""
+"""Description of machine and engine for measurements, without host or user names."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import psutil
 
 from sb_edge.engine import Engine
 from sb_edge.system.cpu import physical_cores, usable_cpus
 from sb_edge.util.hashes import sha256_of_bytes
+from sb_edge.util.output import json_fields
 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides the speed, apart from the model.
+    """Properties that determine the speed of a model.
 
     Attributes:
-        cpu: the processor's name.
-        physical_cores, logical_cores: those that this process may use.
-        memory_bytes: installed memory.
-        governor: the frequency governor, None where the system does not say.
-        os: the operating system's name and the kernel's version.
+        cpu: name of the processor.
+        physical_cores, logical_cores: number of cores available to this process.
+        memory_bytes: installed memory, bytes.
+        governor: frequency governor; None if not readable.
+        os: name of the operating system and version of the kernel.
         engine_key: content key of the engine build.
-        engine_version: the release of llama-cpp-python that the engine was built from.
-        engine_commit: the ggml/llama.cpp commit in it.
-        patches: the patches that were applied to it, in order.
+        engine_version: release of llama-cpp-python with the engine's source.
+        engine_commit: its ggml/llama.cpp commit.
+        patches: applied patches, in order.
     """
 
     cpu: str
@@ -45,16 +47,16 @@ class Machine:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits: the same machine, whatever engine or system it runs."""
+        """Twelve hexadecimal digits that identify the hardware, independent of engine and system."""
         hardware = f"{self.cpu}/{self.logical_cores}/{self.memory_bytes >> 30}"
         return sha256_of_bytes(hardware.encode())[:12]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields and the identity as a plain dictionary."""
-        return {"id": self.id, **asdict(self)}
+        """All fields and the identifier."""
+        return {"id": self.id, **json_fields(self)}
 
     def facts(self) -> list[tuple[str, str]]:
-        """Label and value pairs for a person to read."""
+        """Label and value pairs for display."""
         return [
             ("Processor", self.cpu),
             ("Cores", f"{self.physical_cores} physical, {self.logical_cores} logical"),
@@ -79,7 +81,7 @@ def describe_machine(engine: Engine) -> Machine:
 
 
 def hardware() -> dict[str, Any]:
-    """`Machine`'s cpu, physical_cores, logical_cores, memory_bytes and os."""
+    """Values for `Machine`: cpu, physical_cores, logical_cores, memory_bytes and os."""
     return {
         "cpu": _cpu_name(),
         "physical_cores": len(physical_cores()),
@@ -90,8 +92,6 @@ def hardware() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    import cpuinfo
-
     return str(cpuinfo.get_cpu_info().get("brand_raw") or platform.machine() or "unknown")
 
 
@@ -103,7 +103,7 @@ def _governor() -> str | None:
 
 
 def _system() -> str:
-    """Distribution and kernel version, without what a vendor appends to the latter: that may name a host."""
+    """Distribution and kernel version; without the kernel's vendor suffix, which can contain a host name."""
     try:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
     except OSError:

@@ -1,1 +1,1 @@
-"""Quality of a model: perplexity, questions, passkeys, spike statistics, parity."""
+"""Evaluation: perplexity, questions, passkeys, spike statistics, energy estimate, parity."""

@@ -1,12 +1,12 @@
-"""The report's energy estimate of a spiking model, and the same with the weights' way from DRAM included.
+"""The report's energy estimate of a spiking model, without and with reading the weights from DRAM.
 
-Both are arithmetic on published figures, not measurements of any machine.
+Both are computed from published figures; neither is a measurement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ from sb_edge.arch.sparse_plan import dense_tensors
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.traffic import weight_bytes
 from sb_edge.runtime.spike_counters import SiteCounts
+from sb_edge.util.output import json_fields, to_json
 
 FP16_MAC_PJ = 1.5
 INT8_MAC_PJ = 0.23
@@ -22,23 +23,23 @@ INT8_ADD_PJ = 0.03
 10.1109/ISSCC.2014.6757323), figure 1.1.9: 1.1 + 0.4, 0.2 + 0.03 and 0.03 pJ; the report takes the same."""
 
 ASSUMPTIONS = (
-    "arithmetic of a 45 nm chip (Horowitz, ISSCC 2014): FP16 MAC 1.5 pJ, INT8 MAC 0.23 pJ, INT8 add 0.03 pJ",
-    "a spiking MAC is one INT8 add a spike, bitwise coding: spikes per channel x 0.03 pJ",
-    "an idealised asynchronous chip: a silent slot costs nothing, nor do coding, control, clock or leakage",
-    "compute alone moves no data: no weight, state or activation is fetched from anywhere",
-    "weights: each byte read from DRAM once for every token decoded, batch of one",
-    "left out of both: attention scores, recurrent state, KV cache, norms, embedding look-up",
+    "45 nm arithmetic (Horowitz, ISSCC 2014): FP16 MAC 1.5 pJ, INT8 MAC 0.23 pJ, INT8 add 0.03 pJ",
+    "spiking MAC: one INT8 add per spike, bitwise coding: spikes per channel x 0.03 pJ",
+    "idealised asynchronous chip: empty slots, coding, control, clock and leakage cost nothing",
+    "compute alone: no weights, states or activations are moved",
+    "weights: each byte is read from DRAM once per decoded token, batch size 1",
+    "not included: attention scores, recurrent state, KV cache, norms, embedding lookup",
 )
 
 
 @dataclass(frozen=True)
 class Dram:
-    """A published energy of fetching from DRAM.
+    """A published energy of DRAM reads.
 
     Attributes:
-        name: a short name for tables.
-        pj_per_bit: picojoules for one bit.
-        source: the publication.
+        name: short name for tables.
+        pj_per_bit: picojoules per bit.
+        source: publication.
     """
 
     name: str
@@ -63,13 +64,13 @@ DRAMS = (
 
 @dataclass(frozen=True)
 class Method:
-    """A way of computing one token.
+    """Energy of one token with one kind of arithmetic.
 
     Attributes:
-        name: a short name for tables.
-        coded_pj: compute energy of the coded projections, pJ.
-        other_pj: of the other matrices, pJ.
-        weight_bytes: of all matrices, read once.
+        name: short name for tables.
+        coded_pj: compute energy of the projections with coded inputs, pJ.
+        other_pj: compute energy of the other matrices, pJ.
+        weight_bytes: size of all matrices, bytes.
     """
 
     name: str
@@ -79,25 +80,20 @@ class Method:
 
     @property
     def compute_pj(self) -> float:
-        """Of all matrices."""
+        """Compute energy of all matrices, pJ."""
         return self.coded_pj + self.other_pj
 
     def dram_pj(self, dram: Dram) -> float:
-        """Fetching all weights once."""
+        """Energy of reading all weights once, pJ."""
         return 8 * self.weight_bytes * dram.pj_per_bit
 
     def total_pj(self, dram: Dram) -> float:
-        """Compute and weights."""
+        """Compute energy and weight reads, pJ."""
         return self.compute_pj + self.dram_pj(dram)
 
-    def document(self, coded_macs: int) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "coded_pj_per_mac": self.coded_pj / coded_macs,
-            "coded_pj": self.coded_pj,
-            "other_pj": self.other_pj,
-            "weight_bytes": self.weight_bytes,
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and the energies with each DRAM."""
+        return json_fields(self) | {
             "dram_pj": {dram.name: self.dram_pj(dram) for dram in DRAMS},
             "total_pj": {dram.name: self.total_pj(dram) for dram in DRAMS},
         }
@@ -105,13 +101,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Energy:
-    """One decoded token.
+    """Work and energy of one decoded token.
 
     Attributes:
-        coded_macs: multiply-accumulates of the projections whose inputs are coded.
-        other_macs: of all other matrices; the output projection above all. No method computes them in spikes.
-        spikes: additions that the coded projections take instead, bitwise coding.
-        stored_bytes: of the weights as this file holds them.
+        coded_macs: multiply-accumulates of the projections with coded inputs.
+        other_macs: multiply-accumulates of all other matrices, mainly the output projection; never spiking.
+        spikes: additions that replace `coded_macs`, bitwise coding.
+        stored_bytes: size of the weights in this file.
     """
 
     coded_macs: int
@@ -121,48 +117,50 @@ class Energy:
 
     @property
     def spikes_per_mac(self) -> float:
-        """Spikes per channel, each channel weighted with the outputs that it feeds."""
+        """Spikes per channel, weighted with the number of outputs that use the channel."""
         return self.spikes / self.coded_macs
 
     @property
     def fp16(self) -> Method:
-        """Everything in FP16."""
+        """All matrices in FP16."""
         return self._method("FP16", FP16_MAC_PJ * self.coded_macs, FP16_MAC_PJ, 2)
 
     @property
     def int8(self) -> Method:
-        """Everything in INT8."""
+        """All matrices in INT8."""
         return self._method("INT8", INT8_MAC_PJ * self.coded_macs, INT8_MAC_PJ, 1)
 
     @property
     def spiking(self) -> Method:
-        """Coded projections in spikes, the others in INT8, INT8 weights: the report's W8ASpike."""
+        """The report's W8ASpike: INT8 weights, spiking coded projections, other matrices in INT8."""
         return self._method("spiking", INT8_ADD_PJ * self.spikes, INT8_MAC_PJ, 1)
 
     @property
     def stored(self) -> Method:
-        """As `spiking`, with the weights in the bytes that this file takes."""
+        """`spiking` with the weight size of this file."""
         spiking = self.spiking
         return Method("spiking, this file", spiking.coded_pj, spiking.other_pj, self.stored_bytes)
 
     @property
     def methods(self) -> tuple[Method, ...]:
+        """All four methods."""
         return (self.fp16, self.int8, self.spiking, self.stored)
 
     def _method(self, name: str, coded_pj: float, other_mac_pj: float, bytes_per_weight: int) -> Method:
         weights = self.coded_macs + self.other_macs
         return Method(name, coded_pj, other_mac_pj * self.other_macs, bytes_per_weight * weights)
 
-    def document(self) -> dict[str, Any]:
-        """For JSON: picojoules and bytes for one decoded token."""
+    def to_json(self) -> dict[str, Any]:
+        """Picojoules and bytes per decoded token."""
         fp16, int8, spiking = self.fp16, self.int8, self.spiking
         return {
-            "coded_macs": self.coded_macs,
-            "other_macs": self.other_macs,
-            "spikes_per_mac": self.spikes_per_mac,
+            **json_fields(self, "coded_macs", "other_macs", "spikes_per_mac"),
             "assumptions": list(ASSUMPTIONS),
-            "dram": [asdict(dram) for dram in DRAMS],
-            "methods": [method.document(self.coded_macs) for method in self.methods],
+            "dram": to_json(DRAMS),
+            "methods": [
+                {"coded_pj_per_mac": method.coded_pj / self.coded_macs, **method.to_json()}
+                for method in self.methods
+            ],
             "compute_alone": {
                 "fp16_over_spiking": fp16.coded_pj / spiking.coded_pj,
                 "int8_over_spiking": int8.coded_pj / spiking.coded_pj,
@@ -178,11 +176,11 @@ class Energy:
 
 
 def estimate_energy(header: GgufHeader, sites: Sequence[SiteCounts]) -> Energy:
-    """What one decoded token takes, with the spikes that `sites` counted.
+    """Estimate the energy of one decoded token.
 
     Args:
-        header: the model's.
-        sites: counts of its coded inputs, at least one of them.
+        header: header of the model.
+        sites: spike counts of its coded inputs, at least one.
     """
     matrices = _matrices(header)
     coded_macs, spikes = 0, 0.0
@@ -196,7 +194,7 @@ def estimate_energy(header: GgufHeader, sites: Sequence[SiteCounts]) -> Energy:
 
 
 def _matrices(header: GgufHeader) -> dict[str, int]:
-    """Weights, which are also the MACs of a token, of every matrix that a token is multiplied with."""
+    """Number of weights, equal to MACs per token, of every matrix in a token's products."""
     untied = any(tensor.name == "output.weight" for tensor in header.tensors)
     return {
         tensor.name: prod(tensor.shape)
@@ -206,7 +204,7 @@ def _matrices(header: GgufHeader) -> dict[str, int]:
 
 
 def _tensor(matrices: dict[str, int], layer: int, projection: str) -> str:
-    """The matrix of a projection; of a low-rank gate, the first, whose input is the coded one."""
+    """Name of a projection's matrix; for a low-rank gate the first one, which has the coded input."""
     if projection != "ssm_f":
         return f"blk.{layer}.{projection}.weight"
     low_rank = f"blk.{layer}.ssm_f_a.weight"

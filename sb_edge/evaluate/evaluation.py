@@ -1,9 +1,9 @@
-"""A model and its base side by side: perplexity, multiple choice, passkeys; for several k of the spikes."""
+"""Evaluation of a model and its base: perplexity, multiple choice and passkeys, for several spike k."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from sb_edge.evaluate.passkey import PasskeyScore, prompt_tokens, retrieve_passk
 from sb_edge.evaluate.quality import Quality, compare_quality
 from sb_edge.evaluate.questions import Question, QuestionScore, answer_questions
 from sb_edge.runtime.session import Model
+from sb_edge.util.output import json_fields
 from sb_edge.util.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """What is asked beside perplexity.
+    """Tasks in addition to perplexity.
 
     Attributes:
-        questions: multiple choice; none: leave it out.
-        distances: of passkeys, tokens; none: leave them out.
-        trials: numbers for each distance, in its order; the last for those that follow, too.
+        questions: multiple-choice questions; empty: skip them.
+        distances: passkey distances, tokens; empty: skip passkeys.
+        trials: number of prompts per distance; the last number is used for all further distances.
     """
 
     questions: tuple[Question, ...] = ()
@@ -37,32 +38,28 @@ class Tasks:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What a model made of `Tasks`."""
+    """A model's scores on `Tasks`."""
 
     questions: tuple[QuestionScore, ...]
     passkeys: tuple[PasskeyScore, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a plain dictionary."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model beside its base.
+    """Results of a model and its base.
 
     Attributes:
-        runs: for each setting of the spikes how well the model predicts the text, and its tasks.
-        base: the base's tasks.
+        runs: the model's prediction quality and task scores for each spike setting.
+        base: task scores of the base.
     """
 
     runs: tuple[tuple[Quality, TaskScores], ...]
     base: TaskScores
 
     def to_json(self) -> dict[str, Any]:
-        """The first run's figures, all `runs`, and `base`."""
-        runs = [{**quality.to_json(), **tasks.to_json()} for quality, tasks in self.runs]
-        return {**runs[0], "runs": runs, "base_tasks": self.base.to_json()}
+        """The results of the first run, of all `runs`, and of the base."""
+        runs = [json_fields(quality) | json_fields(tasks) for quality, tasks in self.runs]
+        return {**runs[0], "runs": runs, "base_tasks": json_fields(self.base)}
 
 
 def evaluate_model(
@@ -77,16 +74,17 @@ def evaluate_model(
     tasks: Tasks,
     n_threads: int | None = None,
 ) -> Evaluation:
-    """Measure a model for each setting of its spikes, and its base.
+    """Evaluate a model with each spike setting, and its base.
 
     Args:
-        model, base, text, name, max_tokens, context: as `compare_quality` takes them.
-        spikes: at least one setting, each as `Model` takes it.
-        tasks: the same for all.
-        n_threads: None: as `default_threads`.
+        model, base, text, name, max_tokens, context: as in `compare_quality`.
+        spikes: at least one setting, each as in `Model`.
+        tasks: tasks of all runs.
+        n_threads: None: `default_threads`.
 
     Raises:
-        GgufError, SpikeError, InferenceError, OutOfMemoryForecast: as what it calls.
+        GgufError, SpikeError, InferenceError: see `compare_quality`, `answer_questions`.
+        OutOfMemoryForecast: see `retrieve_passkeys`.
     """
     runs = []
     for setting in spikes:

@@ -1,42 +1,38 @@
-"""The table of `sb-edge eval`, for a terminal and for Markdown."""
+"""The tables of `sb-edge eval`: one for a terminal, one for Markdown."""
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from sb_edge.evaluate.evaluation import Evaluation, TaskScores
 from sb_edge.util.output import format_depth
+from sb_edge.util.table import Column, Table
 
 
 def rich_evaluation(evaluation: Evaluation) -> Table:
-    """For a terminal: a column for the base and for each setting of the spikes, a row for each measure."""
-    (_, *measures), rows = _cells(evaluation)
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column()
-    for heading in ("base", *(_setting(quality.spikes) or "as stored" for quality, _ in evaluation.runs)):
-        table.add_column(heading, justify="right")
-    for number, measure in enumerate(measures, 1):
-        table.add_row(measure, *(row[number] for row in rows))
+    """One column for the base and for each spike setting, one row per measure."""
+    markdown = _table(evaluation)
+    settings = (_setting(quality.spikes) or "as stored" for quality, _ in evaluation.runs)
+    table = Table(Column("", right=False), "base", *settings, gap=1)
+    for number, measure in enumerate(markdown.columns[1:], 1):
+        table.add(measure.heading, *(cells[number] for cells in markdown.rows))
     return table
 
 
 def markdown_evaluation(evaluation: Evaluation) -> str:
-    """For a README."""
-    headings, rows = _cells(evaluation)
-    marks = ["---", *["---:"] * (len(headings) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, marks, *rows))
+    """One row for the base and for each spike setting, one column per measure."""
+    return _table(evaluation).markdown()
 
 
-def _cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows; the base is the first row."""
+def _table(evaluation: Evaluation) -> Table:
     first = evaluation.runs[0][0]
-    headings = ["", "perplexity", "ratio", "KL", *_task_headings(evaluation.base)]
-    rows = [[first.base, f"{first.base_perplexity:.3f}", "", "", *_task_cells(evaluation.base)]]
+    questions = (f"{score.kind} ({score.n})" for score in evaluation.base.questions)
+    passkeys = (f"passkey {format_depth(key.distance)} ({key.trials})" for key in evaluation.base.passkeys)
+    table = Table("", "perplexity", "ratio", "KL", *questions, *passkeys)
+    table.add(first.base, f"{first.base_perplexity:.3f}", "", "", *_scores(evaluation.base))
     for quality, tasks in evaluation.runs:
-        figures = [f"{quality.perplexity:.3f}", f"{quality.ratio:.4f}", f"{quality.kl:.4f}"]
         name = ", ".join(filter(None, (quality.model, _setting(quality.spikes))))
-        rows.append([name, *figures, *_task_cells(tasks)])
-    return headings, rows
+        figures = (f"{quality.perplexity:.3f}", f"{quality.ratio:.4f}", f"{quality.kl:.4f}")
+        table.add(name, *figures, *_scores(tasks))
+    return table
 
 
 def _setting(spikes: float | None) -> str:
@@ -45,10 +41,5 @@ def _setting(spikes: float | None) -> str:
     return f"k = {spikes:g}" if spikes else "no spikes"
 
 
-def _task_headings(tasks: TaskScores) -> list[str]:
-    questions = [f"{score.kind} ({score.n})" for score in tasks.questions]
-    return questions + [f"passkey {format_depth(key.distance)} ({key.trials})" for key in tasks.passkeys]
-
-
-def _task_cells(tasks: TaskScores) -> list[str]:
+def _scores(tasks: TaskScores) -> list[str]:
     return [f"{score.acc:.1%}" for score in tasks.questions] + [f"{key.found:.0%}" for key in tasks.passkeys]

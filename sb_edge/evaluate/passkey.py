@@ -1,4 +1,4 @@
-"""Passkey retrieval: a number told once, text of a given length, then the question what it was."""
+"""Passkey retrieval: a number, then text of a given length, then a question for the number."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _SEED = 20261122
 
 @dataclass(frozen=True)
 class PasskeyScore:
-    """How often a number was found again.
+    """Share of numbers that were retrieved.
 
     Attributes:
         distance: tokens between the number and the question.
-        trials: numbers that were told.
-        found: share of them, 0 to 1, that greedy decoding gave back digit by digit.
+        trials: number of prompts.
+        found: share of prompts, 0 to 1, that greedy decoding continues with the whole number.
     """
 
     distance: int
@@ -53,17 +53,17 @@ def retrieve_passkeys(
     n_threads: int | None = None,
     advance: Advance,
 ) -> list[PasskeyScore]:
-    """Tell a model numbers and ask for them.
+    """Run passkey retrieval.
 
     Args:
-        model: with a vocabulary.
-        passkeys: distances, tokens of other text in between, and how many numbers for each.
-        n_threads: None: as `default_threads`.
-        advance: told of the tokens read.
+        model: model with a vocabulary.
+        passkeys: pairs of distance (tokens) and number of prompts.
+        n_threads: None: `default_threads`.
+        advance: called with the number of evaluated tokens.
 
     Raises:
         InferenceError: no vocabulary.
-        OutOfMemoryForecast: the longest text will not fit in memory.
+        OutOfMemoryForecast: the longest prompt does not fit in memory.
     """
     scores = []
     for distance, trials in passkeys:
@@ -81,12 +81,12 @@ def retrieve_passkeys(
 
 
 def prompt_tokens(distance: int) -> int:
-    """About as many tokens as a prompt has."""
+    """Approximate number of tokens of a prompt."""
     return distance + 64
 
 
 def _prompt(model: Model, distance: int, trial: int) -> tuple[list[int], list[int]]:
-    """The tokens of a text with a number, and of the number as the answer."""
+    """Tokens of a prompt and of its answer."""
     rng = np.random.default_rng((_SEED, trial))
     key = "".join(map(str, rng.integers(10, size=_DIGITS)))
     between: list[int] = []
@@ -99,7 +99,7 @@ def _prompt(model: Model, distance: int, trial: int) -> tuple[list[int], list[in
 
 
 def _answers(session: Session, logits: np.ndarray, answer: Sequence[int]) -> bool:
-    """Whether greedy decoding goes on with these tokens."""
+    """Whether greedy decoding continues with these tokens."""
     for token in answer:
         if int(logits.argmax()) != token:
             return False

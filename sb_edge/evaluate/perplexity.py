@@ -1,4 +1,4 @@
-"""Perplexity of a text, from the engine."""
+"""Perplexity of a text on the engine, and the texts of this project."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from numpy.typing import NDArray
 
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.logits import log_softmax
 
-PIECE = 128
-"""Tokens evaluated at once where all logits are held: a large vocabulary's take much memory."""
+EVALUATION_CHUNK = 128
+"""Tokens evaluated at once; limits the memory for logits of a large vocabulary."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of `tokens` tokens, each given all before it."""
+    """exp of the mean negative log-likelihood of `tokens` predicted tokens."""
 
     value: float
     tokens: int
 
 
 def held_out_text() -> str:
-    """A short English text written for this project, on which nothing is trained or chosen."""
+    """A short English text of this project, excluded from training and tuning."""
     return _built_in("held_out.txt")
 
 
 def evaluation_text() -> str:
-    """Twenty-two texts written for this project: essays, documentation, instructions, stories, letters.
+    """Twenty-two texts of this project: essays, documentation, instructions, stories, letters.
 
-    Nothing is trained on them. Ten times as long as `held_out_text`, for figures to a percent.
+    Excluded from training. Ten times as long as `held_out_text`, for perplexities within a percent.
     """
     return _built_in("evaluation.txt")
 
@@ -44,11 +45,11 @@ def _built_in(name: str) -> str:
 
 
 def read_text(file: Path | None) -> tuple[str, str]:
-    """A UTF-8 text file and its name without the folder; without a file, `held_out_text` as "held-out".
+    """Read a UTF-8 text file; return the text and the file name. None: `held_out_text` and "held-out".
 
     Raises:
-        InferenceError: it is not UTF-8.
-        OSError: it cannot be read.
+        InferenceError: the file is not UTF-8.
+        OSError: the file cannot be read.
     """
     if file is None:
         return held_out_text(), "held-out"
@@ -59,10 +60,16 @@ def read_text(file: Path | None) -> tuple[str, str]:
 
 
 def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: str | None = None) -> None:
-    """Refuse a text of fewer tokens.
+    """Check that a text has at least `least` tokens.
+
+    Args:
+        tokens: the text.
+        least: minimum number of tokens.
+        where: file or name of the text, for the error.
+        hint: advice for the error.
 
     Raises:
-        InferenceError: what was found in `where`, a file or the name of a text.
+        InferenceError: the text has fewer tokens.
     """
     if len(tokens) < least:
         raise InferenceError(
@@ -77,7 +84,7 @@ def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: s
 def perplexity(
     model: Model, text: str, *, n_threads: int | None = None, max_tokens: int = 2048
 ) -> Perplexity:
-    """The perplexity of the first `max_tokens` tokens of a text in one context; its first token is given.
+    """Perplexity of the first `max_tokens` tokens of a text in one context, without the first token.
 
     Raises:
         InferenceError: the model has no vocabulary, or the text has fewer than two tokens.
@@ -93,61 +100,49 @@ def predictions(
     model: Model,
     tokens: Sequence[int],
     *,
-    n_batch: int = PIECE,
+    n_batch: int = EVALUATION_CHUNK,
     n_threads: int | None = None,
     dtype: type[np.floating] = np.float32,
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.float64]]]:
-    """What a model expects after every token of a text, in one context, and how it is surprised.
+    """Predictions after every token of a text, in one context.
 
     Args:
-        model: with or without spikes.
-        tokens: of the text.
-        n_batch: tokens evaluated at once; figures depend on it, as the engine's kernels do.
-        n_threads: None: as `default_threads`.
-        dtype: of the log-probabilities.
+        model: model with or without spikes.
+        tokens: the text.
+        n_batch: tokens evaluated at once; results depend on it because the engine's kernels do.
+        n_threads: None: `default_threads`.
+        dtype: type of the log-probabilities.
 
     Yields:
-        For every piece of n <= `n_batch` tokens: log-probabilities of the next token [n, n_vocab], and -log p
-        of the token that did follow [n], in the last piece [n - 1].
+        For every chunk of n <= `n_batch` tokens: log-probabilities of the next token [n, n_vocab], and -log p
+        of the token that follows [n], in the last chunk [n - 1].
 
     Raises:
         InferenceError: no tokens, or one outside the vocabulary.
     """
     at = 0
     for logits in evaluate(model, tokens, n_batch=n_batch, n_threads=n_threads):
-        rows: NDArray[np.floating] = logits.astype(dtype, copy=False)
-        rows -= rows.max(axis=1, keepdims=True)
-        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        rows = log_softmax(logits, dtype)
         following = np.array(tokens[at + 1 : at + 1 + len(rows)], dtype=np.int64)
         at += len(rows)
         yield rows, -rows[np.arange(len(following)), following].astype(np.float64)
 
 
-def divergences(reference: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
-    """KL(reference || other) of each row, [n], nats; rounding may leave it just below 0.
-
-    Args:
-        reference, other: log-probabilities, [n, n_vocab].
-    """
-    kl: NDArray[np.float64] = (np.exp(reference) * (reference - other)).sum(axis=1, dtype=np.float64)
-    return kl
-
-
 def token_losses(
-    model: Model, tokens: Sequence[int], *, n_batch: int = PIECE, n_threads: int | None = None
+    model: Model, tokens: Sequence[int], *, n_batch: int = EVALUATION_CHUNK, n_threads: int | None = None
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of every token but the first, [T - 1], nats.
 
-    Args and errors: as `predictions`. With `n_batch` 1 the engine decodes token by token.
+    Arguments and errors: see `predictions`. With `n_batch` 1 the engine decodes token by token.
     """
     found = predictions(model, tokens, n_batch=n_batch, n_threads=n_threads)
     return np.concatenate([nll for _, nll in found])
 
 
 def evaluate(
-    model: Model, tokens: Sequence[int], *, n_batch: int = PIECE, n_threads: int | None = None
+    model: Model, tokens: Sequence[int], *, n_batch: int = EVALUATION_CHUNK, n_threads: int | None = None
 ) -> Iterator[NDArray[np.float32]]:
-    """The logits after every token of a text, in one context, [n <= `n_batch`, n_vocab] at a time.
+    """Logits after every token of a text, in one context, in chunks [n <= `n_batch`, n_vocab].
 
     Raises:
         InferenceError: no tokens, or one outside the vocabulary.

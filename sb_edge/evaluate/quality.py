@@ -1,19 +1,19 @@
-"""How well a model predicts a text, beside the base that it was made from, on the engine."""
+"""Perplexity and KL divergence of a model and its base on one text, on the engine."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.evaluate.perplexity import divergences, predictions, require_tokens
+from sb_edge.evaluate.perplexity import predictions, require_tokens
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.logits import kl_divergence
 from sb_edge.util.progress import progress_bar
 
 Floats = NDArray[np.float64]
@@ -24,17 +24,17 @@ class Quality:
     """A model and its base on one text.
 
     Attributes:
-        model, base: the files' names.
-        text: its name.
-        tokens: predicted.
-        context: tokens that a prediction may look back on, at most.
-        spikes: k of the model's spikes as asked for; None: as its file says.
-        perplexity: of the model.
-        base_perplexity: of the base.
-        ratio: the first over the second.
-        ratio_error: standard error of `ratio`, from the tokens' differences.
+        model, base: file names.
+        text: name of the text.
+        tokens: number of predicted tokens.
+        context: maximum number of tokens before a predicted token.
+        spikes: requested spike k of the model; None: the k stored in the file.
+        perplexity: perplexity of the model.
+        base_perplexity: perplexity of the base.
+        ratio: `perplexity` over `base_perplexity`.
+        ratio_error: standard error of `ratio`, from the differences per token.
         kl: KL(base || model), nats, mean over the tokens.
-        top1: share of tokens, 0 to 1, for which both expect the same token most.
+        top1: share of tokens, 0 to 1, for which both have the same most likely token.
     """
 
     model: str
@@ -50,10 +50,6 @@ class Quality:
     kl: float
     top1: float
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a plain dictionary."""
-        return asdict(self)
-
 
 def compare_quality(
     model_path: Path,
@@ -66,32 +62,32 @@ def compare_quality(
     spikes: float | None = None,
     n_threads: int | None = None,
 ) -> Quality:
-    """Measure a model and its base on the same pieces of a text, each read afresh from its first token.
+    """Evaluate a model and its base on the same chunks of a text, each chunk in a new context.
 
     Args:
         model_path, base_path: GGUFs with the same vocabulary.
-        text: that neither was trained on.
-        name: of the text.
-        max_tokens: of it.
-        context: tokens a piece.
-        spikes: of the model, as `Model` takes it; the base has none.
-        n_threads: None: the physical cores.
+        text: text that neither model was trained on.
+        name: name of the text.
+        max_tokens: maximum number of tokens of the text.
+        context: tokens per chunk.
+        spikes: spike k of the model, as in `Model`; the base has no spikes.
+        n_threads: None: number of physical cores.
 
     Raises:
         GgufError, SpikeError: a file cannot be loaded, or has no spikes.
-        InferenceError: no vocabulary, another one, or the text has fewer than two tokens.
+        InferenceError: no vocabulary, different vocabularies, or a text of fewer than two tokens.
     """
     with Model(model_path, spikes=spikes) as model, Model(base_path) as base:
         tokens = model.tokenize(text)[:max_tokens]
         _require_same_vocabulary(model, base, text, tokens)
         require_tokens(tokens, 2, name)
-        pieces = [tokens[start : start + context] for start in range(0, len(tokens), context)]
+        chunks = [tokens[start : start + context] for start in range(0, len(tokens), context)]
         columns: list[Floats] = []
-        with progress_bar("reading the text twice, tokens", len(tokens)) as advance:
-            for piece in pieces:
-                if len(piece) > 1:
-                    columns.append(_compare(model, base, piece, n_threads))
-                advance(len(piece))
+        with progress_bar("evaluating model and base, tokens", len(tokens)) as advance:
+            for chunk in chunks:
+                if len(chunk) > 1:
+                    columns.append(_compare(model, base, chunk, n_threads))
+                advance(len(chunk))
     nll, base_nll, kl, same = np.concatenate(columns, axis=1)
     ratio = math.exp(float((nll - base_nll).mean()))
     return Quality(
@@ -111,7 +107,7 @@ def compare_quality(
 
 
 def _compare(model: Model, base: Model, tokens: Sequence[int], n_threads: int | None) -> Floats:
-    """[4, T - 1]: -log p of each token after the first by model and base, KL, and whether the best agree."""
+    """[4, T - 1]: -log p by model and by base, KL, and top-1 agreement, for each token after the first."""
     parts: list[Floats] = []
     both = zip(
         predictions(base, tokens, n_threads=n_threads),
@@ -119,8 +115,8 @@ def _compare(model: Model, base: Model, tokens: Sequence[int], n_threads: int | 
         strict=True,
     )
     for (expected, base_nll), (found, nll) in both:
-        rows = len(nll)  # the last piece's last prediction has no token to be held against
-        kl = divergences(expected, found)[:rows]
+        rows = len(nll)  # the last prediction of the text has no following token
+        kl = kl_divergence(expected, found)[:rows]
         same = (expected.argmax(axis=1) == found.argmax(axis=1))[:rows]
         parts.append(np.stack([nll, base_nll, kl, same.astype(np.float64)]))
     return np.concatenate(parts, axis=1)
@@ -129,9 +125,9 @@ def _compare(model: Model, base: Model, tokens: Sequence[int], n_threads: int | 
 def _require_same_vocabulary(model: Model, base: Model, text: str, tokens: Sequence[int]) -> None:
     if model.n_vocab != base.n_vocab or base.tokenize(text)[: len(tokens)] != list(tokens):
         raise InferenceError(
-            "has another vocabulary than its base",
+            "has a different vocabulary from its base",
             path=model.path,
             found=f"{model.n_vocab} tokens",
-            expected=f"the {base.n_vocab} of {base.path.name}, and the same cuts",
-            hint="compare with the base that it was made from",
+            expected=f"the {base.n_vocab} tokens of {base.path.name}, and the same tokenization",
+            hint="compare it with the model that it was made from",
         )

@@ -1,4 +1,4 @@
-"""Multiple choice: which of a few answers a model takes to be the likeliest."""
+"""Multiple-choice questions: the answer is the choice with the largest probability."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sb_edge.util.logits import log_softmax
 from sb_edge.util.progress import Advance
 
 CONTEXT = 512
-"""Tokens that a question with an answer may have."""
+"""Maximum number of tokens of a question and its answer."""
 
 Text = Annotated[str, Field(min_length=1)]
 
 
 class Question(BaseModel):
-    """A question and its possible answers; `answer` is the place of the right one."""
+    """A question and its choices; `answer` is the index of the correct choice."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -36,26 +36,26 @@ class Question(BaseModel):
     @model_validator(mode="after")
     def _has_an_answer(self) -> Question:
         if self.answer >= len(self.choices):
-            raise ValueError(f"answer {self.answer} is none of {len(self.choices)} choices")
+            raise ValueError(f"answer {self.answer} is not an index of {len(self.choices)} choices")
         return self
 
     @property
     def prompt(self) -> str:
-        """What an answer follows, after a blank."""
+        """Text before an answer and the blank that separates them."""
         return f"Question: {self.question}\nAnswer:"
 
 
 @dataclass(frozen=True)
 class QuestionScore:
-    """How many questions of a kind were answered.
+    """Accuracy on the questions of one kind.
 
     Attributes:
-        kind: of the questions, "all" for all of them.
+        kind: kind of the questions; "all" for all of them.
         n: number of questions.
-        acc: share, 0 to 1, whose right answer has the largest probability.
-        acc_norm: the same with log-probabilities over the answers' bytes, so that long ones do not lose.
+        acc: share, 0 to 1, for which the correct choice has the largest probability.
+        acc_norm: accuracy with log-probabilities divided by the choices' lengths in bytes.
         acc_error: standard error of `acc`.
-        chance: of `acc` for a model that guesses.
+        chance: expected `acc` of random choices.
     """
 
     kind: str
@@ -67,10 +67,10 @@ class QuestionScore:
 
 
 def read_questions(file: Path | None) -> list[Question]:
-    """The questions of a JSON Lines file; without a file, those of this project.
+    """Read the questions of a JSON Lines file; None: this project's questions.
 
     Raises:
-        InferenceError: a line is no question, or there is none.
+        InferenceError: a line is not a question, or the file has none.
         OSError: the file cannot be read.
     """
     if file is None:
@@ -83,9 +83,9 @@ def read_questions(file: Path | None) -> list[Question]:
             found.append(Question.model_validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "it"
+            place = ".".join(map(str, first["loc"])) or "line"
             raise InferenceError(
-                "is no question",
+                "is not a question",
                 path=file,
                 item=f"line {number}",
                 found=f"{place}: {first['msg']}",
@@ -99,19 +99,19 @@ def read_questions(file: Path | None) -> list[Question]:
 def answer_questions(
     model: Model, questions: Sequence[Question], *, n_threads: int | None = None, advance: Advance
 ) -> list[QuestionScore]:
-    """Ask a model every question; the answer is the choice that it takes to be the likeliest continuation.
+    """Score a model on questions.
 
     Args:
-        model: with a vocabulary.
+        model: model with a vocabulary.
         questions: at least one.
-        n_threads: None: as `default_threads`.
-        advance: told of each question.
+        n_threads: None: `default_threads`.
+        advance: called once per question.
 
     Returns:
-        The scores of all questions, then of each kind, in the order in which kinds first appear.
+        Scores of all questions, then of each kind in order of first appearance.
 
     Raises:
-        InferenceError: no vocabulary, a question is too long, or a choice changes how it is cut into tokens.
+        InferenceError: no vocabulary, a question is too long, or a choice changes its tokenization.
     """
     hits: dict[str, list[tuple[bool, bool, float]]] = {"all": []}
     with Session(model, n_ctx=CONTEXT, n_threads=n_threads) as session:
@@ -131,14 +131,14 @@ def answer_questions(
 
 
 def _log_probability(session: Session, prompt: list[int], question: Question, choice: str) -> float:
-    """log p of a choice after the question, nats; `prompt` is the question's in tokens."""
+    """log p of a choice after the question, nats; `prompt` holds the question's tokens."""
     tokens = session.model.tokenize(f"{question.prompt} {choice}")
     given = len(prompt)
     if tokens[:given] != prompt or len(tokens) == given:
-        raise InferenceError("cannot be told apart from its question", item="choice", found=repr(choice))
+        raise InferenceError("changes how its question is tokenized", item="choice", found=repr(choice))
     session.clear()
-    rows = session.evaluate(tokens[:-1], all_logits=True)[given - 1 :].astype(np.float64)
-    return sum(float(log_softmax(row)[token]) for row, token in zip(rows, tokens[given:], strict=True))
+    rows = log_softmax(session.evaluate(tokens[:-1], all_logits=True)[given - 1 :])
+    return float(rows[np.arange(len(rows)), tokens[given:]].sum())
 
 
 def _score(kind: str, hits: Sequence[tuple[bool, bool, float]]) -> QuestionScore:

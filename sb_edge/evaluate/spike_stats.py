@@ -1,9 +1,9 @@
-"""Statistics of a model's spike counts, from the engine's counters."""
+"""Statistics of a model's spike counts from the engine's counters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from sb_edge.gguf.reader import GgufHeader
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spike_counters import SiteCounts, count_spikes
 from sb_edge.util.errors import GgufError, InferenceError, SpikeError
+from sb_edge.util.output import json_fields, to_json
 
 MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class ReportedFigures:
-    """What the report gives for the 7B at k = 3 (arXiv 2509.05276, section 3.3)."""
+    """Figures of the report for the 7B at k = 3 (arXiv 2509.05276, section 3.3)."""
 
     share_at_most_7: float = 0.941
     share_over_16: float = 0.01
@@ -37,12 +38,21 @@ class ReportedFigures:
 REPORTED = ReportedFigures()
 
 
+CODINGS: dict[str, Callable[[SiteCounts], tuple[int, int]]] = {
+    "unary": lambda site: (site.unary_spikes, site.unary_steps),
+    "bitwise": lambda site: (site.bit_spikes, site.bit_steps),
+    "twos_complement": lambda site: (site.twos_complement_spikes, site.twos_complement_steps),
+}
+"""Spikes and steps of an input by coding: binary and ternary, plain and bidirectional bitwise, two's
+complement."""
+
+
 @dataclass(frozen=True)
 class SpikeStats:
-    """The counts of one or several coded inputs together. Shares are of entries: one channel, one token.
+    """Spike statistics of one or several coded inputs. Shares refer to entries (one channel, one token).
 
     Attributes:
-        projections: what the inputs go into.
+        projections: projections that use the inputs.
         sites: the engine's counts of each coded input, at least one.
     """
 
@@ -51,143 +61,121 @@ class SpikeStats:
 
     @property
     def layer(self) -> int | None:
-        """The layer, None of several."""
+        """The layer; None for inputs of several layers."""
         layers = {site.layer for site in self.sites}
         return layers.pop() if len(layers) == 1 else None
 
     @property
     def k(self) -> float | None:
-        """k, None where the inputs differ in it."""
+        """k; None if the inputs have different k."""
         values = {site.k for site in self.sites}
         return values.pop() if len(values) == 1 else None
 
     @property
     def entries(self) -> int:
-        """Coded values: channels times tokens, over all inputs."""
-        return sum(site.channels * site.tokens for site in self.sites)
+        """Number of coded values: channels times tokens, over all inputs."""
+        return self._sum(lambda site: site.channels * site.tokens)
 
     @property
     def rows(self) -> int:
-        """Coded vectors: tokens, over all inputs."""
-        return sum(site.tokens for site in self.sites)
+        """Number of coded vectors: tokens, over all inputs."""
+        return self._sum(lambda site: site.tokens)
 
     @property
     def histogram(self) -> NDArray[np.int64]:
-        """Entries by |s|; the last bin holds that count and all larger ones."""
+        """Number of entries by |s|; the last bin includes all larger counts."""
         return np.sum([site.histogram for site in self.sites], axis=0, dtype=np.int64)
 
     @property
     def share_at_most_7(self) -> float:
-        """Entries with |s| <= 7: three bits carry them."""
+        """Share of entries with |s| <= 7, which fit in three bits."""
         return float(self.histogram[:8].sum()) / self.entries
 
     @property
     def share_over_16(self) -> float:
-        """Entries with |s| > 16."""
+        """Share of entries with |s| > 16."""
         return 1 - float(self.histogram[:17].sum()) / self.entries
 
     @property
     def silent_share(self) -> float:
-        """Entries with s = 0."""
+        """Share of entries with s = 0."""
         return float(self.histogram[0]) / self.entries
 
     @property
     def negative_share(self) -> float:
-        """Entries with s < 0."""
-        return sum(site.negative for site in self.sites) / self.entries
+        """Share of entries with s < 0."""
+        return self._sum(lambda site: site.negative) / self.entries
 
     @property
     def burst_share(self) -> float:
-        """Entries with |s| > 127, which int8 does not hold."""
-        return sum(site.bursts for site in self.sites) / self.entries
+        """Share of entries with |s| > 127, which do not fit in int8."""
+        return self._sum(lambda site: site.bursts) / self.entries
 
     @property
     def largest(self) -> int:
-        """The largest |s|."""
+        """Largest |s|."""
         return max(site.largest for site in self.sites)
 
     @property
     def mean_threshold(self) -> float:
-        """Vth, the mean over the coded vectors."""
+        """Mean threshold Vth over the coded vectors."""
         return sum(site.threshold_sum for site in self.sites) / self.rows
 
     @property
     def spikes_per_channel(self) -> dict[str, float]:
-        """Mean spikes of an entry: `unary` (binary and ternary coding), `bitwise` (plain and bidirectional),
-        `twos_complement`."""
-        return {name: total / self.entries for name, total in self._spikes().items()}
+        """Mean spikes per entry, by the keys of `CODINGS`."""
+        return {name: sum(of(site)[0] for site in self.sites) / self.entries for name, of in CODINGS.items()}
 
     @property
     def steps_per_token(self) -> dict[str, float]:
-        """Mean virtual time steps T of a token, whose largest count decides it; by the same names."""
-        return {name: total / self.rows for name, total in self._steps().items()}
+        """Mean virtual time steps T per token, set by its largest count, by the keys of `CODINGS`."""
+        return {name: sum(of(site)[1] for site in self.sites) / self.rows for name, of in CODINGS.items()}
 
     @property
     def slot_sparsity(self) -> dict[str, float]:
-        """Share of empty slots when all channels of a token take its T steps; by the same names."""
-        spikes = self._spikes()
-        slots = {
-            "unary": sum(site.unary_steps * site.channels for site in self.sites),
-            "bitwise": sum(site.bit_steps * site.channels for site in self.sites),
-            "twos_complement": sum(site.twos_complement_steps * site.channels for site in self.sites),
-        }
-        return {name: 1 - spikes[name] / slots[name] if slots[name] else 1.0 for name in slots}
+        """Share of empty slots if all channels of a token take its T steps, by the keys of `CODINGS`."""
+        found = {}
+        for name, of in CODINGS.items():
+            slots = sum(of(site)[1] * site.channels for site in self.sites)
+            found[name] = 1 - sum(of(site)[0] for site in self.sites) / slots if slots else 1.0
+        return found
 
     @property
     def window_sparsity(self) -> float:
         """Share of empty slots in windows of three steps, bitwise coding: the report's sparsity.
 
-        A count of more than three bits takes further windows; a silent channel takes one.
+        A count of more than three bits takes several windows; a silent channel takes one.
         """
-        return 1 - self._spikes()["bitwise"] / sum(site.window_slots for site in self.sites)
+        return 1 - self._sum(lambda site: site.bit_spikes) / self._sum(lambda site: site.window_slots)
 
-    def _spikes(self) -> dict[str, int]:
-        return {
-            "unary": sum(site.unary_spikes for site in self.sites),
-            "bitwise": sum(site.bit_spikes for site in self.sites),
-            "twos_complement": sum(site.twos_complement_spikes for site in self.sites),
-        }
+    def _sum(self, value: Callable[[SiteCounts], int]) -> int:
+        return sum(value(site) for site in self.sites)
 
-    def _steps(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
+        """The fields that docs/spikes.md describes."""
         return {
-            "unary": sum(site.unary_steps for site in self.sites),
-            "bitwise": sum(site.bit_steps for site in self.sites),
-            "twos_complement": sum(site.twos_complement_steps for site in self.sites),
-        }
-
-    def document(self) -> dict[str, Any]:
-        """For JSON; the fields are described in docs/spikes.md."""
-        return {
-            "layer": self.layer,
-            "projections": list(self.projections),
-            "k": self.k,
+            **json_fields(self, "layer", "projections", "k"),
             "inputs": len(self.sites),
-            "entries": self.entries,
-            "share_at_most_7": self.share_at_most_7,
-            "share_over_16": self.share_over_16,
-            "silent_share": self.silent_share,
-            "negative_share": self.negative_share,
-            "burst_share": self.burst_share,
-            "largest": self.largest,
-            "mean_threshold": self.mean_threshold,
-            "spikes_per_channel": self.spikes_per_channel,
-            "steps_per_token": self.steps_per_token,
-            "slot_sparsity": self.slot_sparsity,
-            "window_sparsity": self.window_sparsity,
+            **json_fields(
+                self, "entries", "share_at_most_7", "share_over_16", "silent_share", "negative_share",
+                "burst_share", "largest", "mean_threshold", "spikes_per_channel", "steps_per_token",
+                "slot_sparsity", "window_sparsity",
+            ),
             "histogram": np.trim_zeros(self.histogram, "b").tolist(),
-        }
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SpikeReport:
-    """What a model's spikes were on a text.
+    """Spike statistics of a model on a text.
 
     Attributes:
-        model: the file's name without its folder.
-        text: the text's file name without its folder, or "held-out".
-        tokens: of the text that were evaluated.
-        plan: the spiking in effect.
+        model: file name of the model.
+        text: file name of the text, or "held-out".
+        tokens: number of evaluated tokens.
+        plan: spike plan in effect.
         sites: counts of every coded input, by layer.
+        energy: energy estimate for one decoded token.
     """
 
     model: str
@@ -197,33 +185,35 @@ class SpikeReport:
     sites: tuple[SiteCounts, ...]
     energy: Energy
 
-    def document(self) -> dict[str, Any]:
-        """For JSON; the fields are described in docs/spikes.md."""
+    def to_json(self) -> dict[str, Any]:
+        """The fields that docs/spikes.md describes."""
         return {
-            "model": self.model,
-            "text": self.text,
-            "tokens": self.tokens,
-            "query_k": self.plan.query_k,
-            "kv_rounding": self.plan.kv_rounding,
-            "total": total(self.sites).document(),
-            "projections": [stats.document() for stats in by_projection(self.sites)],
-            "layers": [stats.document() for stats in by_site(self.sites)],
-            "energy": self.energy.document(),
+            **json_fields(self, "model", "text", "tokens"),
+            **json_fields(self.plan, "query_k", "kv_rounding"),
+            "total": to_json(total(self.sites)),
+            "projections": to_json(by_projection(self.sites)),
+            "layers": to_json(by_site(self.sites)),
+            "energy": to_json(self.energy),
         }
 
 
 def total(sites: Sequence[SiteCounts]) -> SpikeStats:
-    """All inputs together; one that several projections share is counted once, as it is coded once."""
+    """Statistics of all inputs; an input shared by several projections is counted once."""
     return SpikeStats(_in_order({name for site in sites for name in site.projections}), tuple(sites))
 
 
+def of_site(site: SiteCounts) -> SpikeStats:
+    """Statistics of one coded input."""
+    return SpikeStats(site.projections, (site,))
+
+
 def by_site(sites: Sequence[SiteCounts]) -> list[SpikeStats]:
-    """One for each coded input."""
-    return [SpikeStats(site.projections, (site,)) for site in sites]
+    """Statistics of each coded input."""
+    return [of_site(site) for site in sites]
 
 
 def by_projection(sites: Sequence[SiteCounts]) -> list[SpikeStats]:
-    """One for each projection over all layers; projections that share their input in every layer share it."""
+    """Statistics of each projection over all layers; projections with the same inputs are one group."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in total(sites).projections:
         members = tuple(index for index, site in enumerate(sites) if name in site.projections)
@@ -235,18 +225,18 @@ def by_projection(sites: Sequence[SiteCounts]) -> list[SpikeStats]:
 
 
 def engine_k(header: GgufHeader, spike_k: float | None) -> float | None:
-    """The k to load a model with, so that it has spikes to count.
+    """The k for loading a model with spikes.
 
     Args:
-        header: the model's.
-        spike_k: the user's wish; None: as the file says, or `DEFAULT_K` if it says nothing.
+        header: header of the model.
+        spike_k: requested k; None: the k stored in the file, else `DEFAULT_K`.
 
     Returns:
-        For `Model(spikes=...)`: None means as the file says.
+        Argument for `Model(spikes=...)`; None: the k stored in the file.
 
     Raises:
-        SpikeError: the wish is not a positive number.
-        GgufError: another architecture, or spike keys that make no plan.
+        SpikeError: `spike_k` is not a positive number.
+        GgufError: another architecture, or invalid spike keys.
     """
     path = header.files[0]
     if header.arch != ARCH:
@@ -260,32 +250,32 @@ def engine_k(header: GgufHeader, spike_k: float | None) -> float | None:
 def measure(
     model: Model, text: str, *, name: str, max_tokens: int = MAX_TOKENS, n_threads: int | None = None
 ) -> SpikeReport:
-    """Evaluate the first `max_tokens` tokens of a text in one context and count the spikes.
+    """Evaluate the first `max_tokens` tokens of a text in one context and count spikes.
 
     Args:
-        model: loaded with spikes.
-        text: not empty.
-        name: of the text, for the report.
+        model: model loaded with spikes.
+        text: text of at least one token.
+        name: name of the text, for the report.
         max_tokens: at least 1.
-        n_threads: None: as `default_threads`.
+        n_threads: None: `default_threads`.
 
     Raises:
         SpikeError: the model was loaded without spikes.
-        InferenceError: no vocabulary, an empty text, or values that are not finite.
+        InferenceError: no vocabulary, an empty text, or NaN or infinity in the model.
     """
     plan = model.spike_plan
     if plan is None:
-        raise SpikeError("has no spikes to count", path=model.path, hint="give a k with --spike-k")
+        raise SpikeError("has no spikes to count", path=model.path, hint="set k with --spike-k")
     tokens = model.tokenize(text)[:max_tokens]
     with count_spikes(model) as counters:
-        # All logits: where none are wanted, the engine leaves out what follows the last layer's attention.
+        # All logits: without them the engine skips the part of the last layer after attention.
         for _ in evaluate(model, tokens, n_threads=n_threads):
             pass
         sites = tuple(counters.sites())
     broken = next((site for site in sites if not math.isfinite(site.threshold_sum)), None)
     if broken is not None:
         raise InferenceError(
-            "the model computes values that are not finite",
+            "the model computes NaN or infinity",
             path=model.path,
             item=f"input of {broken.projections[0]}, layer {broken.layer}",
         )
@@ -295,6 +285,6 @@ def measure(
 
 
 def _in_order(names: set[str]) -> tuple[str, ...]:
-    """Projections as they come in a layer; names that are none ("synthetic") last."""
+    """Projections in the order of a layer; other names ("synthetic") last."""
     known = [name for name in PROJECTIONS if name in names]
     return (*known, *sorted(names - set(known)))

@@ -1,4 +1,4 @@
-"""The state that the processor was in while something was measured, as far as the system tells."""
+"""State of the processor during a measurement: frequency, temperature, throttling."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import psutil
 
 CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
-"""The kernel's names for sensors at the processor, the most exact first."""
+"""Kernel names of processor sensors, in order of preference."""
 
 THROTTLE_COUNTS = "/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """After a measurement; None where the system does not tell.
+    """State after a measurement; values are None if the system does not provide them.
 
     Attributes:
-        cpu_mhz, cpu_mhz_max: frequency, mean over the cores, and the highest that they can have.
-        temperature_c: of the processor's hottest sensor, degrees Celsius.
-        throttle_events: how often a core was slowed down for its heat during the measurement.
+        cpu_mhz, cpu_mhz_max: mean frequency over the cores, and their maximum frequency, MHz.
+        temperature_c: temperature of the processor's hottest sensor, degrees Celsius.
+        throttle_events: number of thermal throttling events of all cores during the measurement.
     """
 
     cpu_mhz: float | None
@@ -33,7 +33,7 @@ class Conditions:
 
 
 def throttle_count() -> int | None:
-    """How often a core was slowed down for its heat since the system booted; None: it does not count."""
+    """Number of thermal throttling events of all cores since boot; None if not available."""
     files = sorted(Path("/").glob(THROTTLE_COUNTS.lstrip("/")))
     try:
         return sum(int(file.read_text()) for file in files) if files else None
@@ -42,10 +42,10 @@ def throttle_count() -> int | None:
 
 
 def read_conditions(throttled_before: int | None) -> Conditions:
-    """The processor's state now.
+    """Read the current state.
 
     Args:
-        throttled_before: `throttle_count()` at the start of the measurement.
+        throttled_before: `throttle_count()` before the measurement.
     """
     mhz, mhz_max = _frequency()
     now = throttle_count()
@@ -64,7 +64,7 @@ def _frequency() -> tuple[float | None, float | None]:
 
 
 def _temperature() -> float | None:
-    # psutil has the function on systems only that have sensors at all.
+    # psutil defines this function only on systems with sensors.
     read: Callable[[], dict[str, list[Any]]] = getattr(psutil, "sensors_temperatures", dict)
     try:
         sensors = read()

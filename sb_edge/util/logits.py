@@ -1,4 +1,4 @@
-"""How far two sets of logits lie apart. numpy only."""
+"""Log-softmax, KL divergence and NMSE of logits, in numpy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sb_edge.util.errors import ParityError
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two sets of logits compared over all positions.
+    """Differences between two sets of logits over all positions.
 
     Attributes:
-        nmse: sum((x - y)^2) / sum(x^2), x the reference.
+        nmse: sum((x - y)^2) / sum(x^2), where x is the reference.
         kl: mean over positions of KL(softmax x || softmax y), nats.
-        top1: share of positions, 0 to 1, whose largest logit is the same token's.
-        worst_position: the position with the largest NMSE of its own.
-        worst_nmse: that NMSE.
+        top1: share of positions, 0 to 1, at which both have the same most likely token.
+        worst_position: position with the largest NMSE.
+        worst_nmse: NMSE at that position.
     """
 
     nmse: float
@@ -31,7 +31,7 @@ class Agreement:
 
 def _ratio(error: float, power: float, item: str | None = None) -> float:
     if error and not power:
-        raise ParityError("the reference is all zeros: no ratio to it can be taken", item=item)
+        raise ParityError("the reference is all zeros, so its NMSE is undefined", item=item)
     return error / power if error else 0.0
 
 
@@ -50,15 +50,34 @@ def nmse(reference: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     return _ratio(error, power)
 
 
-def log_softmax(row: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Logits [vocab] as log-probabilities."""
-    shifted = row - row.max()
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return result
+def log_softmax(logits: NDArray[np.floating], dtype: type[np.floating] = np.float64) -> NDArray[np.floating]:
+    """Log-probabilities over the last axis, computed in `dtype`.
+
+    Args:
+        logits: [vocab] or [n, vocab].
+        dtype: type of computation and result.
+    """
+    rows: NDArray[np.floating] = logits.astype(dtype)
+    rows -= rows.max(axis=-1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+    return rows
+
+
+def kl_divergence(reference: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
+    """KL(reference || other) over the last axis, nats; rounding can leave it slightly below 0.
+
+    Args:
+        reference, other: log-probabilities, [vocab] or [n, vocab].
+
+    Returns:
+        [] or [n].
+    """
+    kl: NDArray[np.float64] = (np.exp(reference) * (reference - other)).sum(axis=-1, dtype=np.float64)
+    return kl
 
 
 def compare_logits(reference: NDArray[np.floating], other: NDArray[np.floating]) -> Agreement:
-    """Compare logits row by row, in float64, so that only one row a side is ever widened.
+    """Compare logits row by row in float64; only one row of each side is converted at a time.
 
     Args:
         reference: [T, vocab], T >= 1.
@@ -78,11 +97,10 @@ def compare_logits(reference: NDArray[np.floating], other: NDArray[np.floating])
         row_nmse = _ratio(row_error, row_power, f"position {position}")
         if row_nmse > worst_nmse:
             worst_position, worst_nmse = position, row_nmse
-        expected_log, found_log = log_softmax(exact), log_softmax(found)
-        kl += float((np.exp(expected_log) * (expected_log - found_log)).sum())
+        kl += float(kl_divergence(log_softmax(exact), log_softmax(found)))
         same += int(exact.argmax() == found.argmax())
     rows = len(reference)
-    # Rounding can leave a sum of KL terms at -1e-17 where the two agree.
+    # Rounding can make the KL of equal logits slightly negative.
     return Agreement(_ratio(error, power), max(kl / rows, 0.0), same / rows, worst_position, worst_nmse)
 
 

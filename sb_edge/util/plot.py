@@ -1,4 +1,4 @@
-"""What all plots share: colours, style, files and SVG for a page, labels that keep apart."""
+"""Common parts of all plots: colours, style, files, inline SVG, labels without overlap."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sb_edge.util.errors import OutputError
 from sb_edge.util.files import atomic_output
 
 LABEL_GAP = 0.075
-"""Least vertical distance of two direct labels, as a share of the axis."""
+"""Minimum vertical distance of two line labels, as a share of the axis."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours: text and axes, grid lines, what lies behind hollow markers, one for each series in turn."""
+    """Colours of text and axes, grid lines, the inside of hollow markers, and the series."""
 
     ink: str
     grid: str
@@ -41,7 +41,7 @@ PAPER = Theme(
     background="#ffffff",
     series=("#0b62b0", "#c2500a", "#0a7a55", "#8a3fa0", "#8a6d00", "#b3204d"),
 )
-"""For files: dark on white."""
+"""Colours for image files: dark on white."""
 
 PAGE = Theme(
     ink="#010101",
@@ -49,12 +49,12 @@ PAGE = Theme(
     background="#040404",
     series=("#030301", "#030302", "#030303", "#030304", "#030305", "#030306"),
 )
-"""Placeholders that become the page's CSS variables, so that one plot suits light and dark."""
+"""Placeholders that `inline_svg` replaces with CSS variables for light and dark mode."""
 
 DASHED: Any = {"color": PAPER.ink, "lw": 0.9, "ls": (0, (4, 3))}
-"""Of a line that marks a value."""
+"""Style of a line that marks a value."""
 
-STYLE: Any = {  # the type of matplotlib's settings differs between its versions
+STYLE: Any = {  # the type of matplotlib's settings depends on its version
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",
@@ -65,22 +65,22 @@ STYLE: Any = {  # the type of matplotlib's settings differs between its versions
 
 
 FORMATS = (".png", ".svg")
-"""Of plots that come in a folder."""
+"""Formats of plots that are written into a folder."""
 
 Drawing = tuple[tuple[float, float], Callable[[Figure], None]]
-"""Width and height in inches, and a function that fills the empty figure."""
+"""Width and height in inches, and a function that draws on the empty figure."""
 
 
 def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> None:
-    """Write a figure in the house style; the name's ending chooses PNG, SVG or PDF.
+    """Write a figure in the common style; the extension selects PNG, SVG or PDF.
 
     Args:
-        path: of the file.
+        path: the file.
         size: width and height in inches.
-        draw: fills the empty figure.
+        draw: draws on the empty figure.
 
     Raises:
-        OutputError: an ending that is none of these, or the file cannot be written.
+        OutputError: another extension, or the file cannot be written.
     """
     kind = require_image_name(path)
     with matplotlib.rc_context(STYLE), atomic_output(Path(path)) as partial:
@@ -90,10 +90,10 @@ def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure],
 
 
 def require_plot_folder(folder: Path | None) -> None:
-    """Find out before measuring for minutes, not after, that the plots have nowhere to go.
+    """Create a folder for plots if needed; call this before a long measurement.
 
     Raises:
-        OutputError: the folder is a file, or cannot be made.
+        OutputError: `folder` is a file, or its parent folder does not exist.
     """
     if folder is None:
         return
@@ -106,10 +106,10 @@ def require_plot_folder(folder: Path | None) -> None:
 
 
 def write_figures(folder: Path, drawings: Mapping[str, Drawing]) -> list[Path]:
-    """Write NAME.png and NAME.svg for each drawing into a folder, which is made if absent.
+    """Write NAME.png and NAME.svg for each drawing into a folder, which is created if absent.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
     require_plot_folder(folder)
     files = []
@@ -121,10 +121,10 @@ def write_figures(folder: Path, drawings: Mapping[str, Drawing]) -> list[Path]:
 
 
 def require_image_name(path: Path) -> str:
-    """The kind of image that a name's ending stands for: png, svg or pdf.
+    """Return the image format of a file extension: png, svg or pdf.
 
     Raises:
-        OutputError: another ending.
+        OutputError: another extension.
     """
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
@@ -133,11 +133,11 @@ def require_image_name(path: Path) -> str:
 
 
 def inline_svg(name: str, draw: Callable[[Axes], None]) -> str:
-    """A plot as an SVG element for a page that defines --ink, --grid, --card, --series-1 ... -6.
+    """Draw an SVG element for a page that defines --ink, --grid, --card and --series-1 to -6.
 
     Args:
-        name: keeps the identifiers of the page's plots apart.
-        draw: fills the axes in the colours of PAGE.
+        name: makes the plot's identifiers unique on the page.
+        draw: draws on the axes in the colours of PAGE.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(8.4, 4.0), layout="constrained")
@@ -147,7 +147,7 @@ def inline_svg(name: str, draw: Callable[[Axes], None]) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # A size in points would keep the plot from following the page's width; the viewBox keeps its shape.
+    # Without a size in points the plot scales with the page; the viewBox preserves its aspect ratio.
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     for placeholder, variable in ((PAGE.ink, "ink"), (PAGE.grid, "grid"), (PAGE.background, "card")):
@@ -175,7 +175,7 @@ def fix_ticks(axis: Axis, ticks: Sequence[float]) -> None:
 
 
 def caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
-    """A bold title at the left, and below it what a reader has to know."""
+    """Add a bold title at the left and a line of detail below it."""
     axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold", pad=24)
     axes.annotate(
         detail, (0, 1), (0, 8), "axes fraction", textcoords="offset points", color=theme.ink, fontsize=9
@@ -183,11 +183,11 @@ def caption(axes: Axes, theme: Theme, title: str, detail: str) -> None:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Name lines at their right ends, in their colours; labels that would overlap are moved apart.
+    """Label lines at their right ends, in their colours, without overlap.
 
     Args:
-        axes: their vertical limits are final.
-        ends: of each line, the value that it ends with, its name and its colour.
+        axes: axes with final vertical limits.
+        ends: last value, name and colour of each line.
     """
     scale = axes.yaxis.get_transform()
     low, high = scale.transform(np.array(axes.get_ylim()))
@@ -200,12 +200,12 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def list_names(axes: Axes, names: Sequence[tuple[str, str]], *, top: float = 10) -> None:
-    """Names in their colours, one below the other, in the upper right corner.
+    """List names in their colours in the upper right corner.
 
     Args:
-        axes: where.
-        names: of each line, its name and its colour.
-        top: points of room above the first.
+        axes: axes of the plot.
+        names: name and colour of each line.
+        top: space above the first name, points.
     """
     for row, (name, colour) in enumerate(names):
         axes.annotate(
@@ -223,7 +223,7 @@ def list_names(axes: Axes, names: Sequence[tuple[str, str]], *, top: float = 10)
 
 
 def spread(heights: Sequence[float]) -> list[float]:
-    """Ascending heights moved apart to at least LABEL_GAP, and down again where they leave the axis."""
+    """Move ascending heights apart by at least LABEL_GAP, within the axis."""
     moved: list[float] = []
     for height in heights:
         moved.append(max(height, moved[-1] + LABEL_GAP) if moved else max(height, 0.0))

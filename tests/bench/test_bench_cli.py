@@ -50,7 +50,7 @@ def test_bad_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], com
         (["--json", "no/such/rows.json"], "error: no/such: the folder does not exist"),
         (
             ["--flash-attn", "off", "--type-v", "q8_0"],
-            "error: a quantized cache of values needs flash attention",
+            "error: a quantized V cache needs flash attention",
         ),
     ],
 )

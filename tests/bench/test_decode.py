@@ -9,8 +9,8 @@ import pytest
 
 from sb_edge.bench.rows.row import Row
 from sb_edge.bench.selftest.fill_check import validate_fill
+from sb_edge.bench.speed.context_fill import CHUNK, synthetic_fill
 from sb_edge.bench.speed.contexts import Contexts, open_session, prefill, rewinder
-from sb_edge.bench.speed.fill import CHUNK, synthetic_fill
 from sb_edge.bench.speed.plan import BenchModel, DecodeSettings, examine, make_plan
 from sb_edge.bench.speed.run import run
 from sb_edge.engine.machine import Machine
@@ -164,7 +164,7 @@ def test_a_recurrent_model_cannot_be_filled_synthetically(tiny_gguf: Path) -> No
     with (
         Model(tiny_gguf) as model,
         Session(model, n_ctx=512) as session,
-        pytest.raises(InferenceError, match="cannot be filled synthetically"),
+        pytest.raises(InferenceError, match="does not support synthetic context fill"),
     ):
         synthetic_fill(session, 64, [1, 2, 3], ignore)
 
@@ -172,7 +172,7 @@ def test_a_recurrent_model_cannot_be_filled_synthetically(tiny_gguf: Path) -> No
 def test_a_synthetic_fill_starts_from_nothing(tiny_llama: Path) -> None:
     with Model(tiny_llama) as model, Session(model, n_ctx=512, n_seq_max=2, kv_unified=True) as session:
         session.evaluate([1])
-        with pytest.raises(InferenceError, match="starts from an empty context"):
+        with pytest.raises(InferenceError, match="needs an empty context"):
             synthetic_fill(session, 64, [1, 2, 3], ignore)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sb_edge.bench.speed.fill import CHUNK
-from sb_edge.bench.speed.headroom import groups_that_fit, needed, require_memory
+from sb_edge.bench.speed.available_memory import groups_that_fit, needed, require_memory
+from sb_edge.bench.speed.context_fill import CHUNK
 from sb_edge.bench.speed.plan import (
     AUTO_REAL_DEPTH,
     BenchModel,

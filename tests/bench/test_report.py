@@ -84,8 +84,8 @@ def test_the_page_says_everything(tmp_path: Path, rows: list[Row], machine: Mach
     write_report(path, rows, machine, SECTIONS)
     text = " ".join(parse(path).words)
     for expected in (
-        "tg32 @ d262144*†", "llama-1b", "synthetic fill", "<script>alert('yes')</script>", "GLA", "SWA",
-        "untrained", "19.3", machine.cpu, "0001-a.patch", "build 0123", "tokens per second",
+        "tg32 @ d262144*†", "llama-1b", "synthetic context fill", "<script>alert('yes')</script>",
+        "GLA", "SWA", "untrained", "19.3", machine.cpu, "0001-a.patch", "build 0123", "tokens per second",
     ):  # fmt: skip
         assert expected in text, expected
 

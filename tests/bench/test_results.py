@@ -10,16 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sb_edge.bench.report.row_tables import label_with_marks
 from sb_edge.bench.rows.results import (
     SCALAR_FIELDS,
     ResultsFile,
     write_csv,
-    write_json,
     write_markdown,
 )
 from sb_edge.bench.rows.row import Row, RowKey
+from sb_edge.bench.rows.row_tables import label_with_marks
 from sb_edge.util.errors import OutputError
+from sb_edge.util.output import write_json
 
 MakeRow = Callable[..., Row]
 
@@ -154,7 +154,7 @@ def test_csv_has_a_column_for_each_scalar(tmp_path: Path, rows: list[Row]) -> No
 
 def test_json_is_an_array_of_rows(tmp_path: Path, rows: list[Row]) -> None:
     path = tmp_path / "rows.json"
-    write_json(rows, path)
+    write_json(path, rows)
     assert [Row.model_validate_json(json.dumps(row)) for row in json.loads(path.read_text())] == rows
 
 
@@ -166,7 +166,7 @@ def test_markdown_has_a_line_for_each_row(tmp_path: Path, make_row: MakeRow) -> 
     assert lines[1] == "| :--- | :--- | ---: | ---: | ---: | ---: | ---: |"
     assert lines[2].startswith("| a\\|b | tg32 @ d4096 | 10.00 ± ")
     assert "tg32 @ d4096\\* " in lines[3]
-    assert any("synthetic fill" in line for line in lines[4:])
+    assert any("synthetic context fill" in line for line in lines[4:])
 
 
 def test_positions_beyond_the_models_are_marked(make_row: MakeRow) -> None:

@@ -98,7 +98,7 @@ def test_silent_inputs_divide_by_nothing() -> None:
     stats = SpikeStats(("attn_q",), (count(np.zeros((2, 4), dtype=np.int32)),))
     assert stats.silent_share == stats.share_at_most_7 == stats.window_sparsity == 1
     assert stats.slot_sparsity == {"unary": 1.0, "bitwise": 1.0, "twos_complement": 1.0}
-    assert stats.document()["histogram"] == [8]
+    assert stats.to_json()["histogram"] == [8]
 
 
 def test_projections_with_the_same_inputs_share_a_line(sites: tuple[SiteCounts, ...]) -> None:
@@ -160,7 +160,7 @@ def test_only_coded_projections_are_counted_as_spikes(sites: tuple[SiteCounts, .
 
 def test_the_report_s_figures_follow_from_its_spikes_per_channel() -> None:
     energy = Energy(coded_macs=10**6, other_macs=0, spikes=1.13e6, stored_bytes=10**6)
-    document = energy.document()
+    document = energy.to_json()
     assert energy.spiking.coded_pj / 10**6 == pytest.approx(0.034, abs=2e-4)
     assert 1 - 1 / document["compute_alone"]["fp16_over_spiking"] == pytest.approx(0.977, abs=5e-4)
     assert 1 - 1 / document["compute_alone"]["int8_over_spiking"] == pytest.approx(0.852, abs=2e-3)
@@ -169,7 +169,7 @@ def test_the_report_s_figures_follow_from_its_spikes_per_channel() -> None:
 
 
 def test_the_document_is_json_with_the_documented_fields(report: SpikeReport) -> None:
-    document = json.loads(json.dumps(report.document(), allow_nan=False))
+    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     described = (ROOT / "docs" / "spikes.md").read_text(encoding="utf-8").split("## JSON")[1]
     names = {*document, *document["total"], *document["energy"], *document["energy"]["methods"][0]}
     assert {name for name in names if f"`{name}`" not in described} == set()
@@ -216,7 +216,7 @@ def test_the_sweep_beside_the_report_s(sweep: Sweep) -> None:
     assert re.search(r"^file +20.400 +1.0200 ", text, re.MULTILINE)
     assert re.search(r"^3 +20.333 +1.0167 .* 0.9824 +69.2% +95.1%", text, re.MULTILINE)
     assert re.search(r"^1000 +20.001 +1.0001 ", text, re.MULTILINE)
-    document = json.loads(json.dumps(sweep.document(), allow_nan=False))
+    document = json.loads(json.dumps(sweep.to_json(), allow_nan=False))
     described = (ROOT / "docs" / "spikes.md").read_text(encoding="utf-8").split("## JSON")[1]
     assert {name for name in (*document, *document["points"][0]) if f"`{name}`" not in described} == set()
     assert [point["k"] for point in document["points"]] == [None, 2, 3, 1000]

@@ -23,5 +23,5 @@ def test_one_sample_has_no_spread() -> None:
 
 @pytest.mark.parametrize("samples", [[], [0], [5, -1]])
 def test_impossible_samples_are_refused(samples: list[int]) -> None:
-    with pytest.raises(SbEdgeError, match="positive samples"):
+    with pytest.raises(SbEdgeError, match="must be positive"):
         summarize(samples, 1)

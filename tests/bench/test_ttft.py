@@ -46,5 +46,5 @@ def test_noise_gives_no_negative_cost(make_row: MakeRow) -> None:
 
 
 def test_a_fitted_row_is_no_measurement(make_row: MakeRow) -> None:
-    with pytest.raises(SbEdgeError, match="two depths or more"):
+    with pytest.raises(SbEdgeError, match="at least two measured depths"):
         fit_cost([chunk(make_row, 0, 2e6, 1.0), chunk(make_row, 4096, 2e6, 1.0, "fitted")])

@@ -66,7 +66,7 @@ def test_files(tuning: Tuning, tmp_path: Path) -> None:
     assert document["stored"] == "tuned" and len(document["curve"]) == 8
     assert document["sites"][2] == {"layer": 1, "projections": ["ssm_f"], "sensitivity": 0.001}
     assert files[1].read_bytes().startswith(b"\x89PNG")
-    assert "each input its own" in files[2].read_text() and "not tuned on" in files[2].read_text()
+    assert "k per input" in files[2].read_text() and "not tuned on" in files[2].read_text()
 
 
 def test_a_folder_that_cannot_be_made(tuning: Tuning, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_questions_of_this_project() -> None:
     ("line", "problem"),
     [
         ("{", "Invalid JSON"),
-        (QUESTION.replace('"answer": 0', '"answer": 2'), "answer 2 is none of 2 choices"),
+        (QUESTION.replace('"answer": 0', '"answer": 2'), "answer 2 is not an index of 2 choices"),
         (QUESTION.replace('"answer": 0', '"answer": true'), "answer: Input should be a valid integer"),
         (QUESTION.replace(', "a dog"', ""), "choices: List should have at least 2 items"),
         (QUESTION.replace("What is ice?", ""), "question: String should have at least 1 character"),

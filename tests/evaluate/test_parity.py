@@ -19,15 +19,9 @@ from rich.console import Console
 
 from sb_edge.cli import COMMANDS, cli
 from sb_edge.cli.parity import PieceSizes, _render
-from sb_edge.evaluate.parity.agreement import (
-    EngineRun,
-    Greedy,
-    ParityReport,
-    Rows,
-    compare_layers,
-    continue_greedily,
-    feed,
-)
+from sb_edge.evaluate.parity.agreement import compare_layers
+from sb_edge.evaluate.parity.engine_side import Rows, continue_greedily, feed
+from sb_edge.evaluate.parity.parity_report import EngineRun, Greedy, ParityReport
 from sb_edge.evaluate.parity.reference_side import Reference
 from sb_edge.reference import require_torch
 from sb_edge.reference.network import Cache, SpikingBrain
@@ -96,7 +90,7 @@ def test_other_greedy_text_fails_within_the_tolerance() -> None:
 
 def test_json_has_the_documented_fields() -> None:
     found = report(1e-9, 1e-6, layers={"l_out-0": 1e-9}, greedy=Greedy([1, 2], [1, 3]))
-    document = json.loads(json.dumps(found.document(), allow_nan=False))
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
     described = text.split("## JSON")[1].split("## Recordings")[0]
     assert all(f"`{name}`" in described for name in document)

@@ -15,7 +15,9 @@ import pytest
 from sb_edge.arch.config import PRESETS
 from sb_edge.arch.spike_plan import PROJECTIONS
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.evaluate.parity.agreement import KvType, against_checkpoint, against_recording
+from sb_edge.convert.initialise import write_random_checkpoint
+from sb_edge.evaluate.parity.agreement import against_checkpoint, against_recording
+from sb_edge.evaluate.parity.engine_side import KvType
 from sb_edge.util.errors import CheckpointError, ParityError
 from sb_edge.util.tolerances import ENGINE_BY_KV_TYPE, SPIKES, SPIKES_F32
 
@@ -116,7 +118,7 @@ def test_other_weights_change_counts(spiking_gguf: Path, tmp_path: Path) -> None
     assert report.spikes is not None
     assert report.spikes.same_inputs.worst is not None
     assert report.spikes.same_inputs.worst.layer == 2
-    with pytest.raises(ParityError, match=r"ffn_gate in layer 2: .*state --counts-identical"):
+    with pytest.raises(ParityError, match=r"ffn_gate in layer 2: .*set --counts-identical"):
         report.require_passed()
     against_checkpoint(spiking_gguf, other, kv_type="f32", tolerance=9, counts_identical=0.5).require_passed()
 
@@ -137,10 +139,8 @@ def test_other_weights_fail_at_their_layer(gguf: Path, tmp_path: Path) -> None:
 
 
 def test_another_vocabulary_is_refused(gguf: Path, tmp_path: Path) -> None:
-    from test_reference_model import write_checkpoint
-
     config = PRESETS["tiny"].model_copy(update={"vocab_size": 300})
-    write_checkpoint(tmp_path / "other", config)
+    write_random_checkpoint(config, tmp_path / "other", attention_bias=True)
     with pytest.raises(ParityError, match=r"vocab_size: not the checkpoint .*found 300, expected 256"):
         against_checkpoint(gguf, tmp_path / "other")
 

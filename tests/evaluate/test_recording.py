@@ -78,7 +78,7 @@ def test_a_prompt_longer_than_the_model_takes_is_refused_unread(tmp_path: Path) 
     path = tmp_path / "bomb.npz"
     path.write_bytes(packed(input_ids=npy(IDS), logits=npy(LOGITS) + bytes(50_000_000)))
     assert path.stat().st_size < 100_000
-    with pytest.raises(ParityError, match=r"bomb.npz: logits: is larger than this model's prompts"):
+    with pytest.raises(ParityError, match=r"bomb.npz: logits: exceeds this model's longest prompt"):
         load_recording(path, n_vocab=VOCAB, max_tokens=8)
 
 

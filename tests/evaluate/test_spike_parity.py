@@ -14,9 +14,10 @@ from rich.console import Console
 
 from sb_edge.arch.spike_plan import RELEASED_PLAN, SpikePlan
 from sb_edge.cli.parity import _render
-from sb_edge.evaluate.parity.agreement import EngineRun, ParityReport
+from sb_edge.evaluate.parity.engine_side import BlockInputs
+from sb_edge.evaluate.parity.parity_report import EngineRun, ParityReport
 from sb_edge.evaluate.parity.reference_side import Reference
-from sb_edge.evaluate.parity.spike_counts import BlockInputs, Counts, SpikeParity, compare_counts
+from sb_edge.evaluate.parity.spike_counts import Counts, SpikeParity, compare_counts
 from sb_edge.reference.network import SpikingBrain
 from sb_edge.util.errors import ParityError
 from sb_edge.util.logits import Agreement
@@ -84,7 +85,7 @@ def test_nearly_all_counts_must_be_the_same(
     assert found.passed is passes
     assert report(found).passed is passes
     if not passes:
-        with pytest.raises(ParityError, match="ffn_up in layer 1: the engine's spike counts are not"):
+        with pytest.raises(ParityError, match="ffn_up in layer 1: the engine's spike counts differ"):
             report(found).require_passed()
 
 
@@ -106,7 +107,7 @@ def test_differences_of_extreme_counts_do_not_wrap() -> None:
 def test_nothing_coded_is_nothing_wrong() -> None:
     empty = compare_counts({}, {})
     assert SpikeParity(empty, empty, 1.0).passed
-    json.dumps(SpikeParity(empty, empty, 1.0).document(), allow_nan=False)
+    json.dumps(SpikeParity(empty, empty, 1.0).to_json(), allow_nan=False)
 
 
 def test_a_projection_that_one_side_does_not_code_is_named() -> None:
@@ -125,7 +126,7 @@ def test_counts_of_another_shape_are_named() -> None:
 
 
 def test_json_has_the_documented_fields() -> None:
-    document = json.loads(json.dumps(report(parity(3)).document(), allow_nan=False))
+    document = json.loads(json.dumps(report(parity(3)).to_json(), allow_nan=False))
     text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
     described = text.split("## JSON")[1].split("## Recordings")[0]
     assert all(f"`{name}`" in described for name in document)

@@ -86,7 +86,7 @@ def test_the_choice_is_stored_and_keeps_the_budget(tiny: Path, texts: tuple[Text
     assert {point.kind for point in tuning.points} == {"single", "tuned"}
     assert len(tuning.sensitivities) == len(tuning.sites) == 4 * 4
     assert min(tuning.sensitivities) > 0
-    json.dumps(tuning.document(), allow_nan=False)
+    json.dumps(tuning.to_json(), allow_nan=False)
 
 
 @pytest.mark.engine

@@ -1,1 +1,1 @@
-"""Engine against reference: logits and spike counts."""
+"""Parity of engine and reference: logits, layer outputs, spike counts, greedy text."""

@@ -1,6 +1,6 @@
-"""Recorded logits: an .npz with `input_ids` [T] int32 and `logits` [T, vocab] float32, of a whole prompt.
+"""Recorded logits: an .npz file with `input_ids` [T] int32 and `logits` [T, vocab] float32 of a prompt.
 
-The file is foreign input: nothing is unpickled, and sizes are checked before anything is unpacked.
+The file is untrusted input: nothing is unpickled, and sizes are checked before arrays are unpacked.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from sb_edge.util.errors import ParityError
 
 HEADER_BYTES = 4096
-"""More than any honest .npy header of a plain array takes (128 bytes)."""
+"""Maximum size of an .npy header; plain arrays need 128 bytes."""
 
-# What zipfile and numpy's header parser raise on damaged bytes, found by fuzzing both.
+# Errors of zipfile and of numpy's header parser on damaged files, found by fuzzing.
 _DAMAGED_ARCHIVE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -48,13 +48,14 @@ def load_recording(path: Path, *, n_vocab: int, max_tokens: int) -> Recording:
     """Read and check recorded logits.
 
     Args:
-        path: the .npz.
-        n_vocab: the vocabulary of the model to be compared.
-        max_tokens: the longest prompt that it takes.
+        path: the .npz file.
+        n_vocab: vocabulary size of the compared model.
+        max_tokens: maximum length of its prompts.
 
     Raises:
-        ParityError: not an .npz, damaged, or an array is missing, of another type or shape, or out of range.
-        OSError: cannot be read.
+        ParityError: not an .npz file, damaged, or an array is missing, of another type or shape, or out of
+            range.
+        OSError: the file cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -69,7 +70,7 @@ def load_recording(path: Path, *, n_vocab: int, max_tokens: int) -> Recording:
 
 
 def _read(archive: zipfile.ZipFile, path: Path, key: str, dtype: np.dtype, max_items: int) -> NDArray:
-    """One array, unpacked only if the archive declares no more bytes than `max_items` can take."""
+    """Read one array of at most `max_items` elements, by the size that the archive declares."""
     try:
         member = archive.getinfo(f"{key}.npy")
     except KeyError:
@@ -81,11 +82,11 @@ def _read(archive: zipfile.ZipFile, path: Path, key: str, dtype: np.dtype, max_i
             expected="input_ids and logits",
         ) from None
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ParityError("is packed in a way that numpy does not use", path=path, item=key)
+        raise ParityError("has an unsupported compression", path=path, item=key)
     most = max_items * dtype.itemsize + HEADER_BYTES
     if member.file_size > most:
         raise ParityError(
-            "is larger than this model's prompts can be",
+            "exceeds this model's longest prompt",
             path=path,
             item=key,
             found=f"{member.file_size} bytes",

@@ -1,4 +1,4 @@
-"""The reference as `sb_edge.evaluate.parity.agreement` asks it: token lists in, numpy out."""
+"""The reference's side of a comparison: token lists in, numpy arrays out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sb_edge.arch.spike_plan import SpikePlan
-from sb_edge.evaluate.parity.agreement import Rows
-from sb_edge.evaluate.parity.spike_counts import BlockInputs, Counts
+from sb_edge.evaluate.parity.engine_side import BlockInputs, Rows
+from sb_edge.evaluate.parity.spike_counts import Counts
 from sb_edge.reference.device import describe_device, pick_device
 from sb_edge.reference.greedy import greedy
 from sb_edge.reference.network import SpikingBrain
@@ -24,10 +24,10 @@ class Reference:
     """A checkpoint loaded with the plain recurrence.
 
     Args:
-        checkpoint: a folder in the public layout.
-        device: a name for `pick_device`.
-        dtype: of weights and activations; states, norms and softmax take float32 at least.
-        spikes: the spiking to compute; None for none, whatever the checkpoint is made for.
+        checkpoint: folder in the public layout.
+        device: name for `pick_device`.
+        dtype: type of weights and activations; states, norms and softmax use at least float32.
+        spikes: spike plan, whatever the checkpoint's config says; None: no spikes.
 
     Raises:
         CheckpointError, ConfigError, DeviceError.
@@ -54,7 +54,7 @@ class Reference:
 
     @torch.inference_mode()
     def rows(self, tokens: Sequence[int], *, per_layer: bool) -> Rows:
-        """All logits of a prompt, [T, vocab], its spike counts, and every block's output if asked for."""
+        """Logits [T, vocab] and spike counts of a prompt; with `per_layer` also every block's output."""
         layers: dict[str, np.ndarray] = {}
         counts: Counts = {}
 
@@ -71,7 +71,7 @@ class Reference:
 
     @torch.inference_mode()
     def counts(self, inputs: Sequence[BlockInputs]) -> Counts:
-        """The counts in each half of each block, computed from inputs given for it."""
+        """Spike counts in each half of each block, computed from the given inputs."""
         counts: Counts = {}
         blocks: Iterable[Any] = self._model.model.layers
         for layer, (block, given) in enumerate(zip(blocks, inputs, strict=True)):
@@ -81,7 +81,7 @@ class Reference:
         return counts
 
     def greedy(self, prompt: Sequence[int], n_tokens: int) -> list[int]:
-        """`generate.greedy` on this model."""
+        """Greedy continuation of a prompt, `n_tokens` token ids."""
         return greedy(self._model, prompt, n_tokens)
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
@@ -98,6 +98,6 @@ def _collector(counts: Counts, layer: int) -> Callable[[Site, Tensor], None]:
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:
-    """numpy has no bfloat16."""
+    """Convert to numpy; bfloat16, which numpy lacks, becomes float32."""
     wide: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
     return wide

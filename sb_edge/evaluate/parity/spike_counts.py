@@ -1,59 +1,36 @@
-"""Spike counts of the engine against the reference's, projection by projection.
+"""Compare spike counts of engine and reference by projection.
 
-Coding is discontinuous: one count that flips on a rounding edge moves everything after it. So each half of a
-block is compared from the same inputs: the reference computes its counts from what went into that half in the
-engine. The counts of both sides' own runs are compared as well, and shown; they are not judged.
+Coding is discontinuous: one count that changes at a rounding edge changes all later values. So each half of a
+block is compared on the same inputs: the reference computes its counts from the engine's inputs of that half.
+The counts of independent runs of both sides are reported, too, but do not affect the result.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.util.errors import ParityError
-
-if TYPE_CHECKING:
-    from sb_edge.runtime.session import Model
+from sb_edge.util.output import json_fields, to_json
 
 Counts = dict[tuple[int, str], NDArray[np.int32]]
-"""(layer, projection) to the counts at its input, [T, n]."""
-
-_INPUT_FILTER = r"embd|ffn_inp-\d+|l_out-\d+"
-
-
-@dataclass(frozen=True)
-class BlockInputs:
-    """What goes into the two halves of a block, float32 [T, hidden]: attention, and feed-forward network."""
-
-    attention: NDArray[np.float32]
-    ffn: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class EngineSpikes:
-    """The engine's counts on a prompt, and the inputs of its blocks, in order."""
-
-    counts: Counts
-    inputs: tuple[BlockInputs, ...]
+"""Counts at the input of each (layer, projection), [T, n]."""
 
 
 @dataclass(frozen=True)
 class ProjectionCounts:
-    """The counts at one projection's input, compared.
+    """Comparison of the counts at one projection's input.
 
     Attributes:
-        layer: from 0.
+        layer: index of the layer, from 0.
         projection: one of `PROJECTIONS`.
-        total: counts compared, T * n.
-        differing: those that are not the same.
-        largest_difference: between two of them.
+        total: number of compared counts, T * n.
+        differing: number of different counts.
+        largest_difference: largest difference of two counts.
     """
 
     layer: int
@@ -65,23 +42,23 @@ class ProjectionCounts:
 
 @dataclass(frozen=True)
 class CountAgreement:
-    """Counts of several projections; those that share one input are counted once each."""
+    """Comparison of the counts of several projections; each projection counts, even with a shared input."""
 
     projections: tuple[ProjectionCounts, ...]
 
     @cached_property
     def total(self) -> int:
-        """Counts compared."""
+        """Number of compared counts."""
         return sum(found.total for found in self.projections)
 
     @cached_property
     def differing(self) -> int:
-        """Counts that are not the same."""
+        """Number of different counts."""
         return sum(found.differing for found in self.projections)
 
     @cached_property
     def largest_difference(self) -> int:
-        """Between two counts."""
+        """Largest difference of two counts."""
         return max((found.largest_difference for found in self.projections), default=0)
 
     @property
@@ -91,24 +68,24 @@ class CountAgreement:
 
     @property
     def worst(self) -> ProjectionCounts | None:
-        """The projection with the largest share of differing counts, the first such; None if none differ."""
+        """The first projection with the largest share of different counts; None if all are equal."""
         differing = [found for found in self.projections if found.differing]
         return max(differing, key=lambda found: found.differing / found.total, default=None)
 
     def of(self, projection: str) -> CountAgreement:
-        """One projection, in all layers that have it."""
+        """The comparison of one projection in all layers."""
         return CountAgreement(tuple(found for found in self.projections if found.projection == projection))
 
 
 @dataclass(frozen=True)
 class SpikeParity:
-    """What a comparison of spike counts found.
+    """Result of a comparison of spike counts.
 
     Attributes:
-        same_inputs: each half of a block from the engine's inputs; judged.
-        end_to_end: each side from the prompt; shown.
-        required: share of identical counts to ask for.
-        off_by_one: ask for the others to be one apart, too.
+        same_inputs: comparison of each half of a block on the engine's inputs; decides the result.
+        end_to_end: comparison of independent runs from the prompt; for information.
+        required: required share of identical counts.
+        off_by_one: whether the other counts may differ by at most one.
     """
 
     same_inputs: CountAgreement
@@ -118,31 +95,29 @@ class SpikeParity:
 
     @property
     def passed(self) -> bool:
-        """Whether enough counts are identical, and the others near enough."""
+        """Whether enough counts are identical, and the others differ by no more than allowed."""
         near = not self.off_by_one or self.same_inputs.largest_difference <= 1
         return near and self.same_inputs.identical >= self.required
 
-    def document(self) -> dict[str, Any]:
-        """The JSON form; docs/parity.md describes the fields."""
-        found, whole = self.same_inputs, self.end_to_end
+    def to_json(self) -> dict[str, Any]:
+        """The fields that docs/parity.md describes."""
+        found = self.same_inputs
         return {
             "spike_counts_identical": found.identical,
             "spike_counts_total": found.total,
             "spike_counts_differing": found.differing,
             "spike_counts_largest_difference": found.largest_difference,
-            "spike_counts_worst": None if found.worst is None else asdict(found.worst),
+            "spike_counts_worst": to_json(found.worst),
             "spike_counts_required": self.required,
             "spike_counts_passed": self.passed,
-            "spike_counts_end_to_end": {
-                "identical": whole.identical,
-                "differing": whole.differing,
-                "largest_difference": whole.largest_difference,
-            },
-            "spike_counts": [asdict(projection) for projection in found.projections],
+            "spike_counts_end_to_end": json_fields(
+                self.end_to_end, "identical", "differing", "largest_difference"
+            ),
+            "spike_counts": to_json(found.projections),
         }
 
     def require_passed(self, gguf: str) -> None:
-        """Turn failure into an error.
+        """Raise an error if the comparison failed.
 
         Raises:
             ParityError: names the worst projection.
@@ -152,62 +127,25 @@ class SpikeParity:
             return
         share, apart = self.same_inputs.identical, self.same_inputs.largest_difference
         raise ParityError(
-            "the engine's spike counts are not the reference's",
+            "the engine's spike counts differ from the reference's",
             path=gguf,
             item=f"{worst.projection} in layer {worst.layer}",
             found=f"{share:.4%} identical, up to {apart} apart",
             expected=f"at least {self.required:.4%}" + (", the others off by one" if self.off_by_one else ""),
-            hint="for quantized weights state --counts-identical",
+            hint="set --counts-identical for quantized weights",
         )
 
 
 def compare_counts(reference: Counts, other: Counts) -> CountAgreement:
-    """Every projection that either side codes, in the reference's order.
+    """Compare every coded projection, in the reference's order.
 
     Raises:
-        ParityError: a projection is coded on one side only, or the counts have other shapes.
+        ParityError: a projection is coded on one side only, or the counts have different shapes.
     """
     for layer, projection in sorted(reference.keys() ^ other.keys()):
         side = "reference" if (layer, projection) in other else "engine"
-        raise ParityError(f"its input is not coded in the {side}", item=f"{projection} in layer {layer}")
+        raise ParityError(f"the input is not coded in the {side}", item=f"{projection} in layer {layer}")
     return CountAgreement(tuple(_compare(*key, counts, other[key]) for key, counts in reference.items()))
-
-
-def observe_engine(model: Model, tokens: Sequence[int], kv_type: str) -> EngineSpikes:
-    """Run a prompt through the engine for its counts and its blocks' inputs.
-
-    Args:
-        model: one with a spike plan.
-        tokens: the prompt.
-        kv_type: type of K and V.
-    """
-    from sb_edge.runtime.session import Session
-    from sb_edge.runtime.spike_counters import CountRecorder
-
-    recorder = CountRecorder(model)
-    rows: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
-
-    def on_tensor(name: str, values: NDArray[Any]) -> None:
-        recorder.on_tensor(name, values)
-        if re.fullmatch(_INPUT_FILTER, name):
-            rows[name].append(values)
-
-    with Session(
-        model,
-        n_ctx=len(tokens),
-        type_k=kv_type,
-        type_v=kv_type,
-        on_tensor=on_tensor,
-        tensor_filter=f"{_INPUT_FILTER}|{recorder.tensor_filter}",
-    ) as session:
-        session.evaluate(tokens, all_logits=True)
-    inputs = {name: np.concatenate(parts) for name, parts in rows.items()}
-    layers = sum(name.startswith("l_out-") for name in inputs)
-    blocks = (
-        BlockInputs(inputs[f"l_out-{layer - 1}" if layer else "embd"], inputs[f"ffn_inp-{layer}"])
-        for layer in range(layers)
-    )
-    return EngineSpikes({key: found.counts for key, found in recorder.counts().items()}, tuple(blocks))
 
 
 def _compare(
@@ -215,7 +153,7 @@ def _compare(
 ) -> ProjectionCounts:
     if ours.shape != theirs.shape or not ours.size:
         raise ParityError(
-            "counts of another shape",
+            "the counts have another shape",
             item=f"{projection} in layer {layer}",
             found=list(theirs.shape),
             expected=f"{list(ours.shape)} as in the reference, not empty",

@@ -1,4 +1,4 @@
-"""Whether the machine's memory is enough for what a benchmark will measure."""
+"""Compare the memory needed by benchmark cases with the available memory."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from sb_edge.memory.check import FLOAT_TYPES, SMALLER_TYPE, Alternative, Room, r
 from sb_edge.memory.forecast import EngineSettings, MemoryForecast, forecast
 
 COPIES = 2
-"""Of a context that is kept or put back, at one time."""
+"""Copies of a context held at once while it is saved or restored."""
 
 
 def needed(case: Case) -> MemoryForecast:
-    """Memory that the case takes at its peak, the method's own copies included."""
+    """Peak memory of the case, including the benchmark's copies of the context."""
     expected = context_forecast(case)
     return replace(expected, extra=_snapshot_bytes(case, expected) + _shift_bytes(case))
 
 
 def require_memory(cases: Sequence[Case], room: Room | None = None) -> None:
-    """Refuse before anything starts if one of the cases will not fit; each must fit by itself.
+    """Check before the run that each case fits in memory by itself.
 
     Args:
-        cases: those still to be measured.
-        room: what there is; None: `Room.now()`.
+        cases: cases to be measured.
+        room: available memory; None: `Room.now()`.
 
     Raises:
-        OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
+        OutOfMemoryForecast: names needed and available memory, and settings that fit.
     """
     room = room or Room.now()
     for case in cases:
@@ -45,12 +45,12 @@ def require_memory(cases: Sequence[Case], room: Room | None = None) -> None:
 def groups_that_fit(
     cases: Sequence[Case], *, together: bool = True, room: Room | None = None
 ) -> Iterator[list[Case]]:
-    """Cases of one depth in groups that memory holds at once, in their order; each is measured in turns.
+    """Split cases of one depth into groups that fit in memory together; groups are measured interleaved.
 
     Args:
         cases: in the order of the plan; each fits by itself.
-        together: False: every case by itself.
-        room: what there is; None: `Room.now()` before each group.
+        together: False: one case per group.
+        room: available memory; None: `Room.now()` before each group.
     """
     waiting = list(cases)
     while waiting:
@@ -67,7 +67,7 @@ def groups_that_fit(
 
 
 def context_forecast(case: Case) -> MemoryForecast:
-    """The memory of the case's weights, context and buffers."""
+    """Memory of the case's weights, context and buffers."""
     return forecast(
         case.subject.header,
         case.n_ctx,
@@ -78,16 +78,16 @@ def context_forecast(case: Case) -> MemoryForecast:
 
 
 def _snapshot_bytes(case: Case, expected: MemoryForecast) -> int:
-    """Copies of the context: for the next depth, or for each repetition where it cannot be cut back.
+    """Size of the context's copies: kept for the next depth, or restored for each repetition.
 
-    Python holds one, and a second while the engine writes or reads it.
+    Python holds one copy, and a second one while the engine writes or reads it.
     """
     needs_copy = case.is_continued or not case.subject.can_roll_back
     return COPIES * (expected.kv + expected.state) if needs_copy and case.n_depth else 0
 
 
 def _shift_bytes(case: Case) -> int:
-    """Shifting the positions of quantized keys makes the engine unpack one layer of them to float32."""
+    """Shifting quantized keys makes the engine convert one layer of them to float32."""
     if case.fill == "real" or case.type_k in FLOAT_TYPES:
         return 0
     unpacked = context_forecast(replace(case, type_k="f32", type_v="f32"))

@@ -1,0 +1,144 @@
+"""The engine's side of a comparison: logits, layer outputs, spike counts and greedy text of a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sb_edge.evaluate.parity.spike_counts import Counts
+from sb_edge.runtime.session import Model, Session
+from sb_edge.runtime.spike_counters import CountRecorder
+
+LAYER_FILTER = r"^(l_out-\d+|result_norm)$"
+"""Names of the compared layer outputs: of every block, and of the final norm."""
+
+_INPUT_FILTER = r"embd|ffn_inp-\d+|l_out-\d+"
+
+KvType = Literal["f16", "f32", "q8_0"]
+
+
+class Evaluates(Protocol):
+    """The part of an engine session that `feed` and `continue_greedily` use."""
+
+    def evaluate(self, tokens: Sequence[int], *, all_logits: bool = False) -> NDArray[np.float32]:
+        """Append tokens; return logits [vocab], or [n, vocab] with `all_logits`."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Results of one side for a prompt.
+
+    Attributes:
+        logits: [T, vocab].
+        layers: layer outputs [T, hidden] by name ("l_out-0", ...); empty if not collected.
+        counts: spike counts of every coded projection; empty without spikes.
+    """
+
+    logits: NDArray[np.floating]
+    layers: dict[str, NDArray[np.floating]]
+    counts: Counts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """Inputs of a block's attention and feed-forward network, float32 [T, hidden]."""
+
+    attention: NDArray[np.float32]
+    ffn: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineSpikes:
+    """The engine's spike counts on a prompt and the inputs of its blocks, in order."""
+
+    counts: Counts
+    inputs: tuple[BlockInputs, ...]
+
+
+def default_kv_type(model: Model) -> KvType:
+    """f16, the engine's default; f32 for a spiking model, whose counts f16 K and V would change."""
+    return "f32" if model.spike_plan else "f16"
+
+
+def observe_engine(model: Model, tokens: Sequence[int], kv_type: str) -> EngineSpikes:
+    """Record the engine's spike counts and block inputs on a prompt.
+
+    Args:
+        model: model with a spike plan.
+        tokens: the prompt.
+        kv_type: type of K and V.
+    """
+    recorder = CountRecorder(model)
+    rows: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+
+    def on_tensor(name: str, values: NDArray[Any]) -> None:
+        recorder.on_tensor(name, values)
+        if re.fullmatch(_INPUT_FILTER, name):
+            rows[name].append(values)
+
+    with Session(
+        model,
+        n_ctx=len(tokens),
+        type_k=kv_type,
+        type_v=kv_type,
+        on_tensor=on_tensor,
+        tensor_filter=f"{_INPUT_FILTER}|{recorder.tensor_filter}",
+    ) as session:
+        session.evaluate(tokens, all_logits=True)
+    inputs = {name: np.concatenate(parts) for name, parts in rows.items()}
+    layers = sum(name.startswith("l_out-") for name in inputs)
+    blocks = (
+        BlockInputs(inputs[f"l_out-{layer - 1}" if layer else "embd"], inputs[f"ffn_inp-{layer}"])
+        for layer in range(layers)
+    )
+    return EngineSpikes({key: found.counts for key, found in recorder.counts().items()}, tuple(blocks))
+
+
+def feed(session: Evaluates, tokens: Sequence[int], piece: int) -> NDArray[np.float32]:
+    """All logits [T, vocab] of a prompt evaluated `piece` tokens at a time."""
+    starts = range(0, len(tokens), piece)
+    return np.concatenate([session.evaluate(tokens[at : at + piece], all_logits=True) for at in starts])
+
+
+def continue_greedily(session: Evaluates, prompt: Sequence[int], n_tokens: int) -> list[int]:
+    """Greedy continuation in an engine session; see `sb_edge.reference.greedy.greedy`."""
+    tokens: list[int] = []
+    logits = session.evaluate(prompt)
+    while len(tokens) < n_tokens:
+        tokens.append(int(logits.argmax()))
+        if len(tokens) < n_tokens:
+            logits = session.evaluate(tokens[-1:])
+    return tokens
+
+
+def evaluate_prompt(
+    model: Model, tokens: Sequence[int], piece: int, kv_type: KvType, *, per_layer: bool
+) -> Rows:
+    """Evaluate a prompt `piece` tokens at a time; with `per_layer` collect layer outputs."""
+    collected: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+
+    def collect(name: str, rows: NDArray[np.float32]) -> None:
+        collected[name].append(rows)
+
+    with Session(
+        model,
+        n_ctx=len(tokens),
+        type_k=kv_type,
+        type_v=kv_type,
+        on_tensor=collect if per_layer else None,
+        tensor_filter=LAYER_FILTER if per_layer else None,
+    ) as session:
+        logits = feed(session, tokens, piece)
+    return Rows(logits, {name: np.concatenate(rows) for name, rows in collected.items()})
+
+
+def generate_greedily(model: Model, prompt: Sequence[int], n_tokens: int, kv_type: KvType) -> list[int]:
+    """Greedy continuation of a prompt, `n_tokens` token ids."""
+    with Session(model, n_ctx=len(prompt) + n_tokens, type_k=kv_type, type_v=kv_type) as session:
+        return continue_greedily(session, prompt, n_tokens)
