@@ -11,9 +11,9 @@ from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import TensorLayout, expected_tensors
 from sb_edge.convert.checkpoint.base_model import BaseModelReader, fingerprint, open_base
 from sb_edge.convert.transplant import GATE_RANK, refuse_scaling, student_config
+from sb_edge.reference import fused_window as fused
 from sb_edge.reference.layers import SlidingWindowAttention
 from sb_edge.reference.network import SpikingBrain
-from sb_edge.reference.ops import window as fused
 
 
 @dataclass(frozen=True)

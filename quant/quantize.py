@@ -7,8 +7,13 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from sb_edge.arch.model_spikes import change_plan, check_plan
+from sb_edge.arch.sparse_plan import check_sparse
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.engine import Engine, find_engine
 from sb_edge.engine.process import run_tool
+from sb_edge.gguf.reader import read_header
+from sb_edge.gguf.types import GGML_TYPES
 from sb_edge.system.cpu import usable_cpus
 from sb_edge.util.errors import GgufError, OutputError
 from sb_edge.util.files import atomic_output, require_free_space, require_output
@@ -33,8 +38,6 @@ def quantization_types(engine: Engine | None = None) -> dict[str, str]:
 
 def tensor_types() -> list[str]:
     """The ggml types that a single tensor may have (`Q6_K`)."""
-    from sb_edge.gguf.types import GGML_TYPES
-
     return [name for name, _, _ in GGML_TYPES.values()]
 
 
@@ -81,11 +84,6 @@ def quantize(
         OutputError: `target` cannot be written, or would replace `source`.
         EngineError: no engine.
     """
-    from sb_edge.arch.model_spikes import change_plan, check_plan
-    from sb_edge.arch.sparse_plan import check_sparse
-    from sb_edge.arch.spike_rewrite import with_spike_plan
-    from sb_edge.gguf.reader import read_header
-
     engine = engine or find_engine()
     header = read_header(source)
     plan = change_plan(header, spike_k, spike_projections)

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.table import Table
 
+from sb_edge.bench.rows.row_tables import results_table
+from sb_edge.bench.selftest.convert_speed import run
+from sb_edge.bench.selftest.fill_check import validate_fill
+from sb_edge.bench.selftest.memory_check import compare_memory
+from sb_edge.bench.sparse.curve import measure_curves
+from sb_edge.bench.sparse.sparse_speed import measure_sparse_speed
+from sb_edge.bench.speed.plan import DecodeSettings, PrefillSettings
+from sb_edge.bench.spikes.spike_speed import measure_spike_speed
 from sb_edge.cli.bench_options import (
     Depths,
     Measuring,
@@ -25,6 +34,11 @@ from sb_edge.cli.bench_options import (
 from sb_edge.cli.bench_results import compare, report
 from sb_edge.cli.options import integer_option, json_option, text_option, threads_option
 from sb_edge.cli.spike_options import SpikeK, run_spikes_options
+from sb_edge.evaluate.perplexity import read_text
+from sb_edge.memory.forecast import EngineSettings
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.models.synthetic import resolve_model
+from sb_edge.util.output import emit, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,8 +76,6 @@ def decode(
     cache types are measured in turn: --type-k f16,q8_0 --type-v f16,q8_0. What memory holds at once is
     measured in turns, repetition by repetition, so that ratios are those of neighbours.
     """
-    from sb_edge.bench.speed.plan import DecodeSettings
-
     settings = DecodeSettings(depths=depths, n_gen=n_gen, fill=running.fill, **measuring.settings())
     measure_and_show(models or ("default",), settings, running)
 
@@ -95,8 +107,6 @@ def prefill(
     depth to time some tokens there. A Transformer's prompt speed is timed after a synthetic fill where a real
     prefill would take hours; its time to the first token is then fitted, and the row says so.
     """
-    from sb_edge.bench.speed.plan import PrefillSettings
-
     if len(fit_beyond) != 1:
         raise click.BadParameter("one depth is expected", param_hint="--fit-beyond")
     settings = PrefillSettings(
@@ -123,11 +133,6 @@ def fill(
     json_target: str | None,
 ) -> None:
     """Check the synthetic fill of a Transformer against a real prefill."""
-    from sb_edge.bench.rows.row_tables import results_table
-    from sb_edge.bench.selftest.fill_check import validate_fill
-    from sb_edge.bench.speed.plan import DecodeSettings
-    from sb_edge.util.output import emit
-
     settings = DecodeSettings(depths=depths, n_gen=n_gen, fill="real", **measuring.settings())
     checks = validate_fill(models_of(models, ("none",)), settings, on_row=show_row)
 
@@ -163,12 +168,6 @@ def memory(
     MODEL is as for `bench decode`, --depths are the contexts. Each case is measured in a process of its own:
     by how much its resident memory grows when it loads the model, makes the context and evaluates a prompt.
     """
-    from rich.table import Table
-
-    from sb_edge.bench.selftest.memory_check import compare_memory
-    from sb_edge.memory.forecast import EngineSettings
-    from sb_edge.util.output import emit
-
     settings = [
         EngineSettings(kind_k, kind_v, flash_attn=flash_attn, spikes=spikes)
         for kind_k, kind_v in cache_types(type_k, type_v)
@@ -220,9 +219,6 @@ def convert(
 ) -> None:
     """Conversion speed against plain copying, and its memory."""
 
-    from sb_edge.bench.selftest.convert_speed import run
-    from sb_edge.util.output import emit, format_bytes
-
     results = run(size_gib, repetitions=repetitions, outtype=outtype, folder=folder)
 
     def render(console: Console) -> None:
@@ -256,12 +252,6 @@ def spikes(
 
     MODEL is a GGUF or a name that `bench decode` takes. The same weights are measured in turns.
     """
-    from rich.table import Table
-
-    from sb_edge.bench.spikes.spike_speed import measure_spike_speed
-    from sb_edge.models.synthetic import resolve_model
-    from sb_edge.util.output import emit
-
     results = measure_spike_speed(
         resolve_model(model).path,
         k=spike_k,
@@ -323,12 +313,10 @@ def sparse(
     perplexity is of decoding the text token by token.
     """
     from sb_edge.bench.sparse.sparse_tables import curve_table, speed_table
-    from sb_edge.util.output import emit
 
     if (model is None) != synthetic:
         raise click.UsageError("Name either a MODEL or --synthetic.")
     if model is None:
-        from sb_edge.bench.sparse.curve import measure_curves
         from sb_edge.bench.sparse.curve_plot import save_curves
         from sb_edge.util.plot import require_plot_folder
 
@@ -344,9 +332,6 @@ def sparse(
             lambda console: console.print(curve_table(curves)),
         )
         return
-    from sb_edge.bench.sparse.sparse_speed import measure_sparse_speed
-    from sb_edge.evaluate.perplexity import read_text
-    from sb_edge.models.registry import resolve_gguf
 
     if plot is not None:
         raise click.UsageError("--plot needs --synthetic.")

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from sb_edge.bench.rows.compare import comparison_table, first_against_others
+from sb_edge.bench.rows.results import write_csv, write_markdown
+from sb_edge.bench.rows.row_tables import format_speed, results_table
+from sb_edge.bench.speed.run import TimeBudget, run
 from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import KV_TYPE_NAMES, integer_option, json_option, threads_option
+from sb_edge.memory.forecast import DEFAULT_UBATCH
+from sb_edge.models.synthetic import BASELINES, default_baselines, resolve_model
+from sb_edge.system.cpu import default_threads
+from sb_edge.util.errors import OutputError
+from sb_edge.util.output import emit
+from sb_edge.util.progress import stderr
 
 if TYPE_CHECKING:
     from sb_edge.bench.rows.row import Row
@@ -92,9 +102,6 @@ class Measuring:
 
     def settings(self) -> dict[str, Any]:
         """The fields of `BenchSettings` that these options decide."""
-        from sb_edge.memory.forecast import DEFAULT_UBATCH
-        from sb_edge.system.cpu import default_threads
-
         return {
             "n_threads": self.threads or default_threads(),
             "repetitions": self.repetitions,
@@ -247,12 +254,6 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Running) -> None:
     """Run the benchmark that `settings` describe; print and write what it measured."""
-    from sb_edge.bench.rows.compare import comparison_table, first_against_others
-    from sb_edge.bench.rows.results import write_csv, write_markdown
-    from sb_edge.bench.rows.row_tables import results_table
-    from sb_edge.bench.speed.run import TimeBudget, run
-    from sb_edge.util.output import emit
-
     if running.keep_contexts and running.output is None:
         raise click.UsageError("--keep-contexts needs --output, beside which it keeps them")
     plot, json_target = running.plot, running.json_target
@@ -299,8 +300,6 @@ def models_of(
 
     A name that comes twice is measured once.
     """
-    from sb_edge.models.synthetic import BASELINES, default_baselines, resolve_model
-
     chosen = baselines or default_baselines(names)
     if "none" in chosen and len(chosen) > 1:
         raise click.UsageError("--baseline none goes with no other --baseline")
@@ -328,8 +327,6 @@ def _repeat(types: Sequence[str], count: int) -> Sequence[str]:
 
 def _require_folders(*files: Path | None) -> None:
     """Find out before measuring for minutes, not after, that a result has nowhere to go."""
-    from sb_edge.util.errors import OutputError
-
     for file in files:
         if file is not None and not file.parent.is_dir():
             raise OutputError("the folder does not exist", path=file.parent, hint="create it first")
@@ -337,9 +334,6 @@ def _require_folders(*files: Path | None) -> None:
 
 def show_row(row: Row, done: int, total: int) -> None:
     """One line on standard error for a row that was measured just now."""
-    from sb_edge.bench.rows.row_tables import format_speed
-    from sb_edge.util.progress import stderr
-
     cache = f"{row.type_k}/{row.type_v}"
     how = "not measured" if row.fill == "fitted" else f"{row.fill} fill"
     stderr.print(
@@ -350,8 +344,6 @@ def show_row(row: Row, done: int, total: int) -> None:
 
 
 def _say_what_is_left_out(budget: TimeBudget, output: Path | None) -> None:
-    from sb_edge.util.progress import stderr
-
     if not budget.left_out:
         return
     advice = "the same command continues" if output else "with --output a later run would continue"

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sb_edge.bench.rows.compare import compare_rows, comparison_table, select_model
+from sb_edge.bench.rows.results import read_rows
 from sb_edge.cli.options import json_option
+from sb_edge.util.errors import OutputError
+from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,9 +49,6 @@ def compare(ours: tuple[Path, str | None], theirs: tuple[Path, str | None], json
     `rows.jsonl:1b rows.jsonl:llama-1b`. Rows are matched by label, threads and settings. The interval is
     from the bootstrap, over pairs where both were measured in turns.
     """
-    from sb_edge.bench.rows.compare import compare_rows, comparison_table
-    from sb_edge.util.output import emit
-
     comparisons = compare_rows(_rows(*ours), _rows(*theirs))
 
     def render(console: Console) -> None:
@@ -73,7 +74,6 @@ def report(files: tuple[Path, ...], output: Path) -> None:
     the roofline, prompt speed and time to the first token, all rows, machine and engine.
     """
     from sb_edge.bench.report.page import write_report
-    from sb_edge.util.errors import OutputError
 
     rows = [row for file in files for row in _rows(file, None)]
     if not rows:
@@ -83,8 +83,5 @@ def report(files: tuple[Path, ...], output: Path) -> None:
 
 
 def _rows(file: Path, model: str | None) -> list[Row]:
-    from sb_edge.bench.rows.compare import select_model
-    from sb_edge.bench.rows.results import read_rows
-
     rows = read_rows(file)
     return rows if model is None else select_model(rows, model)

@@ -8,6 +8,10 @@ import click
 
 from sb_edge.cli.options import sampling_options, session_options
 from sb_edge.cli.spike_options import run_spikes_options
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.runtime.conversation import Chat
+from sb_edge.runtime.open import text_session
+from sb_edge.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from sb_edge.runtime.conversation import Chat
@@ -48,11 +52,6 @@ def command(
     MODEL is a GGUF with a chat template, `default` or `default-base`. Only what is new in a turn is
     evaluated. At the prompt, /clear begins anew and /exit or Ctrl-D ends; Ctrl-C breaks an answer off.
     """
-    from sb_edge.models.registry import resolve_gguf
-    from sb_edge.runtime.conversation import Chat
-    from sb_edge.runtime.open import text_session
-    from sb_edge.runtime.sampling import Sampling
-
     sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
     with text_session(
         resolve_gguf(model), n_ctx=context, n_threads=threads, kv_type=kv_type, spikes=spikes

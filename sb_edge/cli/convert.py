@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sb_edge.cli.sizes import Size
-from sb_edge.cli.spike_options import SpikeK, projections_option
+from sb_edge.cli.spike_options import SpikeK, plan_text, projections_option
+from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.util.output import format_bytes
 
 if TYPE_CHECKING:
@@ -68,8 +69,6 @@ def command(
     CHECKPOINT is a folder in the public Hugging Face layout: config.json, safetensors files and, if the
     model has one, its tokenizer. The output appears under its name only when it is complete.
     """
-    from sb_edge.convert.convert import convert_checkpoint
-
     report = convert_checkpoint(
         checkpoint,
         outfile,
@@ -97,8 +96,6 @@ def command(
 
 def _spike_lines(report: ConversionReport) -> Iterator[str]:
     """What the GGUF says about spikes, and what became of a W8ASpike checkpoint's integer weights."""
-    from sb_edge.cli.spike_options import plan_text
-
     if report.spikes:
         yield f"spikes: {plan_text(report.spikes)}"
     codes = report.codes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sb_edge.arch.layers import recurrent_layers
+from sb_edge.arch.layer_map import recurrent_layers
 from sb_edge.bench.report.page import Facts, LayerMap, Section, Transcript, Turn, write_report
 from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.bench.speed.plan import BenchModel, DecodeSettings

@@ -12,6 +12,9 @@ import click
 
 from sb_edge.cli.options import integer_option
 from sb_edge.cli.transplant import parse_layers
+from sb_edge.distill import require_training
+from sb_edge.distill.settings import DEFAULTS
+from sb_edge.models.registry import resolve_gguf
 
 STAGES = ("layers", "whole", "long")
 
@@ -165,13 +168,9 @@ def command(
     interruption. Under torchrun it runs on several GPUs. The student is written to OUTPUT/student, ready
     for `sb-edge convert`.
     """
-    from sb_edge.distill import require_training
-
     require_training()
-    from sb_edge.distill.settings import DEFAULTS
     from sb_edge.distill.text.gather import TextRequest
     from sb_edge.distill.training_run import DistillRecipe, distill
-    from sb_edge.models.registry import resolve_gguf
 
     chosen = _stage_names(stages)
     changes: dict[str, dict[str, Any]] = {name: {} for name in STAGES}

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.table import Table
+from rich.text import Text
 
 from sb_edge.cli.options import json_option
+from sb_edge.engine import build_engine, find_engine
+from sb_edge.engine.checkout import refresh_patches
+from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,8 +68,6 @@ def build(portable: bool, debug: bool, patches: PatchChoice, jobs: int | None, f
     ninja from PyPI. About seven minutes on two cores, once. CC and CXX choose the compilers; CFLAGS and the
     like are ignored.
     """
-    from sb_edge.engine import build_engine
-
     engine = build_engine(_variant(portable, debug), jobs, patches=patches, force=force)
     click.echo(engine.prefix)
 
@@ -80,9 +83,6 @@ def info(portable: bool, debug: bool, patches: PatchChoice, json_target: str | N
     JSON fields: prefix, key, variant, package, version, sha256, commit, ggml_version, licence, patches and
     overlay (name to SHA-256), flags, compiler, cpu, cpu_features, system_info, sanitizer_runtime, built_at.
     """
-    from sb_edge.engine import find_engine
-    from sb_edge.util.output import emit
-
     engine = find_engine(_variant(portable, debug), patches)
     document = {"prefix": str(engine.prefix), **engine.info.model_dump()}
     emit(document, json_target, lambda console: _render(console, engine))
@@ -94,8 +94,6 @@ def info(portable: bool, debug: bool, patches: PatchChoice, json_target: str | N
 @_patches
 def path(portable: bool, debug: bool, patches: PatchChoice) -> None:
     """Print the engine's folder; its tools (llama-server, llama-imatrix, ...) are in bin/ there."""
-    from sb_edge.engine import find_engine
-
     click.echo(find_engine(_variant(portable, debug), patches).prefix)
 
 
@@ -119,16 +117,11 @@ def checkout(folder: Path) -> None:
 @click.option("--new", metavar="NAME", help="Patch for upstream files that no patch changes yet.")
 def refresh(tree: Path, output: Path | None, new: str | None) -> None:
     """Write patches and overlay from a TREE that `checkout` made; print the files that changed."""
-    from sb_edge.engine.checkout import refresh_patches
-
     for file in refresh_patches(tree, output, new=new):
         click.echo(file)
 
 
 def _render(console: Console, engine: Engine) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     info = engine.info
     rows = {
         "prefix": str(engine.prefix),

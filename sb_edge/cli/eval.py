@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import integer_option, json_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
+from sb_edge.evaluate.evaluation import Tasks, evaluate_model
+from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
+from sb_edge.evaluate.perplexity import evaluation_text, read_text
+from sb_edge.evaluate.questions import read_questions
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.util.files import atomic_output
+from sb_edge.util.output import emit
 
 BUILT_IN = "built-in"
 
@@ -96,16 +104,6 @@ def command(
     the base's predictions in nats a token. A question counts as answered if the right choice is the likeliest
     to follow it; a passkey as found if greedy decoding gives every digit.
     """
-    from rich.console import Console
-
-    from sb_edge.evaluate.evaluation import Tasks, evaluate_model
-    from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
-    from sb_edge.evaluate.perplexity import evaluation_text, read_text
-    from sb_edge.evaluate.questions import read_questions
-    from sb_edge.models.registry import resolve_gguf
-    from sb_edge.util.files import atomic_output
-    from sb_edge.util.output import emit
-
     if len(trials) > max(len(distances or ()), 1):
         raise click.BadParameter(f"{len(trials)} numbers, but fewer distances", param_hint="--trials")
     text, name = (evaluation_text(), BUILT_IN) if text_file is None else read_text(text_file)

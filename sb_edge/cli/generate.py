@@ -9,6 +9,10 @@ import click
 
 from sb_edge.cli.options import sampling_options, session_options
 from sb_edge.cli.spike_options import run_spikes_options
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.runtime.generation import Generation
+from sb_edge.runtime.open import text_session
+from sb_edge.runtime.sampling import Sampling
 
 
 @click.command()
@@ -45,11 +49,6 @@ def command(
 
     MODEL is a GGUF, `default` or `default-base`. The text goes to standard output as it is generated.
     """
-    from sb_edge.models.registry import resolve_gguf
-    from sb_edge.runtime.generation import Generation
-    from sb_edge.runtime.open import text_session
-    from sb_edge.runtime.sampling import Sampling
-
     if prompt == "-":
         prompt = sys.stdin.read()
     sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)

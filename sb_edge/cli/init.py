@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.sizes import Size
+from sb_edge.convert.initialise import init_checkpoint
 from sb_edge.util.output import format_bytes
 
 
@@ -41,8 +42,6 @@ def command(preset: str, output: Path, seed: int, dtype: str, max_shard_size: in
 
     It has no tokenizer and says nothing sensible: it is for testing and for measuring speed.
     """
-    from sb_edge.convert.initialise import init_checkpoint
-
     start = time.perf_counter()
     nbytes = init_checkpoint(preset, output, seed=seed, dtype=dtype, max_shard_bytes=max_shard_size)
     seconds = time.perf_counter() - start

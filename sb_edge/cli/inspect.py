@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
+import gguf
+from rich.table import Table
+from rich.text import Text
 
+from sb_edge.arch.config import ARCH
+from sb_edge.arch.layer_map import recurrent_layers, vocabulary_size
+from sb_edge.arch.model_spikes import check_plan
+from sb_edge.arch.sparse_plan import check_sparse, sparse_values
 from sb_edge.cli.options import KV_TYPE_NAMES, json_option
+from sb_edge.cli.spike_options import coded_k
+from sb_edge.gguf.reader import read_header
+from sb_edge.util.output import emit, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,9 +58,7 @@ def command(file: str, context: int | None, kv_type: str, tensors: bool, json_ta
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
     """
-    from sb_edge.gguf.reader import read_header
     from sb_edge.models.registry import resolve_gguf
-    from sb_edge.util.output import emit
 
     header = read_header(resolve_gguf(file))
     document = describe(header, context, tensors, kv_type)
@@ -61,10 +72,6 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
         GgufError: keys that the layers, the spikes or the memory follow from are wrong.
         SpikeError: a projection is said to spike that the model does not have.
     """
-    from pathlib import Path
-
-    from sb_edge.arch.layers import recurrent_layers, vocabulary_size
-    from sb_edge.arch.sparse_plan import sparse_values
     from sb_edge.memory.forecast import EngineSettings, forecast
 
     metadata = header.metadata
@@ -116,9 +123,6 @@ def _layer_letters(header: GgufHeader) -> dict[bool, str]:
 
 def _spiking(header: GgufHeader) -> dict[str, Any] | None:
     """The spike plan; `layer_k` is [layer][projection], 0 where one is not coded, or None: `k` for all."""
-    from sb_edge.arch.model_spikes import check_plan
-    from sb_edge.cli.spike_options import coded_k
-
     plan = check_plan(header)
     if plan is None:
         return None
@@ -136,8 +140,6 @@ def _spiking(header: GgufHeader) -> dict[str, Any] | None:
 
 def _sparse(header: GgufHeader) -> dict[str, Any] | None:
     """The sparse layout: its projections by layer, with the mean of the dead zones of their inputs."""
-    from sb_edge.arch.sparse_plan import check_sparse
-
     plan = check_sparse(header)
     if plan is None:
         return None
@@ -174,8 +176,6 @@ def _hyperparameters(header: GgufHeader) -> dict[str, Any]:
 
 
 def _plain(value: float | str) -> float | str | None:
-    import math
-
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -190,8 +190,6 @@ def _by_type(header: GgufHeader) -> list[dict[str, Any]]:
 
 def file_type_name(number: object) -> str | None:
     """llama.cpp's name of `general.file_type`, such as "Q4_K_M"; None if the file does not say."""
-    import gguf
-
     if not isinstance(number, int):
         return None
     try:
@@ -202,9 +200,6 @@ def file_type_name(number: object) -> str | None:
 
 def render(document: dict[str, Any], console: Console) -> None:
     """Print `describe`'s document for a person; text from the file is escaped."""
-    from rich.table import Table
-    from rich.text import Text
-
     grid = Table(box=None, show_header=False, pad_edge=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -215,9 +210,6 @@ def render(document: dict[str, Any], console: Console) -> None:
 
 
 def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
-    from sb_edge.arch.config import ARCH
-    from sb_edge.util.output import format_bytes
-
     vocabulary = document["vocabulary"]
     absent = vocabulary["model"] in (None, "no_vocab", "none")
     tokens = "none" if absent else f"{vocabulary['model']} ({vocabulary['pre']})"
@@ -263,10 +255,6 @@ def _spike_facts(spiking: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _sparse_facts(sparse: dict[str, Any] | None) -> list[tuple[str, str]]:
-    from statistics import fmean
-
-    from sb_edge.util.output import format_bytes
-
     if sparse is None:
         return [("sparse layout", "none")]
     zones: dict[str, list[float]] = {}
@@ -280,10 +268,6 @@ def _sparse_facts(sparse: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _print_tensors(document: dict[str, Any], console: Console) -> None:
-    from rich.table import Table
-
-    from sb_edge.util.output import format_bytes
-
     summary = Table(box=None, pad_edge=False)
     for name in ("type", "tensors", "size"):
         summary.add_column(name, justify="left" if name == "type" else "right")

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from rich.table import Table
 
 from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import json_option
+from sb_edge.evaluate.parity import agreement as parity
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,9 +103,6 @@ def command(
         raise click.UsageError("--per-layer, --greedy, --text and --counts-identical need a CHECKPOINT.")
     if golden and text is not None:
         raise click.UsageError("The prompt is either --text or that of --golden.")
-    from sb_edge.evaluate.parity import agreement as parity
-    from sb_edge.models.registry import resolve_gguf
-    from sb_edge.util.output import emit
 
     if checkpoint:
         report = parity.against_checkpoint(
@@ -130,8 +131,6 @@ def command(
 
 
 def _render(report: ParityReport, console: Console) -> None:
-    from rich.table import Table
-
     console.print(f"{report.gguf} against {report.reference}", highlight=False)
     table = Table()
     for heading in ("fed at a time", "NMSE", "KL (nats)", "top-1", "worst position"):
@@ -163,8 +162,6 @@ def _render(report: ParityReport, console: Console) -> None:
 
 
 def _render_layers(report: ParityReport, console: Console) -> None:
-    from rich.table import Table
-
     table = Table()
     table.add_column("tensor")
     table.add_column("NMSE", justify="right")
@@ -175,8 +172,6 @@ def _render_layers(report: ParityReport, console: Console) -> None:
 
 
 def _render_spikes(spikes: SpikeParity, console: Console) -> None:
-    from rich.table import Table
-
     table = Table()
     table.add_column("spike counts")
     for heading in ("compared", "differ", "by at most", "worst layer", "differ end to end"):

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
+from sb_edge.bench.spikes.tuning_table import tuning_table
 from sb_edge.cli.spike_options import AUTO, SpikeK, projections_option
+from sb_edge.engine import find_engine
+from sb_edge.evaluate.perplexity import read_text
+from sb_edge.gguf.reader import read_header
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.quant.quantize import quantization_types, quantize, tensor_types
+from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET, start_k, tune_file
+from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -149,10 +159,6 @@ def command(
     an unknown one lists them all; COPY leaves the weights as they are. An importance matrix for --imatrix is
     made by llama-imatrix, which is in bin/ of the folder that `sb-edge engine path` prints.
     """
-    from sb_edge.engine import find_engine
-    from sb_edge.models.registry import resolve_gguf
-    from sb_edge.quant.quantize import quantization_types, quantize, tensor_types
-
     engine = find_engine()
     _check_type(qtype, quantization_types(engine), "TYPE")
     for value, option in (
@@ -224,14 +230,8 @@ def _write_tuned(
     """Write the file through `write`, with each input's own k, and show what that gains."""
     if text is None:
         raise click.UsageError("--spike-k auto needs a --text to tune on.")
-    from rich.console import Console
 
     from sb_edge.bench.spikes.tuning_plot import save_tuning
-    from sb_edge.bench.spikes.tuning_table import tuning_table
-    from sb_edge.evaluate.perplexity import read_text
-    from sb_edge.gguf.reader import read_header
-    from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET, start_k, tune_file
-    from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
     from sb_edge.util.plot import require_plot_folder
 
     require_plot_folder(curve)
@@ -271,11 +271,8 @@ def _write_sparse(
 ) -> None:
     """Write the file through `write`, with a sparse layout, and show what was chosen."""
     from sb_edge.bench.sparse.sparse_tables import layout_table
-    from sb_edge.evaluate.perplexity import read_text
     from sb_edge.quant.sparse.layout import quantize_sparse
     from sb_edge.quant.sparse.zone_tuning import DEFAULT_BUDGET, DEFAULT_MAX_DENSITY
-    from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
-    from sb_edge.util.output import emit
 
     max_tokens = settings.max_tokens or DEFAULT_TOKENS
     text, held_out = (cut_text(source, *read_text(file), max_tokens) for file in (settings.text, None))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sb_edge.arch.spike_plan import PROJECTIONS
 from sb_edge.cli.lists import CommaSeparated
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ class Projections(CommaSeparated):
 
     def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """A name."""
-        from sb_edge.arch.spike_plan import PROJECTIONS
-
         if text not in PROJECTIONS:
             self.fail(f"{text!r} is not one of {', '.join(PROJECTIONS)}", param, ctx)
         return text

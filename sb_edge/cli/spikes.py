@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sb_edge.arch.coding import Coding
+from sb_edge.arch.spike_plan import DEFAULT_K
+from sb_edge.bench.spikes.sweep import sweep_k
+from sb_edge.bench.spikes.theory import check_synthetic
 from sb_edge.cli.lists import CommaSeparated
 from sb_edge.cli.options import integer_option, json_option, text_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
+from sb_edge.evaluate.perplexity import read_text
+from sb_edge.evaluate.spike_stats import engine_k, measure
+from sb_edge.gguf.reader import read_header
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.runtime.session import Model
+from sb_edge.util.output import emit
+from sb_edge.util.progress import stderr
 
 if TYPE_CHECKING:
     from sb_edge.bench.spikes.sweep import SweepPoint
@@ -84,9 +95,6 @@ def stats(
         return
     from sb_edge.bench.spikes.stats_plots import save_report_plots
     from sb_edge.bench.spikes.stats_tables import stats_table
-    from sb_edge.evaluate.perplexity import read_text
-    from sb_edge.evaluate.spike_stats import measure
-    from sb_edge.util.output import emit
     from sb_edge.util.plot import require_plot_folder
 
     require_plot_folder(plot)
@@ -124,10 +132,6 @@ def sweep(
     """
     from sb_edge.bench.spikes.stats_plots import save_sweep_plot
     from sb_edge.bench.spikes.stats_tables import sweep_table
-    from sb_edge.bench.spikes.sweep import sweep_k
-    from sb_edge.evaluate.perplexity import read_text
-    from sb_edge.models.registry import resolve_gguf
-    from sb_edge.util.output import emit
     from sb_edge.util.plot import require_plot_folder
 
     require_plot_folder(plot)
@@ -185,7 +189,6 @@ def raster(
     MODEL is a GGUF or `default`. Time runs through the virtual steps of each token in turn, of which the
     first 32 are drawn. Counts are signed, binary and plain bitwise coding are not: `all` draws these of |s|.
     """
-    from sb_edge.arch.coding import Coding
     from sb_edge.bench.spikes.raster import make_raster, record_input, save_rasters
     from sb_edge.util.plot import require_image_name
 
@@ -206,12 +209,6 @@ def raster(
 
 def _load(name: str, spike_k: float | None) -> Model:
     """A model with its spikes on; says so where the k is a guess."""
-    from sb_edge.evaluate.spike_stats import engine_k
-    from sb_edge.gguf.reader import read_header
-    from sb_edge.models.registry import resolve_gguf
-    from sb_edge.runtime.session import Model
-    from sb_edge.util.progress import stderr
-
     path = resolve_gguf(name)
     header = read_header(path)
     k = engine_k(header, spike_k)
@@ -228,10 +225,7 @@ def _load(name: str, spike_k: float | None) -> Model:
 def _show_synthetic(
     distribution: Literal["gaussian", "laplacian"], spike_k: float | None, rows: int, json_target: str | None
 ) -> None:
-    from sb_edge.arch.spike_plan import DEFAULT_K
     from sb_edge.bench.spikes.stats_tables import synthetic_table
-    from sb_edge.bench.spikes.theory import check_synthetic
-    from sb_edge.util.output import emit
 
     check = check_synthetic(distribution, DEFAULT_K if spike_k is None else spike_k, rows)
     emit(check, json_target, lambda console: console.print(synthetic_table(check)))
@@ -240,6 +234,5 @@ def _show_synthetic(
 
 def _show_point(point: SweepPoint) -> None:
     from sb_edge.bench.spikes.stats_tables import k_label
-    from sb_edge.util.progress import stderr
 
     stderr.print(f"k = {k_label(point)}: perplexity {point.perplexity:.3f}", highlight=False, markup=False)

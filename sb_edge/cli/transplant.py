@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.options import integer_option
+from sb_edge.convert.transplant import transplant
+from sb_edge.models.registry import resolve_gguf
 
 
 @click.command()
@@ -50,9 +52,6 @@ def command(
     BASE is a checkpoint's folder, a GGUF, or `default-base`. Everything but attention is kept; the new gates
     and norms are untrained, so the result needs distillation to be as good as the base.
     """
-    from sb_edge.convert.transplant import transplant
-    from sb_edge.models.registry import resolve_gguf
-
     layers = None if gla_layers is None else parse_layers(gla_layers)
     report = transplant(
         base if base.exists() else resolve_gguf(str(base)),

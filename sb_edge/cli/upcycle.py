@@ -8,6 +8,7 @@ import click
 
 from sb_edge.cli.options import integer_option
 from sb_edge.cli.transplant import parse_layers
+from sb_edge.convert.upcycle import upcycle
 
 
 @click.command()
@@ -41,8 +42,6 @@ def command(
     scaled so that the model computes what it did; training tells them apart. The reference runs the result;
     the engine does not yet.
     """
-    from sb_edge.convert.upcycle import upcycle
-
     report = upcycle(
         checkpoint,
         output,

@@ -7,14 +7,19 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import cmake
+import ninja
 import psutil
 
 from sb_edge.engine.patching import git_free_environment
 from sb_edge.engine.process import run_tool
-from sb_edge.engine.toolchain import CMAKE, NINJA, Toolchain
+from sb_edge.engine.toolchain import Toolchain
 from sb_edge.system.cpu import usable_cpus
 from sb_edge.util.errors import EngineError
 from sb_edge.util.progress import progress_bar
+
+CMAKE = Path(cmake.CMAKE_BIN_DIR) / "cmake"
+NINJA = Path(ninja.BIN_DIR) / "ninja"
 
 TOOLS = (
     "llama-bench",
@@ -144,8 +149,8 @@ def compile_targets(
         EngineError: a step failed; the log is named and the first errors are shown.
     """
     environment = build_environment(source, toolchain)
-    ninja: list[str | Path] = [NINJA, "-C", build, "-j", str(jobs or default_jobs())]
-    _, planned = run_tool([*ninja, "-n", *targets], env=environment)
+    command: list[str | Path] = [NINJA, "-C", build, "-j", str(jobs or default_jobs())]
+    _, planned = run_tool([*command, "-n", *targets], env=environment)
     steps = [step for line in planned if (step := _STEP.match(line))]
     done = 0
     with progress_bar("building the engine", int(steps[-1][2]) if steps else None) as advance:
@@ -156,7 +161,7 @@ def compile_targets(
                 advance(int(step[1]) - done)
                 done = int(step[1])
 
-        status, tail = run_tool([*ninja, *targets], env=environment, log=log, on_line=on_line)
+        status, tail = run_tool([*command, *targets], env=environment, log=log, on_line=on_line)
     if status != 0:
         raise _build_error("the build failed", tail, log)
 

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sb_edge.engine.cache import MANIFEST, BuildCache, cache_root, content_key
-from sb_edge.engine.patching import PatchChoice, PatchSet, load_patches
+from sb_edge.engine.patching import PatchChoice, PatchSet, apply_patches, load_patches
 from sb_edge.engine.probe import load_backends
-from sb_edge.engine.source import Upstream, patches_folder, read_upstream
+from sb_edge.engine.source import Upstream, fetch_sdist, patches_folder, read_upstream, unpack
 from sb_edge.engine.toolchain import Toolchain, find_toolchain
 from sb_edge.util.errors import EngineError
+from sb_edge.util.files import require_free_space
 
 RECIPE = 1
 """Raised whenever the layout of a prefix changes, so that older ones are not taken for new ones."""
@@ -229,9 +231,6 @@ def build_engine(
 
 def _build(recipe: BuildRecipe, root: Path, work: Path, stage: Path, log: Path, jobs: int | None) -> None:
     from sb_edge.engine import build as steps
-    from sb_edge.engine.patching import apply_patches
-    from sb_edge.engine.source import fetch_sdist, unpack
-    from sb_edge.util.files import require_free_space
 
     require_free_space(root, BUILD_SPACE, "building the engine")
     log.unlink(missing_ok=True)
@@ -250,8 +249,6 @@ def _build(recipe: BuildRecipe, root: Path, work: Path, stage: Path, log: Path, 
 
 
 def _describe(recipe: BuildRecipe, stage: Path) -> EngineInfo:
-    import cpuinfo
-
     runtime = _sanitizer_runtime(recipe)
     cpu = cpuinfo.get_cpu_info()
     upstream = recipe.upstream

@@ -1,4 +1,4 @@
-"""The compilers, cmake and ninja: which ones, and what they say about this machine."""
+"""The compilers, and what they say about this machine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
-
-import cmake
-import ninja
 
 from sb_edge.util.errors import EngineError
 from sb_edge.util.hashes import sha256_of_bytes
-
-CMAKE = Path(cmake.CMAKE_BIN_DIR) / "cmake"
-NINJA = Path(ninja.BIN_DIR) / "ninja"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from sb_edge.arch.layers import layer_count, vocabulary_size
+from sb_edge.arch.layer_map import layer_count, vocabulary_size
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.forecast import USUAL, EngineSettings, MemoryForecast, forecast, forecast_weights
 from sb_edge.system.cgroup import Group, groups

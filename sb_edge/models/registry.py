@@ -11,7 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from sb_edge.convert.convert import convert_checkpoint
+from sb_edge.convert.transplant import transplant
 from sb_edge.engine import cache_root
+from sb_edge.quant.quantize import quantize
 from sb_edge.util.errors import GgufError
 from sb_edge.util.files import atomic_output
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
@@ -76,10 +79,6 @@ def default_base() -> Path:
 
 def default() -> Path:
     """The student that base and `DEFAULT_TRAINED` make, quantized."""
-    from sb_edge.convert.convert import convert_checkpoint
-    from sb_edge.convert.transplant import transplant
-    from sb_edge.quant.quantize import quantize
-
     recipe = [_RECIPE, BASE_SHA256, sha256_of(DEFAULT_TRAINED), DEFAULT_TYPE]
     key = sha256_of_bytes(json.dumps(recipe).encode())[:12]
     target = _models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"

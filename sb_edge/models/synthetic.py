@@ -8,8 +8,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from sb_edge.bench.baselines.lfm2 import write_lfm2_gguf
+from sb_edge.bench.baselines.llama import write_llama_gguf
+from sb_edge.bench.baselines.rwkv7 import write_rwkv7_gguf
 from sb_edge.bench.speed.plan import BenchModel
+from sb_edge.convert.convert import convert_checkpoint
+from sb_edge.convert.initialise import init_checkpoint
 from sb_edge.engine import cache_root
+from sb_edge.models.registry import resolve_gguf
+from sb_edge.quant.quantize import quantize
 from sb_edge.util.files import require_free_space
 
 RECIPE = 1
@@ -40,7 +47,6 @@ def resolve_model(name: str) -> BenchModel:
     """
     if name in BUILT_IN:
         return BenchModel(name, _build_once(name))
-    from sb_edge.models.registry import resolve_gguf
 
     path = resolve_gguf(name)
     return BenchModel(path.stem if Path(name).suffix == ".gguf" else name, path)
@@ -66,25 +72,14 @@ def _build_once(name: str) -> Path:
 
 
 def _build(name: str, work: Path, target: Path) -> None:
-    from sb_edge.quant.quantize import quantize
-
     unquantized = work / "unquantized.gguf"
     if name == "llama-1b":
-        from sb_edge.bench.baselines.llama import write_llama_gguf
-
         write_llama_gguf(unquantized, "bf16")
     elif name == "lfm2-1.2b":
-        from sb_edge.bench.baselines.lfm2 import write_lfm2_gguf
-
         write_lfm2_gguf(unquantized, "f16")
     elif name == "rwkv7-1.5b":
-        from sb_edge.bench.baselines.rwkv7 import write_rwkv7_gguf
-
         write_rwkv7_gguf(unquantized, "f16")
     else:
-        from sb_edge.convert.convert import convert_checkpoint
-        from sb_edge.convert.initialise import init_checkpoint
-
         init_checkpoint(name, work / "checkpoint")
         convert_checkpoint(work / "checkpoint", unquantized, outtype="bf16")
     quantize(unquantized, target, QTYPE)

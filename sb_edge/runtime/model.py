@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sb_edge.arch.layers import recurrent_layers
+from sb_edge.arch.layer_map import recurrent_layers
 from sb_edge.arch.model_spikes import effective_plan
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_values
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
@@ -109,7 +109,7 @@ class Model:
 
     @cached_property
     def recurrent_layers(self) -> list[bool]:
-        """Per layer: True for GLA, False for SWA; as `sb_edge.arch.layers.recurrent_layers`."""
+        """Per layer: True for GLA, False for SWA; as `sb_edge.arch.layer_map.recurrent_layers`."""
         return recurrent_layers(self.header)
 
     @cached_property

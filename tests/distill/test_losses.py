@@ -10,8 +10,8 @@ from torch.nn import functional
 from sb_edge.distill.adapters import AdaptedProjection
 from sb_edge.distill.losses import divergence, normalised_error
 from sb_edge.distill.text.order import DataOrder
+from sb_edge.reference import fused_window as fused
 from sb_edge.reference import layers
-from sb_edge.reference.ops import window as fused
 from sb_edge.reference.spiking import Projection
 from sb_edge.util.errors import TrainingError
 

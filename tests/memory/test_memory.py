@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb_edge.arch.layers import layer_count, recurrent_layers, vocabulary_size
+from sb_edge.arch.layer_map import layer_count, recurrent_layers, vocabulary_size
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.rewrite import with_metadata
 from sb_edge.memory.forecast import (

@@ -13,12 +13,12 @@ from torch import Tensor
 from sb_edge.arch.config import PRESETS, SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
 from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
+from sb_edge.reference import fused_window as fused
 from sb_edge.reference import layers
 from sb_edge.reference.device import pick_device
 from sb_edge.reference.greedy import greedy
 from sb_edge.reference.layers import rotate, windowed_attention
 from sb_edge.reference.network import Cache, SpikingBrain
-from sb_edge.reference.ops import window as fused
 from sb_edge.util.errors import CheckpointError
 from sb_edge.util.logits import compare_logits, nmse
 from sb_edge.util.tolerances import CHUNK_F64, GOLDEN_BF16, GOLDEN_F32, PIECES_F32, PIECES_F64
