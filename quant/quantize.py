@@ -25,6 +25,10 @@ _SIZE = re.compile(r"quant size +=? *([0-9.]+) MiB")
 _CAUSE = re.compile(r"failed to quantize: (.*)")
 
 
+COPY = "COPY"
+"""llama-quantize's name for leaving the weights as they are."""
+
+
 def quantization_types(engine: Engine | None = None) -> dict[str, str]:
     """The file types that llama-quantize offers, from its own table: name to description.
 
@@ -87,12 +91,12 @@ def quantize(
     engine = engine or find_engine()
     header = read_header(source)
     plan = change_plan(header, spike_k, spike_projections)
-    if check_sparse(header) is not None and qtype.upper() != "COPY":
+    if check_sparse(header) is not None and qtype.upper() != COPY:
         raise GgufError(
             "has a sparse layout, which belongs to its weights as they are",
             path=source,
             found=f"type {qtype}",
-            expected="COPY",
+            expected=COPY,
             hint="quantize the file that it was made from",
         )
     _require_type("type", qtype, quantization_types(engine))

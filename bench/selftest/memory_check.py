@@ -16,7 +16,7 @@ import psutil
 from sb_edge.bench.speed.measure import TOKEN_SEED
 from sb_edge.bench.speed.plan import BenchModel
 from sb_edge.gguf.reader import read_header
-from sb_edge.memory.check import SMALLER_TYPE, require_memory
+from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import EngineSettings, MemoryForecast, forecast
 from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model, Session
@@ -92,8 +92,7 @@ def compare_memory(
         header = read_header(model.path)
         for n_ctx in contexts:
             for each in settings:
-                kv_option = f"--type-k {SMALLER_TYPE} --type-v"
-                require_memory(header, n_ctx, each, context_option="--depths", kv_option=kv_option)
+                require_memory(header, n_ctx, each, context_option="--depths")
                 planned.append((model, n_ctx, each, forecast(header, n_ctx, each)))
     found = []
     with progress_bar("memory", len(planned)) as advance:

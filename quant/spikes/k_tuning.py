@@ -17,7 +17,8 @@ from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.evaluate.energy import estimate_energy
 from sb_edge.evaluate.perplexity import predictions, token_losses
 from sb_edge.evaluate.spike_stats import total
-from sb_edge.gguf.reader import GgufHeader
+from sb_edge.gguf.reader import GgufHeader, read_header
+from sb_edge.quant.quantize import COPY, quantize
 from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving, search
 from sb_edge.quant.tuning_text import Text, require_length
 from sb_edge.runtime.session import Model
@@ -192,6 +193,40 @@ def start_k(header: GgufHeader) -> float:
     """The k to code a file with before it is tuned: its queries keep theirs, all else is replaced."""
     plan = check_plan(header)
     return plan.query_k if plan and plan.query_k else DEFAULT_K
+
+
+def tune_copy(
+    source: Path,
+    target: Path,
+    text: Text,
+    held_out: Text,
+    budget: float,
+    *,
+    projections: Sequence[str] | None = None,
+    n_threads: int | None = None,
+) -> Tuning:
+    """Copy a GGUF with a tuned k for each coded input; nothing is written if the budget cannot be kept.
+
+    Args:
+        source: GGUF, with or without spikes.
+        target: File to write; may be `source`.
+        text, held_out, budget, n_threads: As `tune_file`.
+        projections: Projections to code; None: those of the file, or all.
+
+    Raises:
+        SpikeError: as `tune_file`.
+        OutputError: `target` cannot be written.
+    """
+    found: list[Tuning] = []
+    quantize(
+        source,
+        target,
+        COPY,
+        spike_k=start_k(read_header(source)),
+        spike_projections=projections,
+        finish=lambda path: found.append(tune_file(path, text, held_out, budget, n_threads=n_threads)),
+    )
+    return found[0]
 
 
 def tune_file(

@@ -16,26 +16,39 @@ from sb_edge.util.errors import SbEdgeError
 # name: (module, one-line help). The help stands here so that `sb-edge --help` imports no command;
 # a test keeps it equal to the command's own.
 COMMANDS = {
-    "engine": ("sb_edge.cli.engine", "Build, find and describe the patched llama.cpp."),
+    "engine": ("sb_edge.cli.engine", "Build, find, describe and change the patched llama.cpp."),
     "init": ("sb_edge.cli.init", "Make a random-weight checkpoint in the public layout."),
     "transplant": (
         "sb_edge.cli.transplant",
-        "Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.",
+        "Turn a Llama- or Qwen2-shaped model into SpikingBrain.",
     ),
     "upcycle": ("sb_edge.cli.upcycle", "Turn a checkpoint's FFNs into mixtures of experts."),
     "distill": (
         "sb_edge.cli.distill",
-        "Train a SpikingBrain student to do what a Llama- or Qwen2-shaped base does.",
+        "Train a SpikingBrain student of a Llama- or Qwen2-shaped base.",
     ),
     "convert": ("sb_edge.cli.convert", "Convert a SpikingBrain checkpoint to GGUF."),
-    "quantize": ("sb_edge.cli.quantize", "Quantize a GGUF with llama-quantize's types."),
+    "quantize": ("sb_edge.cli.quantize", "Quantize a GGUF with llama-quantize."),
+    "sparsify": (
+        "sb_edge.cli.sparsify",
+        "Copy a GGUF with a sparse layout for decoding.",
+    ),
+    "spikes": ("sb_edge.cli.spikes", "Set, tune, count, draw and sweep a model's spikes."),
     "inspect": ("sb_edge.cli.inspect", "Show a GGUF's architecture, layers, tensors and memory needs."),
-    "parity": ("sb_edge.cli.parity", "Compare the engine with the reference or with recorded logits."),
+    "models": (
+        "sb_edge.cli.models",
+        "List the built-in models.",
+    ),
     "generate": ("sb_edge.cli.generate", "Continue a prompt."),
-    "chat": ("sb_edge.cli.chat", "Talk with a model; its state is kept between turns."),
+    "chat": ("sb_edge.cli.chat", "Chat with a model; its state is kept between turns."),
+    "parity": ("sb_edge.cli.parity", "Compare the engine with the reference or with recorded logits."),
     "eval": ("sb_edge.cli.eval", "Measure how well a model predicts a text, beside its base."),
+    "run": ("sb_edge.cli.run", "Run a tool of the engine: sb-edge run llama-bench ..."),
     "bench": ("sb_edge.cli.bench", "Measure speed and memory."),
-    "spikes": ("sb_edge.cli.spikes", "Count, draw and sweep a model's spikes."),
+    "selftest": (
+        "sb_edge.cli.selftest",
+        "Check the benchmark, the memory forecast and the operators.",
+    ),
     "demo": ("sb_edge.cli.demo", "Convert, quantize, chat and measure the default model."),
 }
 
@@ -67,7 +80,7 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context, debug: bool) -> None:
     """SpikingBrain language models on ordinary CPUs.
 
-    Wherever a command expects a GGUF, `default` and `default-base` name the built-in model and its base.
+    Wherever a command expects a GGUF, the name of a built-in model will do; see `sb-edge models`.
     """
     ctx.obj = {"debug": debug}
     if debug:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import wraps
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,10 +13,20 @@ from sb_edge.bench.rows.compare import comparison_table, first_against_others
 from sb_edge.bench.rows.results import write_csv, write_markdown
 from sb_edge.bench.rows.row_tables import format_speed, results_table
 from sb_edge.bench.speed.run import TimeBudget, run
-from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import KV_TYPE_NAMES, integer_option, json_option, threads_option
-from sb_edge.memory.forecast import DEFAULT_UBATCH
-from sb_edge.models.synthetic import BASELINES, default_baselines, resolve_model
+from sb_edge.cli.options import (
+    FLASH_ATTN_CHOICE,
+    KV_TYPE_NAMES,
+    cache_type_option,
+    flash_attn_option,
+    gathered,
+    integer_option,
+    json_option,
+    option_list,
+    threads_option,
+    ubatch_option,
+)
+from sb_edge.cli.params import CommaSeparated, TokenCounts
+from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
 from sb_edge.system.cpu import default_threads
 from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
@@ -31,23 +39,6 @@ if TYPE_CHECKING:
     from sb_edge.memory.forecast import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-FLASH_ATTN_CHOICE = click.Choice(["auto", "on", "off"])
-
-_UNITS = {"": 1, "k": 2**10, "m": 2**20}
-
-
-class Depths(CommaSeparated):
-    """Tokens in the context: `0,4096,64k,1M` (k: 1024, M: 1048576)."""
-
-    name = "depths"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """A depth."""
-        found = re.fullmatch(r"(\d{1,9})([km]?)", text, re.ASCII | re.IGNORECASE)
-        if found is None:
-            self.fail(f"{text!r} is not a depth such as 0, 4096, 64k or 1M", param, ctx)
-        return int(found[1]) * _UNITS[found[2].lower()]
 
 
 class KvTypes(CommaSeparated):
@@ -67,24 +58,24 @@ def depths_option(default: str) -> Callable[[Command], Command]:
     return click.option(
         "-d",
         "--depths",
-        type=Depths(),
+        type=TokenCounts(),
         default=default,
         show_default=True,
-        help="Tokens in the context, separated by commas; 64k is 65536, 1M is 1048576.",
+        help="Context depths in tokens: 0,4096,64k,1M.",
     )
 
 
 def n_gen_option(command: Command) -> Command:
     """`--n-gen`."""
-    return integer_option("-n", "--n-gen", default=32, help="Tokens to decode each time.")(command)
+    return integer_option("-n", "--n-gen", default=32, help="Tokens to decode per repetition.")(command)
 
 
 def pair_options(n_prompt: int, n_gen: int) -> Callable[[Command], Command]:
     """`--n-prompt`, `--n-gen` and `--repetitions` of what is timed in pairs."""
-    return _all(
-        integer_option("-p", "--n-prompt", default=n_prompt, help="Tokens of the prompt."),
-        integer_option("-n", "--n-gen", default=n_gen, help="Tokens to decode after it."),
-        integer_option("-r", "--repetitions", default=10, help="Pairs of measurements."),
+    return option_list(
+        integer_option("-p", "--n-prompt", default=n_prompt, help="Prompt tokens."),
+        integer_option("-n", "--n-gen", default=n_gen, help="Tokens to decode after the prompt."),
+        integer_option("-r", "--repetitions", default=10, help="Number of interleaved pairs."),
     )
 
 
@@ -97,7 +88,7 @@ class Measuring:
     type_v: tuple[str, ...]
     flash_attn: FlashChoice
     warm_up: int
-    ubatch: int | None
+    n_ubatch: int
     threads: int | None
 
     def settings(self) -> dict[str, Any]:
@@ -108,7 +99,7 @@ class Measuring:
             "cache_types": cache_types(self.type_k, self.type_v),
             "flash_attn": self.flash_attn,
             "n_warmup": self.warm_up,
-            "n_ubatch": self.ubatch or DEFAULT_UBATCH,
+            "n_ubatch": self.n_ubatch,
         }
 
 
@@ -130,46 +121,35 @@ class Running:
 
 
 def cache_options(command: Command) -> Command:
-    """`--type-k`, `--type-v` and `--flash-attn`."""
-    return _all(
-        click.option(
-            "--type-k", type=KvTypes(), default="f16", show_default=True, help="Types of cached keys."
-        ),
-        click.option(
-            "--type-v", type=KvTypes(), default="f16", show_default=True, help="Types of cached values."
-        ),
-        click.option(
-            "--flash-attn",
-            type=FLASH_ATTN_CHOICE,
-            default="auto",
-            show_default=True,
-            help="Flash attention.",
-        ),
+    """`--cache-type-k`, `--cache-type-v` and `--flash-attn`."""
+    return option_list(
+        cache_type_option("k", KvTypes()),
+        cache_type_option("v", KvTypes()),
+        flash_attn_option,
     )(command)
 
 
 def measuring_options(repetitions: int) -> Callable[[Command], Command]:
     """The command takes `measuring`, a `Measuring`."""
-    return _gathered(
+    return gathered(
         "measuring",
         Measuring,
         integer_option(
-            "-r", "--repetitions", default=repetitions, help="Times to measure, each from the same depth."
+            "-r",
+            "--repetitions",
+            default=repetitions,
+            help="Repetitions, each from the same depth.",
         ),
         cache_options,
-        integer_option("--warm-up", default=1, help="Tokens to decode, uncounted, before measuring."),
-        click.option(
-            "--ubatch",
-            type=click.IntRange(1),
-            help="Tokens of a prompt that the engine computes at once.  [default: 256]",
-        ),
+        integer_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring."),
+        ubatch_option,
         threads_option,
     )
 
 
 def running_options(command: Command) -> Command:
     """The command takes `running`, a `Running`."""
-    return _gathered(
+    return gathered(
         "running",
         Running,
         click.option(
@@ -177,41 +157,41 @@ def running_options(command: Command) -> Command:
             "baselines",
             type=click.Choice(["base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b", "none"]),
             multiple=True,
-            help="Also measure this model.  [default: base beside `default`, llama-1b beside `1b`]",
+            help="Baseline to measure as well.  [default: base for `default`, llama-1b for `1b`]",
         ),
         click.option(
             "--baseline-flash-attn",
             type=FLASH_ATTN_CHOICE,
-            help="Flash attention of these.  [default: as --flash-attn]",
+            help="Flash attention of the baselines.  [default: as --flash-attn]",
         ),
         click.option(
             "--fill",
             type=click.Choice(["auto", "real", "synthetic"]),
             default="auto",
             show_default=True,
-            help="How a Transformer gets to its depth; auto: a real prefill up to 4096 tokens.",
+            help="Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
         ),
         click.option(
             "--one-at-a-time",
             is_flag=True,
-            help="Do not load several models at once to measure them in turns.",
+            help="Load one model at a time instead of interleaving them.",
         ),
         click.option(
             "--time-budget",
             type=click.FloatRange(0),
             metavar="SECONDS",
-            help="Begin no measurement after this time, and say what is left out.",
+            help="Stop starting new measurements after SECONDS; list what was skipped.",
         ),
         click.option(
             "-o",
             "--output",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="JSON Lines file: rows are added at once; finished ones in it are not measured again.",
+            help="JSON Lines file to append rows to; finished rows are not measured again.",
         ),
         click.option(
             "--keep-contexts",
             is_flag=True,
-            help="Keep what was prefilled for real, in the folder OUTPUT.contexts, for a command to come.",
+            help="Cache prefilled contexts in OUTPUT.contexts for later runs.",
         ),
         json_option,
         click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write CSV."),
@@ -224,32 +204,6 @@ def running_options(command: Command) -> Command:
             help="Write a plot: .png, .svg or .pdf.",
         ),
     )(command)
-
-
-def _gathered(
-    name: str, kind: type[Measuring | Running], *options: Callable[[Any], Any]
-) -> Callable[[Command], Command]:
-    """Add options whose values reach the command as one argument `name`, a `kind` with a field for each."""
-    names = [field.name for field in fields(kind)]
-
-    def add(command: Command) -> Command:
-        @wraps(command)
-        def gather(**values: Any) -> Any:
-            gathered = kind(**{each: values.pop(each) for each in names})
-            return command(**{name: gathered}, **values)
-
-        return cast(Command, _all(*options)(gather))
-
-    return add
-
-
-def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
 
 
 def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Running) -> None:
@@ -317,7 +271,7 @@ def cache_types(type_k: Sequence[str], type_v: Sequence[str]) -> tuple[tuple[str
     """Pairs of types for keys and values; one of a side goes with all of the other."""
     count = max(len(type_k), len(type_v))
     if {len(type_k), len(type_v)} - {1, count}:
-        raise click.UsageError("--type-k and --type-v name different numbers of types; one each, or as many")
+        raise click.UsageError("--cache-type-k and --cache-type-v need the same number of types, or one")
     return tuple(zip(_repeat(type_k, count), _repeat(type_v, count), strict=True))
 
 

@@ -2,87 +2,147 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click
+import platformdirs
 
-from sb_edge.cli.options import sampling_options, session_options
-from sb_edge.cli.spike_options import run_spikes_options
+from sb_edge.cli.options import (
+    loading_options,
+    model_argument,
+    sampling_options,
+    stopping_options,
+    verbose_option,
+)
+from sb_edge.cli.prompts import read_prompt
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.conversation import Chat
-from sb_edge.runtime.open import text_session
+from sb_edge.runtime.generation import Stopping
+from sb_edge.runtime.open import Loading, text_session
 from sb_edge.runtime.sampling import Sampling
 
-if TYPE_CHECKING:
-    from sb_edge.runtime.conversation import Chat
+HELP = """/clear        Begin a new conversation
+/save FILE    Save the conversation and its state
+/load FILE    Load a saved conversation
+/help         Show these commands
+/exit         End (or Ctrl-D); Ctrl-C stops an answer"""
 
 
 @click.command()
-@click.argument("model")
+@model_argument()
+@click.option("-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking (repeatable).")
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="Say the text of FILE; - for stdin.")
+@click.option("-sys", "--system-prompt", "system", help="System message.")
+@click.option("--load-session", type=click.Path(path_type=Path), help="Continue a saved conversation.")
+@click.option("--save-session", type=click.Path(path_type=Path), help="Save the conversation at the end.")
+@click.option("--no-history", is_flag=True, help="Keep no history of typed lines.")
 @click.option(
-    "-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking; repeat it for more turns."
+    "--stats/--no-stats",
+    default=None,
+    help="Print tokens per second after each answer, to standard error.  [default: on a terminal]",
 )
-@click.option("--system", help="A system message.")
-@click.option(
-    "--stats/--no-stats", default=True, help="Print tokens per second after each answer, to standard error."
-)
+@stopping_options
 @sampling_options
-@session_options
-@run_spikes_options
+@loading_options
+@verbose_option
 def command(
     model: str,
     prompts: tuple[str, ...],
+    file: Path | None,
     system: str | None,
-    stats: bool,
-    n_predict: int,
-    temp: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repeat_penalty: float,
-    repeat_last_n: int,
-    seed: int | None,
-    context: int,
-    threads: int | None,
-    kv_type: str,
-    spikes: float | None,
+    load_session: Path | None,
+    save_session: Path | None,
+    no_history: bool,
+    stats: bool | None,
+    stopping: Stopping,
+    sampling: Sampling,
+    loading: Loading,
 ) -> None:
-    """Talk with a model; its state is kept between turns.
+    """Chat with a model; its state is kept between turns.
 
-    MODEL is a GGUF with a chat template, `default` or `default-base`. Only what is new in a turn is
-    evaluated. At the prompt, /clear begins anew and /exit or Ctrl-D ends; Ctrl-C breaks an answer off.
+    MODEL is a GGUF with a chat template, or a built-in model. Only the new part of a turn is evaluated.
+    Lines can be edited, Alt-Enter begins a new line; /help lists commands. Piped in, each line is a turn;
+    piped out, only the answers are printed.
     """
-    sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed)
-    with text_session(
-        resolve_gguf(model), n_ctx=context, n_threads=threads, kv_type=kv_type, spikes=spikes
-    ) as session:
-        chat = Chat(session, sampling, system, n_predict)
-        if prompts:
-            for prompt in prompts:
-                click.secho(f"> {prompt}", bold=True)
-                _answer(chat, prompt, stats)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    show_stats = is_terminal if stats is None else stats
+    with text_session(resolve_gguf(model), loading) as session:
+        chat = Chat(session, sampling, system, stopping)
+        if load_session is not None:
+            chat.load(load_session)
+        if prompts or file is not None:
+            for text in [*prompts, *([] if file is None else [read_prompt(file)])]:
+                if is_terminal:
+                    click.secho(f"> {text}", bold=True)
+                _answer(chat, text, show_stats)
+        elif is_terminal:
+            _converse(chat, _typed_lines(no_history), show_stats)
         else:
-            _converse(chat, stats)
+            _converse(chat, (line.rstrip("\n") for line in sys.stdin), show_stats)
+        if save_session is not None:
+            chat.save(save_session)
 
 
-def _converse(chat: Chat, stats: bool) -> None:
-    click.echo("/clear begins anew, /exit ends", err=True)
+def _typed_lines(no_history: bool) -> Iterator[str]:
+    """Lines as they are typed, with editing and a history; ends with Ctrl-D."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    prompt: PromptSession[str] = PromptSession(
+        history=InMemoryHistory() if no_history else FileHistory(str(_history_file())), key_bindings=keys
+    )
+    click.echo("/help lists commands, /exit ends", err=True)
     while True:
         try:
-            text = click.prompt(">", prompt_suffix=" ", err=True).strip()
-        except click.Abort:
-            # click makes no difference between Ctrl-D and Ctrl-C here: both end the conversation.
-            click.echo(err=True)
+            yield prompt.prompt("> ")
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
             return
+
+
+def _history_file() -> Path:
+    """The file of typed lines; nobody else may read it."""
+    file = Path(platformdirs.user_state_dir("sb-edge")) / "chat-history"
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file.touch(mode=0o600)
+    return file
+
+
+def _converse(chat: Chat, lines: Iterator[str], stats: bool) -> None:
+    for line in lines:
+        text = line.strip()
         if text == "/exit":
             return
-        if text == "/clear":
-            chat.clear()
-        elif text:
+        if text.startswith("/") and _command(chat, *text.split(maxsplit=1)):
+            continue
+        if text:
             try:
                 _answer(chat, text, stats)
             except KeyboardInterrupt:
                 click.echo(err=True)
+
+
+def _command(chat: Chat, name: str, argument: str | None = None) -> bool:
+    """Carry out a command of the chat; False: it is none."""
+    commands: dict[str, Callable[[], object]] = {
+        "/clear": chat.clear,
+        "/help": lambda: click.echo(HELP, err=True),
+    }
+    if argument is not None:
+        commands |= {
+            "/save": lambda: chat.save(Path(argument)),
+            "/load": lambda: chat.load(Path(argument)),
+        }
+    if name not in commands:
+        return False
+    commands[name]()
+    return True
 
 
 def _answer(chat: Chat, text: str, stats: bool) -> None:

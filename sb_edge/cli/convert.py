@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sb_edge.cli.sizes import Size
+from sb_edge.cli.params import Size
 from sb_edge.cli.spike_options import SpikeK, plan_text, projections_option
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.util.output import format_bytes

@@ -6,27 +6,33 @@ from pathlib import Path
 
 import click
 
-from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.options import threads_option
+from sb_edge.cli.params import TokenCounts
 
 
 @click.command()
 @click.option(
-    "--out",
+    "-o",
+    "--output",
     type=click.Path(path_type=Path),
     default=Path("out/demo"),
     show_default=True,
     help="Folder of the report.",
 )
 @click.option(
-    "-d", "--depths", type=Depths(), default="0,2k,8k,16k", show_default=True, help="Depths to measure at."
+    "-d",
+    "--depths",
+    type=TokenCounts(),
+    default="0,2k,8k,16k",
+    show_default=True,
+    help="Context depths.",
 )
 @threads_option
-def command(out: Path, depths: tuple[int, ...], threads: int | None) -> None:
+def command(output: Path, depths: tuple[int, ...], threads: int | None) -> None:
     """Convert, quantize, chat and measure the default model.
 
     This is what `make demo` runs after set-up. Whatever is built or measured already is taken up again.
     """
     from sb_edge.cli.demonstration import run_demo
 
-    run_demo(out, depths=depths, n_threads=threads)
+    run_demo(output, depths=depths, n_threads=threads)

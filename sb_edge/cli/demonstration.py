@@ -15,8 +15,9 @@ from sb_edge.engine import activate, build_engine
 from sb_edge.engine.machine import describe_machine
 from sb_edge.evaluate.perplexity import held_out_text, perplexity
 from sb_edge.gguf.reader import read_header
-from sb_edge.models.registry import BASE_NAME, default, default_base
+from sb_edge.models.default_model import BASE_NAME, default, default_base
 from sb_edge.runtime.conversation import Chat
+from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Model, Session
 from sb_edge.system.cpu import default_threads
@@ -99,7 +100,7 @@ def _perplexities(console: Console, models: dict[str, Path], n_threads: int | No
 
 def _ask(console: Console, path: Path, n_threads: int | None) -> Transcript:
     with Model(path) as model, Session(model, n_ctx=2048, n_threads=n_threads, n_outputs=1) as session:
-        chat = Chat(session, Sampling(temperature=0, repeat_penalty=1.1), n_predict=96)
+        chat = Chat(session, Sampling(temperature=0, repeat_penalty=1.1), stopping=Stopping(n_predict=96))
         console.print(f"> {QUESTION}", style="bold", highlight=False)
         generation, pieces = chat.say(QUESTION)
         for piece in pieces:

@@ -160,7 +160,7 @@ def command(
     outtype: str,
     ignore_rope_scaling: bool,
 ) -> None:
-    """Train a SpikingBrain student to do what a Llama- or Qwen2-shaped base does.
+    """Train a SpikingBrain student of a Llama- or Qwen2-shaped base.
 
     BASE is a checkpoint's folder, a GGUF, or `default-base`. Three stages: each GLA layer learns its
     attention layer's output (layers); all of them, with low-rank adapters on the rest, learn the base's

@@ -43,7 +43,7 @@ _patches = click.option(
 
 @click.group("engine")
 def command() -> None:
-    """Build, find and describe the patched llama.cpp.
+    """Build, find, describe and change the patched llama.cpp.
 
     SB_EDGE_CACHE sets the cache folder, SB_EDGE_ENGINE names a prefix to use instead of the cache's,
     SB_EDGE_ENGINE_VARIANT (native, portable, debug) chooses the variant that all commands use.

@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from sb_edge.cli.bench_options import Depths
-from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import integer_option, json_option, threads_option
+from sb_edge.cli.options import json_option, model_argument, threads_option, tokens_option
+from sb_edge.cli.params import CommaSeparated, TokenCounts
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.evaluation import Tasks, evaluate_model
 from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
@@ -44,43 +43,42 @@ class Trials(CommaSeparated):
 
 
 @click.command()
-@click.argument("model")
-@click.option("--base", required=True, help="The GGUF that it was made from; `default-base` for `default`.")
+@model_argument()
+@click.option("--base", required=True, help="GGUF of the base model; `default-base` for `default`.")
 @click.option(
     "--text",
     "text_file",
     type=click.Path(path_type=Path),
-    help="A UTF-8 text that it was not trained on.  [default: a held-out one]",
+    help="UTF-8 text that neither model was trained on.  [default: a held-out text]",
 )
-@integer_option("--tokens", default=8192, help="Of the text, at most.", least=2)
-@integer_option(
-    "-c", "--context", default=2048, help="Tokens read in one piece; the next begins afresh.", least=16
+@tokens_option("--tokens", default=8192, help="Maximum number of tokens to evaluate.", least=2)
+@tokens_option(
+    "-c", "--ctx-size", "context", default=2048, help="Tokens per chunk; each chunk starts afresh.", least=16
 )
 @click.option(
     "--questions",
     metavar="FILE",
-    help="Also multiple choice, from a JSON Lines file; `built-in`: the 220 questions of this project.",
+    help="Multiple-choice questions, a JSON Lines file; `built-in`: the 220 questions of this project.",
 )
 @click.option(
     "--passkey",
     "distances",
-    type=Depths(),
-    help="Also passkeys, told so many tokens before they are asked for: 256,1k,8k.",
+    type=TokenCounts(1),
+    help="Run passkey retrieval at these distances (tokens): 256,1k,8k.",
 )
 @click.option(
     "--trials",
     type=Trials(),
     default="10",
     show_default=True,
-    help="Passkeys for each distance, the last number for those that follow, too: 10,10,2.",
+    help="Passkeys per distance; the last number is for all that follow: 10,10,2.",
 )
 @click.option(
     "--spike-k",
     "spikes",
     type=SpikeSettings(),
-    help="One run for each: spikes as the file says, with this k, none (0): file,0,3.  [default: file]",
+    help="Spike settings to compare: file (as the file says), 0 (none), or a k: file,0,3.  [default: file]",
 )
-@click.option("--no-spikes", "spikes", flag_value="0", type=SpikeSettings(), help="As --spike-k 0.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table.")
 @threads_option
 @json_option

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sb_edge.cli.sizes import Size
+from sb_edge.cli.params import Size
 from sb_edge.convert.initialise import init_checkpoint
 from sb_edge.util.output import format_bytes
 

@@ -17,9 +17,10 @@ from sb_edge.arch.config import ARCH
 from sb_edge.arch.layer_map import recurrent_layers, vocabulary_size
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import check_sparse, sparse_values
-from sb_edge.cli.options import KV_TYPE_NAMES, json_option
+from sb_edge.cli.options import cache_type_option, json_option, model_argument, tokens_option
 from sb_edge.cli.spike_options import coded_k
 from sb_edge.gguf.reader import read_header
+from sb_edge.util.errors import EngineError
 from sb_edge.util.output import emit, format_bytes
 
 if TYPE_CHECKING:
@@ -38,42 +39,48 @@ LAYER_KINDS = {
 
 
 @click.command()
-@click.argument("file")
-@click.option(
-    "--context",
-    type=click.IntRange(1, 2**31 - 1),
-    help="Tokens to forecast memory for. Default: the model's limit.",
+@model_argument("file")
+@tokens_option(
+    "-c",
+    "--ctx-size",
+    "n_ctx",
+    default=None,
+    help="Forecast memory for a context of this size.",
 )
-@click.option(
-    "--kv-type",
-    type=click.Choice(KV_TYPE_NAMES),
-    default="f16",
-    show_default=True,
-    help="Type of the KV cache in that forecast.",
-)
+@cache_type_option("k")
+@cache_type_option("v")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @json_option
-def command(file: str, context: int | None, kv_type: str, tensors: bool, json_target: str | None) -> None:
+def command(
+    file: str, n_ctx: int | None, type_k: str, type_v: str, tensors: bool, json_target: str | None
+) -> None:
     """Show a GGUF's architecture, layers, tensors and memory needs.
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
     """
-    from sb_edge.models.registry import resolve_gguf
-
-    header = read_header(resolve_gguf(file))
-    document = describe(header, context, tensors, kv_type)
+    header = read_header(_resolve(file))
+    document = describe(header, n_ctx, tensors, type_k, type_v)
     emit(document, json_target, lambda console: render(document, console))
 
 
-def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: str = "f16") -> dict[str, Any]:
+def _resolve(name: str) -> Path:
+    """A file by its path, without what builds the built-in models; else one of these."""
+    if Path(name).is_file():
+        return Path(name)
+    from sb_edge.models.registry import resolve_gguf
+
+    return resolve_gguf(name)
+
+
+def describe(
+    header: GgufHeader, n_ctx: int | None, tensors: bool, type_k: str = "f16", type_v: str = "f16"
+) -> dict[str, Any]:
     """What `sb-edge inspect --json` writes: sizes in bytes, `shape` in ggml's reverse, [out, in].
 
     Raises:
         GgufError: keys that the layers, the spikes or the memory follow from are wrong.
         SpikeError: a projection is said to spike that the model does not have.
     """
-    from sb_edge.memory.forecast import EngineSettings, forecast
-
     metadata = header.metadata
     document: dict[str, Any] = {
         "files": [str(path) for path in header.files],
@@ -98,19 +105,26 @@ def describe(header: GgufHeader, context: int | None, tensors: bool, kv_type: st
     if f"{header.arch}.block_count" in metadata:
         letters = _layer_letters(header)
         document["layers"] = "".join(letters[recurrent] for recurrent in recurrent_layers(header))
-        context = context or max(header.integer("context_length", 0), 0) or 4096
-        need = forecast(header, context, EngineSettings(kv_type, kv_type))
-        document["memory"] = {
-            "context": context,
-            "kv_type": kv_type,
-            **{name: getattr(need, name) for name in (*MEMORY_PARTS, "total")},
-        }
+    if n_ctx is not None:
+        document["memory"] = _memory(header, n_ctx, type_k, type_v)
     if tensors:
         document["tensors"] = [
             {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape), "nbytes": tensor.nbytes}
             for tensor in header.tensors
         ]
     return document
+
+
+def _memory(header: GgufHeader, n_ctx: int, type_k: str, type_v: str) -> dict[str, Any]:
+    """The forecast, or why there is none."""
+    from sb_edge.memory.forecast import EngineSettings, forecast
+
+    try:
+        need = forecast(header, n_ctx, EngineSettings(type_k, type_v))
+    except EngineError as error:
+        return {"context": n_ctx, "problem": str(error)}
+    sizes = {name: getattr(need, name) for name in (*MEMORY_PARTS, "total")}
+    return {"context": n_ctx, "type_k": type_k, "type_v": type_v, **sizes}
 
 
 def _layer_letters(header: GgufHeader) -> dict[bool, str]:
@@ -235,6 +249,8 @@ def _facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     facts += [(key, str(value)) for key, value in document["hyperparameters"].items()]
     if document["memory"] is not None:
         need = document["memory"]
+        if "problem" in need:
+            return [*facts, ("memory", f"no forecast: {need['problem']}")]
         parts = ", ".join(f"{key} {format_bytes(need[key])}" for key in MEMORY_PARTS)
         facts.append((f"memory at {need['context']:,} tokens", f"{format_bytes(need['total'])}: {parts}"))
     return facts

@@ -1,93 +1,271 @@
-"""Options that several commands share."""
+"""Options that several commands share: one spelling for each concept, in llama.cpp's words."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
+
+from sb_edge.cli.params import Tokens
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 KV_TYPE_NAMES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+FLASH_ATTN_CHOICE = click.Choice(["auto", "on", "off"])
 
 json_option = click.option(
     "--json",
     "json_target",
     metavar="FILE",
-    help="Write JSON to FILE; - for standard output, and nothing else there.",
+    help="Write results as JSON to FILE; - for standard output, without the table.",
 )
 
 text_option = click.option(
-    "--text", type=click.Path(path_type=Path), help="A UTF-8 text file.  [default: a built-in English text]"
+    "--text", type=click.Path(path_type=Path), help="UTF-8 text file.  [default: a built-in English text]"
 )
+
+threads_option = click.option(
+    "-t",
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Number of threads.  [default: the fast physical cores]",
+)
+
+
+def option_list(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, shown in this order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def gathered(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Add options whose values reach the command as one argument `name`, a `kind` with a field for each."""
+    names = [field.name for field in fields(kind)]
+
+    def add(command: Command) -> Command:
+        @wraps(command)
+        def gather(**values: Any) -> Any:
+            whole = kind(**{each: values.pop(each) for each in names if each in values})
+            return command(**{name: whole}, **values)
+
+        return cast(Command, option_list(*options)(gather))
+
+    return add
 
 
 def integer_option(*names: str, default: int, help: str, least: int = 1) -> Callable[[Command], Command]:
-    """An option that takes an integer, at least `least`."""
+    """Option that takes an integer, at least `least`."""
     return click.option(*names, type=click.IntRange(least), default=default, show_default=True, help=help)
 
 
-threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(min=1), help="Threads.  [default: the fast physical cores]"
+def tokens_option(
+    *names: str, default: int | None, help: str, least: int = 1
+) -> Callable[[Command], Command]:
+    """Option that takes a number of tokens: 512, 64k, 1M."""
+    return click.option(
+        *names, type=Tokens(least), default=default, show_default=default is not None, help=help
+    )
+
+
+def share_option(name: str, default: float, help: str) -> Callable[[Command], Command]:
+    """Option that takes a positive share, such as 0.02."""
+    kind = click.FloatRange(0, math.inf, min_open=True, max_open=True)
+    return click.option(name, type=kind, metavar="SHARE", default=default, show_default=True, help=help)
+
+
+def model_argument(name: str = "model", *, default: str | None = None) -> Callable[[Command], Command]:
+    """The model as an argument or as -m; the command gets it under `name`."""
+
+    def add(command: Command) -> Command:
+        @wraps(command)
+        def chosen(*, model_option: str | None, **values: Any) -> Any:
+            argument = values.pop(name)
+            if argument is not None and model_option is not None:
+                raise click.UsageError(f"Give the model either as {name.upper()} or with -m.")
+            model = argument or model_option or default
+            if model is None:
+                raise click.UsageError(f"Missing argument '{name.upper()}'.")
+            return command(**{name: model}, **values)
+
+        with_option = click.option(
+            "-m", "--model", "model_option", metavar="MODEL", help="Same as the argument."
+        )
+        return cast(Command, click.argument(name, required=False)(with_option(chosen)))
+
+    return add
+
+
+def cache_type_option(side: str, kind: click.ParamType | None = None) -> Callable[[Command], Command]:
+    """`--cache-type-k` or `--cache-type-v`; the command gets `type_k` or `type_v`."""
+    what = {"k": "keys", "v": "values"}[side]
+    return click.option(
+        f"-ct{side}",
+        f"--cache-type-{side}",
+        f"type_{side}",
+        type=kind or click.Choice(KV_TYPE_NAMES),
+        default="f16",
+        show_default=True,
+        help=f"Type of cached {what}.",
+    )
+
+
+flash_attn_option = click.option(
+    "-fa",
+    "--flash-attn",
+    type=FLASH_ATTN_CHOICE,
+    default="auto",
+    show_default=True,
+    help="Flash attention.",
+)
+
+context_option = tokens_option(
+    "-c", "--ctx-size", "n_ctx", default=8192, help="Context size in tokens.", least=16
+)
+
+ubatch_option = tokens_option(
+    "-ub", "--ubatch-size", "n_ubatch", default=256, help="Prompt tokens computed at once."
 )
 
 
-def session_options(command: Command) -> Command:
-    """Context size, threads and KV types of a session."""
-    for option in (
+def loading_options(command: Command) -> Command:
+    """The command takes `loading`, a `Loading`."""
+    from sb_edge.runtime.open import Loading
+
+    return gathered(
+        "loading",
+        Loading,
+        context_option,
+        threads_option_as("n_threads"),
+        tokens_option("-b", "--batch-size", "n_batch", default=512, help="Prompt tokens per call."),
+        ubatch_option,
+        cache_type_option("k"),
+        cache_type_option("v"),
+        flash_attn_option,
         click.option(
-            "--kv-type",
-            type=click.Choice(KV_TYPE_NAMES),
-            default="f16",
-            show_default=True,
-            help="Type of the KV cache.",
+            "--no-mmap",
+            "use_mmap",
+            is_flag=True,
+            flag_value=False,
+            default=True,
+            help="Read the weights instead of mapping the file.",
         ),
-        threads_option,
-        integer_option("-c", "--context", default=8192, help="Context in tokens.", least=16),
-    ):
-        command = option(command)
-    return command
+        click.option("--mlock", "use_mlock", is_flag=True, help="Keep the weights in physical memory."),
+        click.option(
+            "--lora",
+            "loras",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="LoRA adapter, a GGUF (repeatable).",
+        ),
+        spike_k_option,
+    )(command)
+
+
+def threads_option_as(name: str) -> Callable[[Command], Command]:
+    """`--threads` under another parameter name."""
+    return click.option(
+        "-t",
+        "--threads",
+        name,
+        type=click.IntRange(min=1),
+        help="Number of threads.  [default: the fast physical cores]",
+    )
 
 
 def sampling_options(command: Command) -> Command:
-    """llama.cpp's sampling options, with its names and defaults."""
-    for option in (
-        click.option(
-            "--seed", type=click.IntRange(min=0, max=2**32 - 1), help="Makes the answer repeatable."
+    """llama.cpp's sampling options, names and defaults; the command takes `sampling`, a `Sampling`."""
+    from sb_edge.runtime.sampling import Sampling
+
+    def real(name: str, field: str, default: float, help: str, least: float, most: float | None) -> Any:
+        is_open = name == "--repeat-penalty"
+        kind = click.FloatRange(least, most, min_open=is_open)
+        return click.option(name, field, type=kind, default=default, show_default=True, help=help)
+
+    return gathered(
+        "sampling",
+        Sampling,
+        real("--temp", "temperature", 0.8, "Temperature; 0: greedy.", 0, None),
+        integer_option("--top-k", default=40, help="Keep the k most likely tokens; 0: all.", least=0),
+        real("--top-p", "top_p", 0.95, "Keep the most likely tokens up to this probability.", 0, 1),
+        real("--min-p", "min_p", 0.05, "Drop tokens below this share of the most likely.", 0, 1),
+        real("--repeat-penalty", "repeat_penalty", 1.0, "Penalty for repeated tokens; 1: none.", 0, None),
+        integer_option(
+            "--repeat-last-n", default=64, help="Number of recent tokens that penalties look at.", least=0
         ),
-        integer_option("--repeat-last-n", default=64, help="Tokens that --repeat-penalty looks at.", least=0),
+        real("--presence-penalty", "presence_penalty", 0.0, "Penalty for tokens that occurred.", -2, 2),
+        real("--frequency-penalty", "frequency_penalty", 0.0, "Penalty for each occurrence.", -2, 2),
         click.option(
-            "--repeat-penalty",
-            type=click.FloatRange(min=0, min_open=True),
-            default=1.0,
-            show_default=True,
-            help="Above 1: repeat less.",
+            "-s", "--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed.  [default: a random one]"
         ),
+        click.option("--grammar", help="GBNF grammar that the output follows."),
         click.option(
-            "--min-p",
-            type=click.FloatRange(0, 1),
-            default=0.05,
-            show_default=True,
-            help="Drop tokens below this share of the likeliest.",
+            "-j", "--json-schema", help="JSON schema that the output follows; {} for any JSON object."
         ),
+    )(command)
+
+
+def stopping_options(command: Command) -> Command:
+    """`-n`, `--stop` and `--reverse-prompt`; the command takes `stopping`, a `Stopping`."""
+    from sb_edge.runtime.generation import Stopping
+
+    return gathered(
+        "stopping",
+        Stopping,
+        tokens_option(
+            "-n",
+            "--predict",
+            "--n-predict",
+            "n_predict",
+            default=256,
+            help="Maximum number of tokens.",
+        ),
+        click.option("--stop", "stops", multiple=True, help="Stop at this text, not shown (repeatable)."),
         click.option(
-            "--top-p",
-            type=click.FloatRange(0, 1),
-            default=0.95,
-            show_default=True,
-            help="Keep the likeliest tokens up to this probability.",
+            "-r",
+            "--reverse-prompt",
+            "reverse_prompts",
+            multiple=True,
+            help="Stop after it (repeatable).",
         ),
-        integer_option("--top-k", default=40, help="Keep the k likeliest tokens; 0: all.", least=0),
-        click.option(
-            "--temp",
-            type=click.FloatRange(min=0),
-            default=0.8,
-            show_default=True,
-            help="Temperature; 0: greedy.",
-        ),
-        integer_option("-n", "--n-predict", default=256, help="At most so many new tokens."),
-    ):
-        command = option(command)
-    return command
+    )(command)
+
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, param, value: _show_log() if value else None,
+    help="Show the engine's log.",
+)
+
+
+def _show_log() -> None:
+    import os
+
+    os.environ["SB_EDGE_VERBOSE"] = "1"
+
+
+def _spike_k(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    from sb_edge.cli.spike_options import SpikeK
+
+    return None if value in (None, "file") else float(SpikeK(zero=True).convert(value, param, ctx))
+
+
+spike_k_option = click.option(
+    "--spike-k",
+    "spikes",
+    metavar="K",
+    callback=_spike_k,
+    help="k of every coded input; 0: no spikes; file: as the file says.  [default: file]",
+)

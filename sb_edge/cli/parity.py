@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.table import Table
 
-from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import json_option
+from sb_edge.cli.options import json_option, model_argument, tokens_option
+from sb_edge.cli.params import CommaSeparated
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
@@ -37,7 +37,7 @@ class PieceSizes(CommaSeparated):
 
 
 @click.command()
-@click.argument("gguf")
+@model_argument("gguf")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--golden",
@@ -48,13 +48,15 @@ class PieceSizes(CommaSeparated):
     "--pieces", type=PieceSizes(), default=(), help="Feed the prompt again in pieces of 1,7,33 tokens."
 )
 @click.option(
-    "--kv-type",
+    "-ctk",
+    "--cache-type-k",
+    "kv_type",
     type=click.Choice(["f16", "f32", "q8_0"]),
-    help="Type of the engine's K and V.  [default: f16; f32 for a GGUF that spikes]",
+    help="Type of the engine's cached keys and values.  [default: f16; f32 for a GGUF that spikes]",
 )
 @click.option("--per-layer", is_flag=True, help="Compare every layer and name the first that diverges.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Length of the prompt (random tokens: 128).")
-@click.option("--text", help="The prompt; without it, random tokens from a fixed seed.")
+@tokens_option("--tokens", default=None, help="Length of the prompt (random tokens: 128).")
+@click.option("-p", "--prompt", "text", help="Prompt.  [default: random tokens from a fixed seed]")
 @click.option("--greedy", type=click.IntRange(min=1), help="Compare this many greedy tokens too.")
 @click.option(
     "--tolerance", type=click.FloatRange(min=0), help="Ceiling on the NMSE instead of the KV type's own."
@@ -100,9 +102,9 @@ def command(
     the tolerance or too few counts are identical.
     """
     if checkpoint is None and (per_layer or greedy or text is not None or counts_identical is not None):
-        raise click.UsageError("--per-layer, --greedy, --text and --counts-identical need a CHECKPOINT.")
+        raise click.UsageError("--per-layer, --greedy, --prompt and --counts-identical need a CHECKPOINT.")
     if golden and text is not None:
-        raise click.UsageError("The prompt is either --text or that of --golden.")
+        raise click.UsageError("The prompt is either --prompt or that of --golden.")
 
     if checkpoint:
         report = parity.against_checkpoint(

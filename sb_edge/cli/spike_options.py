@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sb_edge.arch.spike_plan import PROJECTIONS
-from sb_edge.cli.lists import CommaSeparated
+from sb_edge.cli.params import CommaSeparated
 
 if TYPE_CHECKING:
     from sb_edge.arch.spike_plan import SpikePlan
@@ -72,21 +72,6 @@ projections_option = click.option(
     help="Which, with --spike-k: attn_q, attn_k, attn_v, ssm_f, attn_output, ffn_gate, ffn_up, ffn_down, "
     "separated by commas. Default: as they are, else all.",
 )
-
-
-def run_spikes_options(command: Command) -> Command:
-    """`spikes` of a run: None as the file says, 0 off, or the k of every coded projection."""
-    for option in (
-        click.option("--no-spikes", "spikes", flag_value=0.0, type=float, help="Run without spikes."),
-        click.option(
-            "--spike-k",
-            "spikes",
-            type=SpikeK(zero=True),
-            help="Code spikes with this k; 0: none.  [default: as the file says]",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 def plan_text(plan: SpikePlan) -> str:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
 from sb_edge.arch.coding import Coding
-from sb_edge.arch.spike_plan import DEFAULT_K
 from sb_edge.bench.spikes.sweep import sweep_k
-from sb_edge.bench.spikes.theory import check_synthetic
-from sb_edge.cli.lists import CommaSeparated
-from sb_edge.cli.options import integer_option, json_option, text_option, threads_option
-from sb_edge.cli.spike_options import SpikeK
+from sb_edge.bench.spikes.tuning_table import tuning_table
+from sb_edge.cli.options import (
+    integer_option,
+    json_option,
+    model_argument,
+    share_option,
+    text_option,
+    threads_option,
+    tokens_option,
+)
+from sb_edge.cli.params import CommaSeparated
+from sb_edge.cli.spike_options import SpikeK, projections_option
 from sb_edge.evaluate.perplexity import read_text
 from sb_edge.evaluate.spike_stats import engine_k, measure
 from sb_edge.gguf.reader import read_header
 from sb_edge.models.registry import resolve_gguf
+from sb_edge.quant.quantize import COPY, quantize
+from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET as K_BUDGET
+from sb_edge.quant.spikes.k_tuning import tune_copy
+from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
 from sb_edge.runtime.session import Model
-from sb_edge.util.output import emit
+from sb_edge.util.output import emit, format_bytes
 from sb_edge.util.progress import stderr
 
 if TYPE_CHECKING:
@@ -42,37 +54,92 @@ class Ks(CommaSeparated):
 spike_k_option = click.option(
     "--spike-k",
     type=SpikeK(),
-    help="This k for every input.  [default: as the file says; 3 if it has no spikes]",
+    help="k of every coded input.  [default: as the file says; 3 if it has no spikes]",
 )
 
 
 @click.group()
 def command() -> None:
-    """Count, draw and sweep a model's spikes."""
+    """Set, tune, count, draw and sweep a model's spikes."""
+
+
+@command.command("set")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("k", type=SpikeK(zero=True))
+@projections_option
+def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...] | None) -> None:
+    """Copy a GGUF with spikes of this K at its projections; 0 removes them.
+
+    Weights are not changed. OUT may be IN.
+    """
+    quantize(resolve_gguf(source), target, COPY, spike_k=k, spike_projections=spike_projections)
+    click.echo(f"{target}: {format_bytes(target.stat().st_size)}")
 
 
 @command.command()
-@click.argument("model", required=False)
-@text_option
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@projections_option
+@click.option("--text", required=True, type=click.Path(path_type=Path), help="Tuning text (required).")
+@share_option("--budget", K_BUDGET, "Allowed rise of perplexity over that without spikes.")
+@tokens_option("--tokens", default=DEFAULT_TOKENS, help="Maximum number of tokens of a text.", least=64)
 @click.option(
-    "--synthetic",
-    type=click.Choice(["gaussian", "laplacian"]),
-    help="Random inputs instead of MODEL: the engine's counters against the closed form.",
+    "--eval-text",
+    type=click.Path(path_type=Path),
+    help="Text to report on, not tuned on.  [default: a built-in English text]",
 )
+@click.option(
+    "--curve",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write measurements and plots to FOLDER.",
+)
+@threads_option
+def tune(
+    source: str,
+    target: Path,
+    spike_projections: tuple[str, ...] | None,
+    text: Path,
+    budget: float,
+    tokens: int,
+    eval_text: Path | None,
+    curve: Path | None,
+    threads: int | None,
+) -> None:
+    """Copy a GGUF with a tuned k for each coded input: the fewest spikes within a perplexity budget.
+
+    If k = 64 still exceeds the budget, nothing is written.
+    """
+    from sb_edge.bench.spikes.tuning_plot import save_tuning
+    from sb_edge.util.plot import require_plot_folder
+
+    require_plot_folder(curve)
+    path = resolve_gguf(source)
+    texts = [cut_text(path, *read_text(file), tokens) for file in (text, eval_text)]
+    tuning = tune_copy(
+        path, target, texts[0], texts[1], budget, projections=spike_projections, n_threads=threads
+    )
+    if curve is not None:
+        save_tuning(tuning, curve)
+    Console().print(tuning_table(tuning))
+    click.echo(f"{target}: {format_bytes(target.stat().st_size)}")
+
+
+@command.command()
+@model_argument()
+@text_option
 @spike_k_option
-@integer_option(
-    "--tokens", default=1024, help="At most so many tokens of the text, in one context; rows of --synthetic."
-)
+@tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.")
 @click.option("--layers", is_flag=True, help="Show every layer.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write plots, PNG and SVG, to FOLDER."
+    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write plots (PNG, SVG) to FOLDER."
 )
 @threads_option
 @json_option
 def stats(
-    model: str | None,
+    model: str,
     text: Path | None,
-    synthetic: Literal["gaussian", "laplacian"] | None,
     spike_k: float | None,
     tokens: int,
     layers: bool,
@@ -80,26 +147,17 @@ def stats(
     threads: int | None,
     json_target: str | None,
 ) -> None:
-    """Spike counts of a model on a text, and what they would take in energy.
+    """Count a model's spikes on a text, and estimate their energy.
 
-    MODEL is a GGUF or `default`. Counts come from the engine, at every input that it codes. With --synthetic
-    the engine codes random rows of 4096 channels instead; exits with 1 if a statistic is more than 1 % from
-    its closed form.
+    Counts come from the engine, at every coded input.
     """
-    if (model is None) == (synthetic is None):
-        raise click.UsageError("Name either a MODEL or --synthetic.")
-    if synthetic is not None:
-        if text or plot or layers:
-            raise click.UsageError("--text, --plot and --layers need a MODEL, not --synthetic.")
-        _show_synthetic(synthetic, spike_k, tokens, json_target)
-        return
     from sb_edge.bench.spikes.stats_plots import save_report_plots
     from sb_edge.bench.spikes.stats_tables import stats_table
     from sb_edge.util.plot import require_plot_folder
 
     require_plot_folder(plot)
     content, name = read_text(text)
-    with _load(str(model), spike_k) as loaded:
+    with _load(model, spike_k) as loaded:
         report = measure(loaded, content, name=name, max_tokens=tokens, n_threads=threads)
     if plot is not None:
         save_report_plots(report, plot)
@@ -107,12 +165,12 @@ def stats(
 
 
 @command.command()
-@click.argument("model")
+@model_argument()
 @click.option("--k", "ks", type=Ks(), default="2,2.5,3,3.5,4", show_default=True, help="Values of k.")
 @text_option
-@integer_option("--tokens", default=1024, help="At most so many tokens of the text, in one context.", least=2)
+@tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.", least=2)
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a plot, PNG and SVG, to FOLDER."
+    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a plot (PNG, SVG) to FOLDER."
 )
 @threads_option
 @json_option
@@ -125,10 +183,10 @@ def sweep(
     threads: int | None,
     json_target: str | None,
 ) -> None:
-    """Perplexity and spikes over k, beside the report's table.
+    """Measure perplexity and spikes over k, beside the report's table.
 
-    MODEL is a GGUF or `default`. It is evaluated without spikes, as the file has them if it does, and with
-    each k at every input. A large k, such as 1000, shows the limit of coding without loss.
+    The model is evaluated without spikes, with those of the file, and with each k at every input. A large
+    k, such as 1000, shows the limit of lossless coding.
     """
     from sb_edge.bench.spikes.stats_plots import save_sweep_plot
     from sb_edge.bench.spikes.stats_tables import sweep_table
@@ -151,24 +209,27 @@ def sweep(
 
 
 @command.command()
-@click.argument("model")
-@click.option("-p", "--prompt", required=True, help="The text whose tokens are drawn.")
+@model_argument()
+@click.option("-p", "--prompt", required=True, help="Prompt to draw.")
 @integer_option("--layer", default=0, help="Layer, from 0.", least=0)
 @click.option(
-    "--projection", default="attn_q", show_default=True, help="Whose input: attn_q, ffn_gate, ffn_down ..."
+    "--projection",
+    default="attn_q",
+    show_default=True,
+    help="Projection: attn_q, ffn_gate, ffn_down ...",
 )
 @click.option(
     "--coding", type=click.Choice([*CODINGS, "all"]), default="all", show_default=True, help="Spike coding."
 )
-@click.option("--magnitudes", is_flag=True, help="Draw |s| where the coding has no signs, as `all` does.")
-@integer_option("--channels", default=64, help="The most active so many.")
-@integer_option("--tokens", default=12, help="The first so many of the prompt.")
+@click.option("--magnitudes", is_flag=True, help="Draw |s| for codings without signs.")
+@integer_option("--channels", default=64, help="Show the N most active channels.")
+@integer_option("--tokens", default=12, help="Number of prompt tokens to draw.")
 @spike_k_option
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="A .png, .svg or .pdf file.  [default: raster.png and raster.svg]",
+    help="Picture to write: .png, .svg or .pdf.  [default: raster.png and raster.svg]",
 )
 @threads_option
 def raster(
@@ -184,10 +245,10 @@ def raster(
     output: Path | None,
     threads: int | None,
 ) -> None:
-    """Draw which channels of an input spike when.
+    """Draw the spikes of an input's channels over time.
 
-    MODEL is a GGUF or `default`. Time runs through the virtual steps of each token in turn, of which the
-    first 32 are drawn. Counts are signed, binary and plain bitwise coding are not: `all` draws these of |s|.
+    Time runs through the virtual steps of each token; the first 32 of a token are drawn. Binary and plain
+    bitwise coding have no signs: `all` draws them of |s|.
     """
     from sb_edge.bench.spikes.raster import make_raster, record_input, save_rasters
     from sb_edge.util.plot import require_image_name
@@ -220,16 +281,6 @@ def _load(name: str, spike_k: float | None) -> Model:
             soft_wrap=True,
         )
     return Model(path, header=header, spikes=k)
-
-
-def _show_synthetic(
-    distribution: Literal["gaussian", "laplacian"], spike_k: float | None, rows: int, json_target: str | None
-) -> None:
-    from sb_edge.bench.spikes.stats_tables import synthetic_table
-
-    check = check_synthetic(distribution, DEFAULT_K if spike_k is None else spike_k, rows)
-    emit(check, json_target, lambda console: console.print(synthetic_table(check)))
-    check.require_agreement()
 
 
 def _show_point(point: SweepPoint) -> None:

@@ -47,7 +47,7 @@ def command(
     trained: Path | None,
     ignore_rope_scaling: bool,
 ) -> None:
-    """Turn a Llama- or Qwen2-shaped model into a SpikingBrain checkpoint.
+    """Turn a Llama- or Qwen2-shaped model into SpikingBrain.
 
     BASE is a checkpoint's folder, a GGUF, or `default-base`. Everything but attention is kept; the new gates
     and norms are untrained, so the result needs distillation to be as good as the base.

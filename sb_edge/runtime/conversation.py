@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Generator as PyGenerator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sb_edge.runtime.generation import Generation
+from sb_edge.runtime.generation import Generation, Stopping
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Session
-from sb_edge.util.errors import InferenceError
+from sb_edge.util.errors import InferenceError, StateError
 
 Message = dict[str, str]
 
@@ -90,9 +92,10 @@ class Chat:
     session: Session
     sampling: Sampling
     system: str | None = None
-    n_predict: int | None = None
+    stopping: Stopping = field(default_factory=Stopping)
     messages: list[Message] = field(default_factory=list)
     _seen: str = ""
+    _tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._template = ChatTemplate(self.session.model)
@@ -102,7 +105,44 @@ class Chat:
         """Begin a new conversation."""
         self.session.clear()
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self._seen = ""
+        self._seen, self._tokens = "", []
+
+    def save(self, path: Path) -> None:
+        """Write the conversation and the state to a file, complete or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        text = json.dumps({"messages": self.messages, "seen": self._seen})
+        self.session.save(path, self._tokens, text=text)
+
+    def load(self, path: Path) -> None:
+        """Continue a conversation that `save` wrote; what it replaces is forgotten.
+
+        Raises:
+            StateError: damaged, from other weights, or no conversation; nothing is changed then.
+        """
+        messages, seen, tokens = self._read(path)
+        self.messages, self._seen, self._tokens = messages, seen, tokens
+
+    def _read(self, path: Path) -> tuple[list[Message], str, list[int]]:
+        before = self.session.seq_state(), self._tokens
+        saved = self.session.load_saved(path)
+        try:
+            content = json.loads(saved.text)
+            messages, seen = content["messages"], content["seen"]
+            sound = isinstance(seen, str) and all(
+                isinstance(message["role"], str) and isinstance(message["content"], str)
+                for message in messages
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            self.session.set_seq_state(before[0])
+            raise StateError(
+                "is not a saved conversation", path=path, hint="it may be a state of `sb-edge generate`"
+            )
+        return [{"role": each["role"], "content": each["content"]} for each in messages], seen, saved.tokens
 
     def say(self, text: str) -> tuple[Generation, PyGenerator[str, None, None]]:
         """Add a user's turn and answer it.
@@ -118,7 +158,7 @@ class Chat:
         self.messages.append({"role": "user", "content": text})
         prompt = self._template.render(self.messages, answer_next=True)
         tokens = self._new_tokens(prompt)
-        generation = Generation(self.session, tokens, self.sampling, n_predict=self.n_predict)
+        generation = Generation(self.session, tokens, self.sampling, stopping=self.stopping)
         return generation, self._answer(generation, prompt)
 
     def _new_tokens(self, prompt: str) -> list[int]:
@@ -126,6 +166,7 @@ class Chat:
         if self._seen and prompt.startswith(self._seen):
             return model.tokenize(prompt[len(self._seen) :], add_special=False)
         self.session.clear()
+        self._tokens = []
         return model.tokenize(prompt)
 
     def _answer(self, generation: Generation, prompt: str) -> PyGenerator[str, None, None]:
@@ -139,6 +180,7 @@ class Chat:
         finally:
             answer = "".join(pieces)
             self.messages.append({"role": "assistant", "content": answer})
-            if self.session.position() < self.session.n_ctx:
+            if generation.stats.stopped != "stop" and self.session.position() < self.session.n_ctx:
                 generation.evaluate_rest()
                 self._seen = prompt + answer
+            self._tokens += [*generation.prompt, *generation.tokens[: generation.evaluated]]

@@ -18,7 +18,8 @@ class GenerationStats:
     Attributes:
         prompt_tokens, prompt_seconds: tokens evaluated before the first new one, and the time that took.
         tokens, seconds: new tokens, and the time from the first of them to the last.
-        stopped: "end" (the model ended its answer), "length" or "context" (full), "" while running.
+        stopped: "end" (the model ended its answer), "stop" (a stop text), "length" or "context" (full), or ""
+            while running.
     """
 
     prompt_tokens: int = 0
@@ -44,6 +45,21 @@ class GenerationStats:
         )
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """When an answer ends, besides the model's own end of generation.
+
+    Attributes:
+        n_predict: Maximum number of tokens; None: until the model ends or the context is full.
+        stops: Texts that end the answer and are not part of it.
+        reverse_prompts: Texts that end the answer and are part of it.
+    """
+
+    n_predict: int | None = None
+    stops: tuple[str, ...] = ()
+    reverse_prompts: tuple[str, ...] = ()
+
+
 class Generation:
     """One answer: iterate over it for its text, piece by piece.
 
@@ -51,7 +67,7 @@ class Generation:
         session: where the text so far was evaluated; it moves on with every token.
         prompt: token ids to evaluate first, at least one.
         sampling: how tokens are chosen.
-        n_predict: at most so many new tokens; None: until the model ends or the context is full.
+        stopping: When the answer ends.
         ignore_end: go on after end-of-generation tokens.
 
     Attributes:
@@ -66,13 +82,13 @@ class Generation:
         prompt: Sequence[int],
         sampling: Sampling,
         *,
-        n_predict: int | None = None,
+        stopping: Stopping | None = None,
         ignore_end: bool = False,
     ) -> None:
         self.session = session
         self.prompt = prompt
         self.sampling = sampling
-        self.n_predict = n_predict
+        self.stopping = stopping or Stopping()
         self.ignore_end = ignore_end
         self.tokens: list[int] = []
         self.evaluated = 0
@@ -81,13 +97,38 @@ class Generation:
     def __iter__(self) -> Iterator[str]:
         # A token may end in the middle of a character: the decoder holds such bytes back.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        held = ""
         for token in self.ids():
-            text = decoder.decode(self.session.model.token_piece(token))
-            if text:
-                yield text
-        rest = decoder.decode(b"", final=True)
-        if rest:
-            yield rest
+            held += decoder.decode(self.session.model.token_piece(token))
+            found = self._stop_in(held)
+            if found is not None:
+                self.stats.stopped = "stop"
+                held = held[:found]
+                break
+            ready = len(held) - self._possible_start(held)
+            if ready:
+                yield held[:ready]
+                held = held[ready:]
+        else:
+            held += decoder.decode(b"", final=True)
+        if held:
+            yield held
+
+    def _stop_in(self, text: str) -> int | None:
+        """How much of the text is part of the answer, if one of the stop texts is in it."""
+        ends = [text.index(stop) for stop in self.stopping.stops if stop in text]
+        ends += [text.index(stop) + len(stop) for stop in self.stopping.reverse_prompts if stop in text]
+        return min(ends, default=None)
+
+    def _possible_start(self, text: str) -> int:
+        """Characters at the end of the text that may begin a stop text, which are held back."""
+        lengths = [
+            size
+            for stop in (*self.stopping.stops, *self.stopping.reverse_prompts)
+            for size in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:size])
+        ]
+        return max(lengths, default=0)
 
     def ids(self) -> Iterator[int]:
         """The new token ids, one at a time; needs no vocabulary if `ignore_end`."""
@@ -106,7 +147,8 @@ class Generation:
                 stats.tokens = len(self.tokens)
                 stats.seconds = time.perf_counter() - first
                 yield token
-                if self.n_predict is not None and len(self.tokens) >= self.n_predict:
+                limit = self.stopping.n_predict
+                if limit is not None and len(self.tokens) >= limit:
                     stats.stopped = "length"
                 elif session.position() >= session.n_ctx:
                     stats.stopped = "context"

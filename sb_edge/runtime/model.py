@@ -29,9 +29,12 @@ class Model:
         path: the GGUF, or the first file of a split one.
         header: what `read_header` made of the file, where it has been called already.
         use_mmap: map the weights instead of reading them.
+        use_mlock: keep the weights in physical memory.
         vocab_only: load the vocabulary alone.
         spikes: None: as the file says; 0: none at all; another number: the k of every coded projection, and
             of all projections of a file that codes none.
+
+        is_checked: memory has been checked by the caller.
 
     Raises:
         GgufError: not a sound GGUF, or one that the engine cannot run.
@@ -46,9 +49,11 @@ class Model:
         *,
         header: GgufHeader | None = None,
         use_mmap: bool = True,
+        use_mlock: bool = False,
         vocab_only: bool = False,
         spikes: float | None = None,
         sparse: bool = True,
+        is_checked: bool = False,
     ) -> None:
         self.path = Path(path)
         self.header = read_header(self.path) if header is None else header
@@ -60,10 +65,11 @@ class Model:
         if not vocab_only:
             for projection in self.sparse_plan.projections if self.sparse_plan else ():
                 projection.read_zones()
-            require_memory_for_weights(self.header, spikes, sparse=sparse)
+            if not is_checked:
+                require_memory_for_weights(self.header, spikes, sparse=sparse)
         lib = library()
         params = lib.llama_model_default_params()
-        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
+        params.load_mode = _load_mode(lib, use_mmap, use_mlock)
         params.vocab_only = vocab_only
         overrides = _overrides(lib, {OVERRIDE_KEY: spikes, SPARSE_OVERRIDE_KEY: None if sparse else 0.0})
         params.kv_overrides = overrides
@@ -239,6 +245,13 @@ class Model:
     def is_end_of_generation(self, token: int) -> bool:
         """Whether a token ends an answer (EOS, EOT and their kin)."""
         return bool(library().llama_vocab_is_eog(self.vocab, token))
+
+
+def _load_mode(lib: Any, use_mmap: bool, use_mlock: bool) -> int:
+    """llama.cpp's number of a way to load."""
+    if use_mlock:
+        return int(lib.LLAMA_LOAD_MODE_MMAP_MLOCK if use_mmap else lib.LLAMA_LOAD_MODE_MLOCK)
+    return int(lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE)
 
 
 def _overrides(lib: Any, values: Mapping[str, float | None]) -> Any:

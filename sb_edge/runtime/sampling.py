@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
-from sb_edge.runtime.binding import library
+from sb_edge.runtime.binding import clear_log, last_problem, library
 from sb_edge.runtime.session import Session
+from sb_edge.util.errors import InferenceError
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,12 @@ class Sampling:
         top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the likeliest; 0 keeps all.
         repeat_penalty: above 1 makes recent tokens less likely.
-        repeat_last_n: how many recent tokens that looks at.
+        repeat_last_n: Number of recent tokens that the penalties look at.
+        presence_penalty: Penalty for tokens that occurred; 0 is none.
+        frequency_penalty: Penalty for each occurrence of a token; 0 is none.
         seed: None draws one.
+        grammar: GBNF grammar that the output follows.
+        json_schema: JSON schema that the output follows; not together with `grammar`.
     """
 
     temperature: float = 0.8
@@ -30,7 +36,11 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
+    grammar: str | None = None
+    json_schema: str | None = None
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -46,16 +56,16 @@ class Sampler:
         for sampler in self._samplers(sampling):
             lib.llama_sampler_chain_add(self._chain, sampler)
 
-    def _samplers(self, sampling: Sampling) -> list[int]:
+    def _samplers(self, sampling: Sampling) -> list[Any]:
         lib = library()
         chain = []
-        if sampling.repeat_penalty != 1.0:
+        grammar = _grammar(sampling)
+        if grammar is not None:
+            chain.append(self._grammar_sampler(grammar))
+        penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+        if penalties != (1.0, 0.0, 0.0):
             n_vocab = self._session.model.n_vocab
-            chain.append(
-                lib.llama_sampler_init_penalties(
-                    n_vocab, sampling.repeat_last_n, sampling.repeat_penalty, 0.0, 0.0
-                )
-            )
+            chain.append(lib.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, *penalties))
         if sampling.temperature <= 0:
             return [*chain, lib.llama_sampler_init_greedy()]
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
@@ -68,6 +78,16 @@ class Sampler:
             lib.llama_sampler_init_dist(seed),
         ]
 
+    def _grammar_sampler(self, grammar: str) -> Any:
+        clear_log()
+        vocab = self._session.model.vocab
+        sampler = library().llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+        if not sampler:
+            raise InferenceError(
+                "the grammar is not valid", found=last_problem(), expected="GBNF with a rule named root"
+            )
+        return sampler
+
     def __enter__(self) -> Sampler:
         return self
 
@@ -79,3 +99,17 @@ class Sampler:
     def next_token(self) -> int:
         """Choose a token from the last logits, and remember it for the repeat penalty."""
         return int(library().llama_sampler_sample(self._chain, self._session.handle, -1))
+
+
+def _grammar(sampling: Sampling) -> str | None:
+    """The grammar as GBNF, from whichever of the two options is given."""
+    if sampling.json_schema is None:
+        return sampling.grammar
+    if sampling.grammar is not None:
+        raise InferenceError("a grammar and a JSON schema exclude each other", hint="give one of them")
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        return str(json_schema_to_gbnf(sampling.json_schema))
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise InferenceError("the JSON schema cannot be used", found=str(error)[:120] or None) from None

@@ -20,7 +20,7 @@ from sb_edge.memory.forecast import (
 )
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
-from sb_edge.runtime.state import load_state, save_state
+from sb_edge.runtime.state import SavedState, load_state, save_state
 from sb_edge.system.cpu import default_threads, fast_cpus, kept_on
 from sb_edge.util.errors import InferenceError, StateError
 
@@ -50,6 +50,7 @@ class Session:
         on_tensor: called with the name and the value, float32 or int8 [n_rows, width], of each graph tensor
             whose name matches `tensor_filter` ("l_out-N" is layer N's output).
         tensor_filter: a regular expression for the whole name.
+        is_checked: memory has been checked by the caller.
 
     Raises:
         InferenceError: the engine refuses these settings.
@@ -73,6 +74,7 @@ class Session:
         kv_unified: bool = False,
         on_tensor: OnTensor | None = None,
         tensor_filter: str | None = None,
+        is_checked: bool = False,
     ) -> None:
         lib = library()
         self.model = model
@@ -96,22 +98,23 @@ class Session:
         if on_tensor is not None:
             params.cb_eval = self._on_eval
         max_outputs = min(n_outputs or params.n_batch, params.n_batch)
-        require_memory(
-            model.header,
-            params.n_ctx,
-            EngineSettings(
-                type_k=type_k,
-                type_v=type_v,
-                n_seq_max=1 if kv_unified else n_seq_max,
-                n_ubatch=params.n_ubatch,
-                n_outputs=max_outputs,
-                flash_attn=flash_attn,
-                swa_full=swa_full,
-                spikes=model.spikes,
-                sparse=model.sparse_plan is not None,
-            ),
-            is_loaded=True,
-        )
+        if not is_checked:
+            require_memory(
+                model.header,
+                params.n_ctx,
+                EngineSettings(
+                    type_k=type_k,
+                    type_v=type_v,
+                    n_seq_max=1 if kv_unified else n_seq_max,
+                    n_ubatch=params.n_ubatch,
+                    n_outputs=max_outputs,
+                    flash_attn=flash_attn,
+                    swa_full=swa_full,
+                    spikes=model.spikes,
+                    sparse=model.sparse_plan is not None,
+                ),
+                is_loaded=True,
+            )
         clear_log()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -119,7 +122,7 @@ class Session:
                 "the engine cannot make a context",
                 path=model.path,
                 found=last_problem(),
-                hint="ask for a smaller --context, or other KV cache types",
+                hint="ask for a smaller --ctx-size, or other KV cache types",
             )
         self.kv_bytes, self.state_bytes = _memory_sizes(recent_log())
         self.n_ctx = int(lib.llama_n_ctx_seq(self.handle))
@@ -143,6 +146,29 @@ class Session:
             library().llama_batch_free(self._batch)
             library().llama_free(self.handle)
             self.handle = None
+
+    def apply_loras(self, paths: Sequence[Path]) -> None:
+        """Apply LoRA adapters, each with scale 1; they stay until the model is closed.
+
+        Raises:
+            InferenceError: not an adapter of this model.
+        """
+        if not paths:
+            return
+        lib = library()
+        adapters = (ctypes.c_void_p * len(paths))()
+        for index, path in enumerate(paths):
+            clear_log()
+            adapters[index] = lib.llama_adapter_lora_init(self.model.handle, str(path).encode())
+            if not adapters[index]:
+                raise InferenceError(
+                    "is not a LoRA adapter of this model",
+                    path=path,
+                    found=last_problem(),
+                    expected=f"an adapter GGUF for {self.model.path.name}",
+                )
+        scales = (ctypes.c_float * len(paths))(*[1.0] * len(paths))
+        lib.llama_set_adapters_lora(self.handle, adapters, len(paths), scales)
 
     def position(self, seq_id: int = 0) -> int:
         """How many tokens a sequence has seen."""
@@ -197,7 +223,7 @@ class Session:
                 path=self.model.path,
                 found=f"{self.position(seq_id)} + {len(tokens)} tokens",
                 expected=f"at most {self.n_ctx}",
-                hint="ask for a larger --context",
+                hint="ask for a larger --ctx-size",
             )
 
     def _decode(self, tokens: Sequence[int], n_outputs: int, seq_id: int) -> None:
@@ -248,24 +274,32 @@ class Session:
                 hint="the context may be smaller or its KV types may differ from when the state was saved",
             )
 
-    def save(self, path: Path, tokens: Sequence[int], seq_id: int = 0) -> None:
+    def save(self, path: Path, tokens: Sequence[int], seq_id: int = 0, *, text: str = "") -> None:
         """Write a sequence to a file, with the tokens that it has seen and a fingerprint of the weights.
+
+        Args:
+            path: The file.
+            tokens: Token ids that the sequence has seen.
+            seq_id: The sequence.
+            text: Text to keep beside them.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        save_state(path, self.model.header, self.seq_state(seq_id), tokens, (self.type_k, self.type_v))
+        save_state(path, self.model.header, self.seq_state(seq_id), tokens, (self.type_k, self.type_v), text)
 
     def load(self, path: Path, seq_id: int = 0) -> list[int]:
-        """Put back a sequence that `save` wrote, in this or another process.
+        """As `load_saved`; returns the tokens that the sequence has seen."""
+        return self.load_saved(path, seq_id).tokens
 
-        Returns:
-            The tokens that it has seen.
+    def load_saved(self, path: Path, seq_id: int = 0) -> SavedState:
+        """Put back a sequence that `save` wrote, in this or another process.
 
         Raises:
             StateError: damaged, from other weights, or other KV types; nothing is changed then.
         """
-        state, tokens = load_state(path, self.model.header, (self.type_k, self.type_v))
+        saved = load_state(path, self.model.header, (self.type_k, self.type_v))
+        tokens = saved.tokens
         if len(tokens) > self.n_ctx:
             raise StateError(
                 "does not fit the context",
@@ -274,7 +308,7 @@ class Session:
                 expected=f"at most {self.n_ctx}",
                 hint="ask for a larger --context",
             )
-        self.set_seq_state(state, seq_id)
+        self.set_seq_state(saved.data, seq_id)
         if self.position(seq_id) != len(tokens):
             raise StateError(
                 "the tokens and the state do not belong together",
@@ -282,7 +316,7 @@ class Session:
                 found=f"{len(tokens)} tokens",
                 expected=self.position(seq_id),
             )
-        return tokens
+        return saved
 
     def _tensor_callback(
         self, on_tensor: OnTensor | None, tensor_filter: str | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,21 @@ from sb_edge.util.hashes import sha256_of_bytes
 
 _FORMAT = "sb-edge-state-1"
 _SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The content of a state file.
+
+    Attributes:
+        data: The engine's bytes.
+        tokens: Token ids that the sequence has seen.
+        text: What the caller saved beside them, such as a conversation; "" for nothing.
+    """
+
+    data: bytes
+    tokens: list[int]
+    text: str
 
 
 def fingerprint(header: GgufHeader) -> str:
@@ -48,7 +64,12 @@ def _identity(header: GgufHeader) -> Iterator[bytes]:
 
 
 def save_state(
-    path: Path, header: GgufHeader, state: bytes, tokens: Sequence[int], kv_types: tuple[str, str]
+    path: Path,
+    header: GgufHeader,
+    state: bytes,
+    tokens: Sequence[int],
+    kv_types: tuple[str, str],
+    text: str = "",
 ) -> None:
     """Write a state file, complete or not at all.
 
@@ -60,13 +81,14 @@ def save_state(
         "format": _FORMAT,
         "model": fingerprint(header),
         "kv_types": ",".join(kv_types),
-        "sha256": _checksum(state, ids),
+        "sha256": _checksum(state, ids, text),
+        **({"text": text} if text else {}),
     }
     with atomic_output(path) as partial:
         save_file({"state": np.frombuffer(state, dtype=np.uint8), "tokens": ids}, partial, metadata)
 
 
-def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> tuple[bytes, list[int]]:
+def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> SavedState:
     """Read a state file back.
 
     Raises:
@@ -82,8 +104,12 @@ def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> tup
             state, ids = file.get_tensor("state"), file.get_tensor("tokens")
     except (SafetensorError, OSError) as error:
         raise StateError("is damaged", path=path, found=str(error), hint="save it again") from None
-    data = state.tobytes()
-    if state.dtype != np.uint8 or ids.dtype != np.int32 or metadata.get("sha256") != _checksum(data, ids):
+    data, text = state.tobytes(), metadata.get("text", "")
+    if (
+        state.dtype != np.uint8
+        or ids.dtype != np.int32
+        or metadata.get("sha256") != _checksum(data, ids, text)
+    ):
         raise StateError("is damaged", path=path, found="another checksum", hint="save it again")
     if metadata.get("model") != fingerprint(header):
         raise StateError(
@@ -95,10 +121,10 @@ def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> tup
             path=path,
             found=metadata.get("kv_types"),
             expected=",".join(kv_types),
-            hint="use the same --kv-type",
+            hint="use the same --cache-type-k and --cache-type-v",
         )
-    return data, ids.tolist()
+    return SavedState(data, ids.tolist(), text)
 
 
-def _checksum(state: bytes, ids: np.ndarray) -> str:
-    return sha256_of_bytes(ids.tobytes(), state)
+def _checksum(state: bytes, ids: np.ndarray, text: str) -> str:
+    return sha256_of_bytes(ids.tobytes(), state, text.encode())

@@ -13,7 +13,7 @@ from sb_edge.cli import COMMANDS
 from sb_edge.cli.bench import command
 from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.bench_results import RowsOf
-from sb_edge.models.synthetic import BASELINES, default_baselines, resolve_model
+from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
 from sb_edge.util.errors import GgufError
 
 run = partial(exit_code, "bench")

@@ -12,7 +12,7 @@ from support import sb_edge
 from sb_edge.evaluate.passkey import _prompt, retrieve_passkeys
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.evaluate.questions import Question, answer_questions, read_questions
-from sb_edge.models.registry import default_base
+from sb_edge.models.default_model import default_base
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import InferenceError
 

@@ -12,7 +12,7 @@ from support import sb_edge
 
 from sb_edge.evaluate.perplexity import perplexity
 from sb_edge.evaluate.quality import compare_quality
-from sb_edge.models.registry import default, default_base
+from sb_edge.models.default_model import default, default_base
 from sb_edge.runtime.session import Model
 
 pytestmark = pytest.mark.engine

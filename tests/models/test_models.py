@@ -9,7 +9,8 @@ import pytest
 from sb_edge.arch.layer_map import recurrent_layers
 from sb_edge.convert.adapter_file import read_adapter_file
 from sb_edge.gguf.reader import read_header
-from sb_edge.models.registry import BASE_WHEEL, DEFAULT_TRAINED, default_base, resolve_gguf
+from sb_edge.models.default_model import BASE_WHEEL, DEFAULT_TRAINED, default_base
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.errors import EngineError, GgufError
 
 
