@@ -3,7 +3,7 @@
 import sys
 
 from sb_edge.models.registry import resolve_gguf
-from sb_edge.runtime.conversation import Chat
+from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Model, Session
@@ -26,7 +26,7 @@ print(f"# What `{name}` answers\n")
 print("Greedy, with a repeat penalty of 1.1, at most 128 tokens; each prompt is a conversation of its own.")
 with Model(resolve_gguf(name)) as model, Session(model, n_ctx=1024, n_outputs=1) as session:
     for prompt in PROMPTS:
-        _, pieces = Chat(
+        _, pieces = Conversation(
             session, Sampling(temperature=0, repeat_penalty=1.1), stopping=Stopping(n_predict=128)
         ).say(prompt)
         quoted = "\n".join(f"> {line}".rstrip() for line in "".join(pieces).strip().splitlines())

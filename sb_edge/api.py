@@ -12,7 +12,7 @@ from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize as quantize_file
-from sb_edge.runtime.conversation import Chat as Conversation
+from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Generation, GenerationStats, Stopping
 from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Model as LoadedModel

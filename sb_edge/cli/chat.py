@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 import platformdirs
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings
 
 from sb_edge.cli.options import (
     loading_options,
@@ -18,7 +21,7 @@ from sb_edge.cli.options import (
 )
 from sb_edge.cli.prompts import read_prompt
 from sb_edge.models.registry import resolve_gguf
-from sb_edge.runtime.conversation import Chat
+from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading, text_session
 from sb_edge.runtime.sampling import Sampling
@@ -60,7 +63,7 @@ def command(
     sampling: Sampling,
     loading: Loading,
 ) -> None:
-    """Chat with a model; its state is kept between turns.
+    """Conversation with a model; its state is kept between turns.
 
     MODEL is a GGUF with a chat template, or a built-in model. Only the new part of a turn is evaluated.
     Lines can be edited, Alt-Enter begins a new line; /help lists commands. Piped in, each line is a turn;
@@ -69,7 +72,7 @@ def command(
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     show_stats = is_terminal if stats is None else stats
     with text_session(resolve_gguf(model), loading) as session:
-        chat = Chat(session, sampling, system, stopping)
+        chat = Conversation(session, sampling, system, stopping)
         if load_session is not None:
             chat.load(load_session)
         if prompts or file is not None:
@@ -87,10 +90,6 @@ def command(
 
 def _typed_lines(no_history: bool) -> Iterator[str]:
     """Lines as they are typed, with editing and a history; ends with Ctrl-D."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings
-
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     prompt: PromptSession[str] = PromptSession(
@@ -114,7 +113,7 @@ def _history_file() -> Path:
     return file
 
 
-def _converse(chat: Chat, lines: Iterator[str], stats: bool) -> None:
+def _converse(chat: Conversation, lines: Iterator[str], stats: bool) -> None:
     for line in lines:
         text = line.strip()
         if text == "/exit":
@@ -128,7 +127,7 @@ def _converse(chat: Chat, lines: Iterator[str], stats: bool) -> None:
                 click.echo(err=True)
 
 
-def _command(chat: Chat, name: str, argument: str | None = None) -> bool:
+def _command(chat: Conversation, name: str, argument: str | None = None) -> bool:
     """Carry out a command of the chat; False: it is none."""
     commands: dict[str, Callable[[], object]] = {
         "/clear": chat.clear,
@@ -145,7 +144,7 @@ def _command(chat: Chat, name: str, argument: str | None = None) -> bool:
     return True
 
 
-def _answer(chat: Chat, text: str, stats: bool) -> None:
+def _answer(chat: Conversation, text: str, stats: bool) -> None:
     generation, pieces = chat.say(text)
     try:
         for piece in pieces:

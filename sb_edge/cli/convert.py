@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
+    "-o",
+    "--output",
     "--outfile",
+    "outfile",
     type=click.Path(path_type=Path),
-    help="File to write ({ftype} in it becomes the type), or a folder. Default: in the checkpoint's folder, "
-    "named by GGUF's convention.",
+    help="File ({ftype} becomes the type) or folder to write.  [default: in the checkpoint's folder, named by "
+    "GGUF's convention]",
 )
 @click.option(
     "--outtype",
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     help="Type of the matrices; norms, biases and low-rank gates are always f32. "
     "auto: q8_0 for a W8ASpike checkpoint, bf16 for a bf16 one, else f16.",
 )
-@click.option("--dry-run", is_flag=True, help="Check and list what would be written, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the checkpoint and list the output; write nothing.")
 @click.option(
     "--metadata",
     "metadata_file",
@@ -45,13 +48,12 @@ if TYPE_CHECKING:
     "--split-max-size",
     type=Size(),
     default=0,
-    help="Split into parts of at most this much tensor data. Default: one file.",
+    help="Maximum tensor data per file.  [default: one file]",
 )
 @click.option(
     "--spike-k",
     type=SpikeK(),
-    help="Code the inputs of projections as spikes, with this k. Default: a W8ASpike checkpoint as released "
-    "(3), others not.",
+    help="k of every coded input.  [default: 3 for a W8ASpike checkpoint, else no spikes]",
 )
 @projections_option
 def command(

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from sb_edge.cli.options import integer_option
+from sb_edge.cli.options import integer_option, tokens_option
+from sb_edge.cli.recipe import recipe_option
 from sb_edge.cli.transplant import parse_layers
 from sb_edge.distill import require_training
 from sb_edge.distill.settings import DEFAULTS
@@ -56,6 +57,7 @@ class StageValue(click.ParamType):
 
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
+@recipe_option
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option(
     "--text",
@@ -64,66 +66,61 @@ class StageValue(click.ParamType):
     help="Train on this file or folder (repeatable).",
 )
 @click.option("--find-text", is_flag=True, help="Train on free documentation found on this machine.")
-@click.option(
-    "--find-tokens",
-    type=click.IntRange(min=1),
-    metavar="TOKENS",
-    help="Of that, so many at most, in documents drawn at random.  [default: all]",
+@tokens_option(
+    "--find-tokens", default=None, help="Limit --find-text to N tokens (random documents).  [default: all]"
 )
-@integer_option("--samples", default=0, help="Train on so many tokens that the base writes itself.", least=0)
-@integer_option(
-    "--recall", default=0, help="Train on so many tokens of texts that ask for what they told.", least=0
-)
+@tokens_option("--samples", default=0, help="Add N tokens that the base generates.", least=0)
+@tokens_option("--recall", default=0, help="Add N tokens of synthetic recall data.", least=0)
 @click.option("--text-only", is_flag=True, help="Stop when the text is ready.")
 @click.option(
     "--start-from",  # not --start, which torchrun takes for the beginning of an option of its own
     "start",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Start GLA layers, and adapters of the same rank and layers, as another run of this base left them.",
+    help="Start from the GLA layers, and adapters of equal rank, of another run of this base.",
 )
-@click.option("--gla-layers", help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]")
-@integer_option("--window", default=4096, help="Window of the others.")
+@click.option("--gla-layers", help="Layers that become GLA: 0,2,4 or 6-9.  [default: the even layers]")
+@tokens_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option(
-    "--stages", default="layers,whole,long", show_default=True, help="Stages to run, in this order."
+    "--stages", default="layers,whole,long", show_default=True, help="Training stages, in this order."
 )
 @click.option(
     "--tokens",
     multiple=True,
     type=StageValue(int),
-    help="Tokens of a stage.  [default: layers=8M, whole=4M, long=1M]",
+    help="Training tokens per stage.  [default: layers=8M, whole=4M, long=1M]",
 )
 @click.option(
     "--minutes",
     multiple=True,
     type=StageValue(float),
-    help="Length of a stage instead, by the speed of its first steps.",
+    help="Minutes per stage instead, from the speed of its first steps.",
 )
 @click.option(
     "--lengths",
     multiple=True,
     type=StageValue(int, several=True),
-    help="Tokens a sequence, one value after the other.  [default: 512; long=1024:2048:4096:8192]",
+    help="Sequence lengths per stage, in order.  [default: 512; long=1024:2048:4096:8192]",
 )
 @click.option(
     "--batch",
     multiple=True,
     type=StageValue(int),
-    help="Tokens an optimizer step.  [default: layers=2048, whole=4096, long=8192]",
+    help="Tokens per optimizer step.  [default: layers=2048, whole=4096, long=8192]",
 )
-@integer_option(
-    "--micro-batch", default=4096, help="Tokens at once in each process; the rest of a step is accumulated."
+@tokens_option(
+    "--micro-batch", default=4096, help="Tokens per forward pass and process; gradients are accumulated."
 )
 @click.option(
     "--lr",
     multiple=True,
     type=StageValue(float),
-    help="Highest learning rate.  [default: layers=5e-3, whole=1e-3, long=3e-4]",
+    help="Peak learning rate per stage.  [default: layers=5e-3, whole=1e-3, long=3e-4]",
 )
-@integer_option("--adapter-rank", default=16, help="Of the adapters.")
-@click.option("--bf16", is_flag=True, help="Matrix products in bfloat16.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, metax, metax:N.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@integer_option("--adapter-rank", default=16, help="LoRA rank of the adapters.")
+@click.option("--bf16", is_flag=True, help="Compute matrix products in bfloat16.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], metax[:N].")
+@click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--save-every",
     type=click.FloatRange(min=0),
@@ -131,7 +128,13 @@ class StageValue(click.ParamType):
     show_default=True,
     help="Seconds between checkpoints.",
 )
-@click.option("--outtype", type=click.Choice(["f32", "f16", "bf16"]), default="f32", show_default=True)
+@click.option(
+    "--outtype",
+    type=click.Choice(["f32", "f16", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="Type of the student.",
+)
 @click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")
 def command(
     base: Path,

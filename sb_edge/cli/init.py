@@ -19,9 +19,9 @@ from sb_edge.util.output import format_bytes
     required=True,
     help="7b: the published shape; 1b: Llama-3.2-1B's shape with the 7B's attention; tiny: for tests.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the values."
+    "-s", "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
 )
 @click.option(
     "--dtype",
@@ -35,7 +35,7 @@ from sb_edge.util.output import format_bytes
     type=Size(),
     default="5G",
     show_default=True,
-    help="Weights in one safetensors file, at most.",
+    help="Maximum size of one safetensors file.",
 )
 def command(preset: str, output: Path, seed: int, dtype: str, max_shard_size: int) -> None:
     """Make a random-weight checkpoint in the public layout.

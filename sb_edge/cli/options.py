@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -12,6 +13,10 @@ from typing import Any, TypeVar, cast
 import click
 
 from sb_edge.cli.params import Tokens
+from sb_edge.cli.spike_options import SpikeK
+from sb_edge.runtime.generation import Stopping
+from sb_edge.runtime.open import Loading
+from sb_edge.runtime.sampling import Sampling
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -139,8 +144,6 @@ ubatch_option = tokens_option(
 
 def loading_options(command: Command) -> Command:
     """The command takes `loading`, a `Loading`."""
-    from sb_edge.runtime.open import Loading
-
     return gathered(
         "loading",
         Loading,
@@ -184,7 +187,6 @@ def threads_option_as(name: str) -> Callable[[Command], Command]:
 
 def sampling_options(command: Command) -> Command:
     """llama.cpp's sampling options, names and defaults; the command takes `sampling`, a `Sampling`."""
-    from sb_edge.runtime.sampling import Sampling
 
     def real(name: str, field: str, default: float, help: str, least: float, most: float | None) -> Any:
         is_open = name == "--repeat-penalty"
@@ -216,8 +218,6 @@ def sampling_options(command: Command) -> Command:
 
 def stopping_options(command: Command) -> Command:
     """`-n`, `--stop` and `--reverse-prompt`; the command takes `stopping`, a `Stopping`."""
-    from sb_edge.runtime.generation import Stopping
-
     return gathered(
         "stopping",
         Stopping,
@@ -251,14 +251,10 @@ verbose_option = click.option(
 
 
 def _show_log() -> None:
-    import os
-
     os.environ["SB_EDGE_VERBOSE"] = "1"
 
 
 def _spike_k(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    from sb_edge.cli.spike_options import SpikeK
-
     return None if value in (None, "file") else float(SpikeK(zero=True).convert(value, param, ctx))
 
 

@@ -69,8 +69,8 @@ class Projections(CommaSeparated):
 projections_option = click.option(
     "--spike-projections",
     type=Projections(),
-    help="Which, with --spike-k: attn_q, attn_k, attn_v, ssm_f, attn_output, ffn_gate, ffn_up, ffn_down, "
-    "separated by commas. Default: as they are, else all.",
+    help="Projections to code: attn_q, attn_k, attn_v, ssm_f, attn_output, ffn_gate, ffn_up, ffn_down, separated "
+    "by commas.  [default: as they are, else all]",
 )
 
 

@@ -13,20 +13,20 @@ from sb_edge.models.registry import resolve_gguf
 
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
 @click.option(
     "--gla-layers",
-    help="Layers that become GLA, as 0,2,4 or 6-9.  [default: the even ones]",
+    help="Layers that become GLA: 0,2,4 or 6-9.  [default: the even layers]",
 )
-@integer_option("--window", default=4096, help="Window of the others.")
+@integer_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
-@integer_option("--seed", default=0, help="Of the new parameters.", least=0)
+@integer_option("-s", "--seed", default=0, help="Random seed.", least=0)
 @click.option(
     "--norm-scale",
     type=click.FloatRange(min=0),
     default=0.2,
     show_default=True,
-    help="Size of the new norms, relative to the values.",
+    help="Scale of the new norms, relative to the values.",
 )
 @click.option(
     "--trained",

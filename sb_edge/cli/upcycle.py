@@ -13,19 +13,21 @@ from sb_edge.convert.upcycle import upcycle
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
 @click.option(
-    "--experts", type=click.IntRange(1, 4096), default=16, show_default=True, help="Routed, in each layer."
+    "--experts", type=click.IntRange(1, 4096), default=16, show_default=True, help="Routed experts per layer."
 )
-@integer_option("--active", default=1, help="Of them, for each token.")
-@integer_option("--shared", default=1, help="Experts for every token.")
+@integer_option("--active", default=1, help="Experts active per token.")
+@integer_option("--shared", default=1, help="Shared experts per layer.")
 @click.option(
-    "--dense-layers", help="Layers that keep their FFN, as 0-2,4; the 76B: 0-2,4,6,8,10.  [default: none]"
+    "--dense-layers", help="Layers that keep a dense FFN: 0-2,4 (76B: 0-2,4,6,8,10).  [default: none]"
 )
 @click.option(
-    "--scale-gate", is_flag=True, help="Scale all three matrices alike, as reported: only roughly the same."
+    "--scale-gate",
+    is_flag=True,
+    help="Scale all three matrices, as the report does (approximate).",
 )
-@integer_option("--seed", default=0, help="Of the routers.", least=0)
+@integer_option("-s", "--seed", default=0, help="Random seed.", least=0)
 def command(
     checkpoint: Path,
     output: Path,

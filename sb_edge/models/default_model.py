@@ -11,7 +11,7 @@ from pathlib import Path
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.transplant import transplant
 from sb_edge.engine import cache_root
-from sb_edge.models.folder import locked, models_folder
+from sb_edge.models.cache_folder import locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.errors import GgufError
 from sb_edge.util.files import atomic_output

@@ -10,7 +10,7 @@ from sb_edge.bench.baselines.llama import write_llama_gguf
 from sb_edge.bench.baselines.rwkv7 import write_rwkv7_gguf
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import init_checkpoint
-from sb_edge.models.folder import locked, models_folder
+from sb_edge.models.cache_folder import locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.files import require_free_space
 

@@ -81,7 +81,7 @@ class ChatTemplate:
 
 
 @dataclass
-class Chat:
+class Conversation:
     """Turns of a conversation on one session.
 
     Only what is new in a turn is evaluated: a recurrent state cannot be taken back, so as long as the

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.engine
 
 
 def demo(folder: Path) -> str:
-    command = [sys.executable, "-m", "sb_edge", "demo", "--out", str(folder), "--depths", "0,256"]
+    command = [sys.executable, "-m", "sb_edge", "demo", "--output", str(folder), "--depths", "0,256"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

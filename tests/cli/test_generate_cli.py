@@ -14,7 +14,7 @@ def test_a_saved_state_continues_the_text(tmp_path: Path) -> None:
     # products with Q4_0 round activations to INT8, which the last bit of a sum can tip; those with F32 do not
     model = tmp_path / "f32.gguf"
     assert exit_code("quantize", "default", model, "F32", "--allow-requantize") == 0
-    greedy = ("--temp", "0", "--context", "512")
+    greedy = ("--temp", "0", "--ctx-size", "512")
     opening, more = "The lighthouse stood", " and"
     first = sb_edge("generate", model, "-p", opening, "-n", "12", "--save-state", tmp_path / "state", *greedy)
     assert first.returncode == 0, first.stderr
@@ -60,7 +60,7 @@ def test_ctrl_c_ends_a_generation() -> None:
 
 
 def test_what_will_not_fit_is_refused_with_the_figure() -> None:
-    done = sb_edge("generate", "default-base", "-p", "x", "--context", "100000000")
+    done = sb_edge("generate", "default-base", "-p", "x", "--ctx-size", "100000000")
     assert done.returncode == 1
     assert "will not fit in memory" in done.stderr
     assert "GiB" in done.stderr

@@ -18,7 +18,7 @@ def run(*args: object) -> str:
 
 
 def test_shows_the_layer_map_and_the_memory(golden_gguf):
-    text = run(golden_gguf, "--context", 100)
+    text = run(golden_gguf, "--ctx-size", 100)
     for expected in ("spikingbrain", "GSGS", "G = gated linear attention (2)", "memory at 100 tokens", "F32"):
         assert expected in text
     assert "blk.0" not in text
@@ -26,7 +26,7 @@ def test_shows_the_layer_map_and_the_memory(golden_gguf):
 
 
 def test_json(golden_gguf):
-    document = json.loads(run(golden_gguf, "--context", 100, "--tensors", "--json", "-"))
+    document = json.loads(run(golden_gguf, "--ctx-size", 100, "--tensors", "--json", "-"))
     assert document["architecture"] == "spikingbrain" and document["layers"] == "GSGS"
     assert document["n_params"] == 663872 and document["file_type"] == "F32"
     assert document["vocabulary"] == {"model": "no_vocab", "pre": None, "size": 256}
@@ -128,7 +128,7 @@ def test_spikes_that_cannot_be_are_refused(golden_gguf, tmp_path):
 
 def test_a_smaller_cache_needs_less(golden_gguf):
     f16, q8_0 = (
-        json.loads(run(golden_gguf, "--context", 2048, "--kv-type", kind, "--json", "-"))["memory"]
+        json.loads(run(golden_gguf, "--ctx-size", 2048, "-ctk", kind, "-ctv", kind, "--json", "-"))["memory"]
         for kind in ("f16", "q8_0")
     )
     assert q8_0["kv"] == f16["kv"] * 34 // 64

@@ -98,7 +98,7 @@ def test_the_student_keeps_everything_else(finished: Path, tiny_base: Path) -> N
 def test_the_engine_computes_what_the_trained_student_does(finished: Path, tmp_path: Path) -> None:
     target = tmp_path / "student.gguf"
     assert exit_code("convert", finished / "student", "--outtype", "f32", "--outfile", target) == 0
-    assert exit_code("parity", target, finished / "student", "--kv-type", "f32") == 0
+    assert exit_code("parity", target, finished / "student", "--cache-type-k", "f32") == 0
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, tiny_base: Path, prose: Path) -> None:

@@ -165,15 +165,15 @@ def test_recorded_logits_need_no_pytorch() -> None:
     ("arguments", "message"),
     [
         (["m.gguf"], "Name a CHECKPOINT or --golden"),
-        (["m.gguf", "ckpt", "--golden", "g.npz", "--text", "a"], "either --text or that of --golden"),
+        (["m.gguf", "ckpt", "--golden", "g.npz", "--prompt", "a"], "either --prompt or that of --golden"),
         (["m.gguf", "--golden", "g.npz", "--greedy", "4"], "need a CHECKPOINT"),
         (["m.gguf", "--golden", "g.npz", "--per-layer"], "need a CHECKPOINT"),
-        (["m.gguf", "--golden", "g.npz", "--text", ""], "need a CHECKPOINT"),
+        (["m.gguf", "--golden", "g.npz", "--prompt", ""], "need a CHECKPOINT"),
         (["m.gguf", "--golden", "g.npz", "--counts-identical", "0.9"], "need a CHECKPOINT"),
         (["m.gguf", "ckpt", "--counts-identical", "99"], "0<=x<=1"),
         (["m.gguf", "ckpt", "--pieces", "1,x"], "'x' is not a number of tokens"),
         (["m.gguf", "ckpt", "--pieces", "4,0"], "'0' is not a number of tokens"),
-        (["m.gguf", "ckpt", "--kv-type", "q4_0"], "q4_0"),
+        (["m.gguf", "ckpt", "--cache-type-k", "q4_0"], "q4_0"),
         (["m.gguf", "ckpt", "--tolerance", "-1"], "x>=0"),
     ],
 )

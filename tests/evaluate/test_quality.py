@@ -39,7 +39,7 @@ def test_the_command_line(tmp_path: Path, golden_gguf: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT)
     done = sb_edge(
         "eval", "default", "--base", "default-base", "--text", tmp_path / "t.txt", "--tokens", 40,
-        "--json", "-", "--no-spikes",
+        "--json", "-", "--spike-k", "0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

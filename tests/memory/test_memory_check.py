@@ -40,8 +40,8 @@ def test_the_refusal_names_need_room_and_what_would_fit(hollow):
     assert f"a context of 131072 tokens will not fit in memory: it needs {format_bytes(need)}" in line
     assert "4.00 GiB KV cache and states" in line
     assert f"(found {format_bytes(room.physical)} available)" in line
-    assert "try --kv-type q8_0 (" in line
-    assert "--context 65536 (" in line
+    assert "try --cache-type-k q8_0 --cache-type-v q8_0 (" in line
+    assert "--ctx-size 65536 (" in line
 
 
 def test_the_alternatives_fit(hollow):
@@ -54,9 +54,9 @@ def test_the_alternatives_fit(hollow):
 
 def test_only_what_helps_is_offered(hollow):
     llama = hollow["llama"]
-    assert "--kv-type" not in refusal(llama, 131072, beside(llama, GIB))
+    assert "--cache-type-k" not in refusal(llama, 131072, beside(llama, GIB))
     quantized = EngineSettings("q8_0", "q8_0")
-    assert "--kv-type" not in refusal(llama, 131072, beside(llama, 2 * GIB), settings=quantized)
+    assert "--cache-type-k" not in refusal(llama, 131072, beside(llama, 2 * GIB), settings=quantized)
     line = refusal(llama, 131072, beside(llama, 3 * GIB), context_option="--tokens", kv_option=None)
     assert "try --tokens 65536" in line
     assert refusal(llama, 131072, Room(1000)).endswith("; use a smaller model or close other programs")
@@ -66,7 +66,7 @@ def test_a_smaller_window_would_not_help(hollow):
     """A window keeps no more of a longer context, so that only a context within it is offered."""
     model = hollow["spikingbrain"]
     line = refusal(model, 1 << 20, beside(model, 90 * 2**20))
-    assert "--context 2048" in line or "--context 4096" in line
+    assert "--ctx-size 2048" in line or "--ctx-size 4096" in line
 
 
 def test_a_loaded_model_needs_its_context_only(hollow):

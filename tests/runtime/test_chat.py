@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sb_edge.models.registry import resolve_gguf
-from sb_edge.runtime.conversation import Chat, ChatTemplate
+from sb_edge.runtime.conversation import ChatTemplate, Conversation
 from sb_edge.runtime.generation import Generation
 from sb_edge.runtime.sampling import GREEDY, Sampling
 from sb_edge.runtime.session import Model, Session
@@ -28,7 +28,7 @@ def session(model: Model) -> Iterator[Session]:
         yield opened
 
 
-def answer(chat: Chat, text: str) -> tuple[Generation, str]:
+def answer(chat: Conversation, text: str) -> tuple[Generation, str]:
     generation, pieces = chat.say(text)
     return generation, "".join(pieces)
 
@@ -42,7 +42,7 @@ def divergence(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def test_only_what_is_new_is_evaluated(session: Session) -> None:
-    chat = Chat(session, GREEDY, n_predict=12)
+    chat = Conversation(session, GREEDY, n_predict=12)
     first, _ = answer(chat, "My name is Ada. Greet me.")
     second, _ = answer(chat, "And now say goodbye.")
     assert len(second.prompt) < len(first.prompt)
@@ -87,7 +87,7 @@ def test_text_round_trips_through_the_vocabulary(model: Model) -> None:
 
 
 def test_the_default_model_stops_at_the_end_of_a_turn(session: Session) -> None:
-    generation, text = answer(Chat(session, GREEDY, n_predict=200), "What is the capital of France?")
+    generation, text = answer(Conversation(session, GREEDY, n_predict=200), "What is the capital of France?")
     assert generation.stats.stopped == "end"
     assert "Paris" in text
     assert "<|im_end|>" not in text
