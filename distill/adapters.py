@@ -41,7 +41,7 @@ def adapt(model: nn.Module, rank: int, seed: int) -> list[str]:
 
     Args:
         model: it is changed.
-        rank: of the adapters, at most.
+        rank: Maximum LoRA rank.
         seed: of their first values.
 
     Returns:

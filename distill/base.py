@@ -22,7 +22,7 @@ class Base:
 
     Attributes:
         reader: its files.
-        sha256: of them.
+        sha256: Hash of the files.
         layout: whether it has attention biases, and the gates that a student gets.
         model: its network, without gradients.
     """

@@ -33,7 +33,7 @@ CLIP = 1.0
 
 WARM_UP = 50
 FINAL_SHARE = 0.1
-"""Of the learning rate, at the end of the cosine."""
+"""Share of the peak learning rate at the end of the cosine schedule."""
 
 BETAS = (0.9, 0.95)
 

@@ -1,4 +1,4 @@
-"""What is made small: the error of a layer's output, and the divergence of the predictions."""
+"""Distillation losses: layer output error and KL divergence."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class StageSettings(BaseModel):
         name: which.
         tokens: to train on; None: what `minutes` are enough for at the speed of the first steps.
         minutes: of training; None: as many as the tokens take.
-        lengths: of the sequences, one after the other, with equal shares of the steps.
+        lengths: Sequence lengths in tokens, used in order for equal shares of the steps.
         batch: tokens an optimizer step, over all processes.
         learning_rate: after warm-up; it falls to a tenth along a cosine.
     """
@@ -49,9 +49,9 @@ class TrainingSettings(BaseModel):
         base: SHA-256 of the base's files.
         text: SHA-256 of the tokens.
         gla_layers: the student's.
-        window: of its other layers.
-        seed: of the new parameters and the order of the data.
-        adapter_rank: of the low-rank adapters in the stages after the first.
+        window: Window of the other layers in tokens.
+        seed: Random seed for new parameters and data order.
+        adapter_rank: LoRA rank in the stages after the first.
         bf16: matrix products in bfloat16.
         micro_batch: tokens that go through the model at once, in each process.
         stages: those to run, in order.
@@ -104,7 +104,7 @@ DEFAULTS = {
         learning_rate=3e-4,
     ),
 }
-"""Of the stages, for a base of 135M parameters on a CPU, which gets through these tokens in some hours.
+"""Default stages, for a base of 135M parameters on a CPU; they take some hours there.
 
 Layers learn fastest in small steps: over 60,000 tokens the errors of two layers fell to 0.51 with 1536 tokens
 a step and a rate of 1e-3, to 0.41 with 4e-3, and to 0.28 with 512 tokens and 4e-3.

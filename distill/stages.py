@@ -49,7 +49,7 @@ class Stage(ABC):
 
         Args:
             tokens: [b, T], on this process's device.
-            share: of this process's part of the step.
+            share: Share of the step that this process computes.
             sync: the last part: gradients are averaged over all processes.
 
         Returns:

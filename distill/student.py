@@ -30,8 +30,8 @@ def make_student(base: Base, gla_layers: Sequence[int] | None, *, window: int, s
     Args:
         base: the teacher.
         gla_layers: None: the even ones.
-        window: of the other layers.
-        seed: of the gates' first projections.
+        window: Window of the other layers in tokens.
+        seed: Random seed for the gates' first projections.
 
     Raises:
         ConfigError: a layer that the base does not have.
@@ -75,7 +75,7 @@ def write_student(base: Base, model: SpikingBrain, folder: Path, dtype: str) -> 
     """Write a checkpoint in the public layout, with the base's tokenizer; complete or not at all.
 
     Args:
-        base: of the student.
+        base: Base model of the student.
         model: the student.
         folder: must not exist, or be empty.
         dtype: "f32", "f16" or "bf16".

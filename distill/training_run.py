@@ -37,10 +37,10 @@ class DistillRecipe:
 
     Attributes:
         gla_layers: None: the even ones.
-        window: of the other layers.
+        window: Window of the other layers in tokens.
         stages: in order.
         seed, adapter_rank, bf16, micro_batch: as `TrainingSettings`.
-        outtype: of the student's checkpoint, "f32", "f16" or "bf16".
+        outtype: Type of the student's checkpoint: "f32", "f16" or "bf16".
         ignore_rope_scaling: as `load_base`.
         start: folder of another run of the same base; GLA layers that it trains start as they are there, and
             so do its adapters where it has the same GLA layers and the same rank.
@@ -75,7 +75,7 @@ def distill(
         base: a Llama- or Qwen2-shaped checkpoint folder or GGUF.
         folder: gets text/, checkpoint.safetensors, student/, trained.gguf, record.json and losses.png.
         text: what to train on; it is not read again once folder/text is there.
-        recipe: of the student.
+        recipe: Recipe of the student.
         device: a name for `pick_device`.
         save_every: seconds between checkpoints; 0: after every step.
         text_only: stop when the text is there.

@@ -84,7 +84,7 @@ def quantize(
 
     Raises:
         GgufError: `source` or `imatrix` is damaged or unsuitable, or a type is unknown.
-        SpikeError: k is no such number, or the model has no such projection.
+        SpikeError: k is not such a number, or the model has no such projection.
         OutputError: `target` cannot be written, or would replace `source`.
         EngineError: no engine.
     """

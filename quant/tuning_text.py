@@ -33,7 +33,7 @@ def cut_text(model: Path, text: str, name: str, max_tokens: int = DEFAULT_TOKENS
         model: a GGUF with a vocabulary; its weights are not loaded.
         text: any text.
         name: for messages and results.
-        max_tokens: of it.
+        max_tokens: Maximum number of tokens.
 
     Raises:
         InferenceError: the model has no vocabulary.

@@ -118,7 +118,7 @@ def stream_generate(
         prompt: Text to continue.
         max_tokens: Maximum number of tokens to generate.
         sampling: Sampling options; None: llama.cpp's defaults. `Sampling(temperature=0)` is greedy.
-        stop: Texts that end the output and are not part of it.
+        stop: Texts that end the output; they are not returned.
 
     Raises:
         InferenceError: the prompt does not fit the context.

@@ -41,7 +41,7 @@ FORBIDDEN = [
     r"\bNot there yet\b",
     # words that the field has others for: interleaved, coded input, available memory, adapter file, chunks
     r"\bin turns\b",
-    r"(?<![-\w])sites?\b(?!-)",
+    r"(?<![-\w`])sites?\b(?![-`])",
     r"\bheadroom\b",
     r"\bdeltas?\b(?! rule)",
     r"\bpieces\b",

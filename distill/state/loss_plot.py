@@ -26,7 +26,7 @@ def plot_losses(path: Path, curves: Mapping[str, Curve]) -> None:
 
     Args:
         path: a PNG, SVG or PDF.
-        curves: of each stage, points with "step" and "losses" [n].
+        curves: For each stage, points with "step" and "losses" [n].
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The training record: what was done, on what, with which result."""
+"""The training record: command, data, settings and result."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def write_record(
 
     Args:
         folder: where.
-        settings: of the run.
-        progress: of the finished run.
+        settings: Settings of the run.
+        progress: Progress of the finished run.
         command: that the user gave.
         text: folder of the text.
 

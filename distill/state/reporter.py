@@ -21,10 +21,10 @@ class Reporter:
     """Reports a stage's steps on standard error, in the first process only.
 
     Args:
-        name: of the stage.
+        name: Name of the stage.
         curves: names of its losses.
         progress: where it begins, and how many steps it takes.
-        tokens: of each step, over all processes.
+        tokens: Tokens per step, over all processes.
         world: the processes.
     """
 

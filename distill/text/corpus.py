@@ -1,4 +1,4 @@
-"""The text of a run: documents become one file of tokens, and a manifest of what is in it."""
+"""The text of a run: one file of tokens from all documents, and its manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Entry:
 
     Attributes:
         source, licence: as `Document`.
-        sha256: of the text as UTF-8.
+        sha256: Hash of the text as UTF-8.
         tokens: that it became, the separator included.
     """
 
@@ -61,7 +61,7 @@ def write_corpus(
         documents: they are read one after the other.
         tokenizer: the base's.
         folder: must not exist.
-        request: what was asked for; `open_corpus` compares it.
+        request: Request that the text was made for; `open_corpus` compares it.
 
     Raises:
         TrainingError: no text, or one that models are measured on.
@@ -108,9 +108,9 @@ def open_corpus(folder: Path, vocab_size: int, request: dict[str, Any]) -> Corpu
     """A folder that `write_corpus` made.
 
     Args:
-        folder: of it.
-        vocab_size: of the base.
-        request: what is asked for now.
+        folder: Folder of the text.
+        vocab_size: Vocabulary size of the base.
+        request: Request of this run.
 
     Raises:
         TrainingError: damaged, changed since, another text than asked for, or another vocabulary.
@@ -122,7 +122,7 @@ def open_corpus(folder: Path, vocab_size: int, request: dict[str, Any]) -> Corpu
         expected, made_for = manifest["tokens_sha256"], manifest["request"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
-            "is no text of distillation", path=folder, found=str(error), hint="remove the folder"
+            "is not a distillation text", path=folder, found=str(error), hint="remove the folder"
         ) from None
     if made_for != request:
         raise TrainingError(

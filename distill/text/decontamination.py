@@ -1,4 +1,4 @@
-"""What models are measured on is never trained on: it is known by the hashes of its paragraphs."""
+"""Decontamination: reject training text that contains evaluation paragraphs."""
 
 from __future__ import annotations
 

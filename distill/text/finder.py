@@ -1,4 +1,4 @@
-"""Free text that lies on the machine anyway: documentation of what is installed, with its licence."""
+"""Free text on this machine: documentation of installed packages, with its licence."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _plain(file: Path, source: str, licence: str) -> Iterator[Document]:
 
 
 def _parse(file: Path) -> ast.Module | None:
-    """None for what is no Python of this version."""
+    """None for a file that this Python version cannot parse."""
     text = _read(file)
     try:
         return None if text is None else ast.parse(text)

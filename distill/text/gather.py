@@ -24,10 +24,10 @@ class TextRequest:
     Attributes:
         text: files and folders.
         find: take free text that lies on this machine, too.
-        find_tokens: of that text, as many at most, in documents drawn at random; None: all.
+        find_tokens: Maximum number of tokens of that text, in random documents; None: all.
         samples: tokens that the base is to write itself.
         recall: tokens of documents that ask for what they told.
-        seed: of what is drawn, sampled and made.
+        seed: Random seed for drawing, sampling and recall data.
         bf16: the samples come from the base in bfloat16.
     """
 

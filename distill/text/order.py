@@ -13,7 +13,7 @@ class DataOrder:
 
     Args:
         tokens: [n] integers.
-        seed: of the run.
+        seed: Random seed of the run.
         stage: its number.
         phase: the number of the stage's length.
         length: tokens a window.
@@ -44,7 +44,7 @@ class DataOrder:
         """The windows of a step, [sequences, length].
 
         Args:
-            step: of this phase, from 0.
+            step: Step of this phase, from 0.
             sequences: a step, the same for all.
         """
         first = step * sequences

@@ -110,7 +110,7 @@ def answers(
         tokenizer: its own.
         prompts: of one batch.
         generator: on the model's device.
-        stops: tokens that end an answer, and are no part of it.
+        stops: Tokens that end an answer and are excluded from it.
         length: tokens, at most; an answer that ends earlier is shorter.
     """
     place = model.head.device

@@ -9,7 +9,7 @@ from pathlib import Path
 from sb_edge.util.errors import TrainingError
 
 SUFFIXES = (".txt", ".md", ".rst")
-"""Of the files that are taken from a folder; a file that is named itself may have any."""
+"""Suffixes of files taken from a folder; a file given by name may have any."""
 
 UNKNOWN_LICENCE = "as given by the user"
 
@@ -19,7 +19,7 @@ class Document:
     """One text.
 
     Attributes:
-        text: of it.
+        text: The text.
         source: where it is from: a file's name, without the folders above those that were given.
         licence: SPDX identifier where known.
     """

@@ -23,7 +23,7 @@ class Tokenizer:
         base: whose tokenizer.
 
     Attributes:
-        sha256: of the tokenizer.json.
+        sha256: Hash of the tokenizer.json.
         end: the token between documents.
 
     Raises:

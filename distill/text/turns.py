@@ -12,7 +12,7 @@ class Turns:
     """A format of chats.
 
     Attributes:
-        prompt: what the user says stands for {}; an answer follows.
+        prompt: Format of a user's turn, the text replacing {}; an answer follows.
         end: what follows the answer.
     """
 

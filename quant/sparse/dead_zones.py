@@ -1,4 +1,4 @@
-"""Choosing dead zones: what a threshold on a projection's input saves, and what it costs.
+"""Choosing dead zones: savings and costs of a threshold on a projection's input.
 
 Channel c of an input matters by |x_c| * w_c, with w_c the norm of the weight's column c. It is silent where
 that is below tau, one for the projection; so its dead zone is tau / w_c. Nothing here knows an engine.
@@ -88,10 +88,10 @@ def choose(
 ) -> NDArray[np.intp]:
     """Each projection's choice: the one with the largest saving - loss / trade.
 
-    A saving is what is fetched less than at `max_density`, where both products are taken to be as fast.
+    The saving is counted from `max_density`, where both products are assumed to be equally fast.
 
     Args:
-        curves: of the projections.
+        curves: Curves of the projections.
         gains: [n_projections], bytes that would be saved were all of its channels silent.
         weights: [n_projections], loss of an error of 1.
         trade: loss that may be paid for a unit of `gains`.

@@ -32,7 +32,7 @@ class InputRecorder:
     """Collects what a session evaluates that has its `on_tensor` and `tensor_filter`.
 
     Args:
-        norms: of the projections to record, the norm of each column of the weight, [n].
+        norms: For each projection to record, the norms of the columns of its weight, [n].
         firing: layers whose neurons are watched; their ffn_down is among `norms`. A neuron fires where its
             importance is in the upper half of the token's.
     """

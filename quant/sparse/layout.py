@@ -46,7 +46,7 @@ from sb_edge.util.progress import progress_bar
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 NARROW_BITS = 5
-"""A weight with at most so many bits gets columns of Q4_0, a wider one of Q8_0."""
+"""Maximum bits per weight for columns in Q4_0; wider weights get columns in Q8_0."""
 
 _PIECE = 1 << 20
 """Values quantized at once."""
@@ -72,7 +72,7 @@ class SparseSite:
 
 @dataclass(frozen=True)
 class SparseLayout:
-    """What was chosen and measured.
+    """Chosen layout and its measurements.
 
     Attributes:
         source, source_sha256: the name of the file that was quantized, and of all its parts the hash.
@@ -80,10 +80,10 @@ class SparseLayout:
         tokens, held_out_tokens: predicted ones.
         budget, max_density: as asked for.
         n_projections: that the model has.
-        left_out: those whose number of outputs is no multiple of 32, or that are coded as spikes.
+        left_out: Projections whose number of outputs is not a multiple of 32, or that are coded as spikes.
         reordered: layers whose neurons were.
-        tuning: of the dead zones.
-        sites: the sparse projections.
+        tuning: Tuning of the dead zones.
+        sites: The sparse projections.
         held_out_dense, held_out_ratio: perplexity of another text, token by token; with the layout over that.
         added_bytes: of columns and zones.
     """

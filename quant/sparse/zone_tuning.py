@@ -27,10 +27,10 @@ from sb_edge.util.progress import Advance, progress_bar
 DEFAULT_BUDGET = 0.02
 
 DEFAULT_MAX_DENSITY = 0.18
-"""Columns are fetched one by one and added up: about so many of them take as long as all rows."""
+"""Share of columns that takes as long as all rows, since columns are fetched one by one."""
 
 PROBE_TOKENS = 256
-"""Of the text, for each kind's loss: divergences vary far less than perplexity does."""
+"""Tokens for each kind's loss; divergences vary far less than perplexity."""
 
 PROBE_PLACE = 10
 """In a curve: half of the channels are silent where a kind's loss is measured."""
@@ -47,7 +47,7 @@ LARGEST_TRADE = 64.0
 MOST_STEPS = 16
 
 HALVINGS = 3
-"""Of the last step."""
+"""Relative size of the last step."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Candidate:
         key: layer and name.
         norms: float32 [n], of the columns of its weight.
         curve: its choices.
-        nbytes: of its weight by rows in the quantized file.
+        nbytes: Bytes of its weight by rows in the quantized file.
     """
 
     key: Key
@@ -73,10 +73,10 @@ class Trial:
 
     Attributes:
         trade: nats that may be paid for all the bytes of the candidates.
-        choice: of the candidates, places in their curves; 0: dense.
+        choice: For each candidate, the index in its curve; 0: dense.
         ratio: perplexity over that of the dense product, both token by token.
         saved: predicted share of the candidates' bytes that is not fetched.
-        counts: of the engine.
+        counts: Counters of the engine.
     """
 
     trade: float
@@ -88,11 +88,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class ZoneTuning:
-    """What was measured and chosen.
+    """Measurements and choice.
 
     Attributes:
         dense: perplexity of the dense product, token by token.
-        losses: of each kind of projection, nats a token that an error of 1 in all its layers would cost: the
+        losses: For each kind of projection, nats per token that an error of 1 in all its layers would cost: the
             divergence at `PROBE_PLACE` from the same columns without dead zones.
         trials: by trade-off.
         chosen: the one that saves most within the budget.

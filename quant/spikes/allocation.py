@@ -23,7 +23,7 @@ def interpolate_costs(ks: Array, costs: Array, grid: Array) -> Array:
 
     Args:
         ks: [m], ascending.
-        costs: [m, n_sites], what each site costs at each of them.
+        costs: [m, n_sites], cost of each input at each of them.
         grid: [n_grid], within `ks`.
 
     Returns:
@@ -37,23 +37,23 @@ def predicted_loss(sensitivities: Array, ks: Array) -> float:
     """sum of s_g / k_g^2: rounding to multiples of Vth, inverse to k, is noise of power Vth^2 / 12.
 
     Args:
-        sensitivities: [n_sites], each site's loss at k = 1, nats a token.
+        sensitivities: [n_sites], each input's loss at k = 1, nats a token.
         ks: [n_sites].
     """
     return float((sensitivities / ks**2).sum())
 
 
 def allocate(sensitivities: Array, costs: Array, grid: Array, limit: float) -> Array:
-    """The cheapest k of every site with a predicted loss of at most `limit`.
+    """The cheapest k of every input with a predicted loss of at most `limit`.
 
-    Each site minimises cost + weight * loss on its own; the least weight that keeps the limit is bisected.
+    Each input minimises cost + weight * loss on its own; the least weight that keeps the limit is bisected.
     Such a choice is the cheapest of all that lose no more (Everett 1963, doi 10.1287/opre.11.3.399).
 
     Args:
-        sensitivities: [n_sites], >= 0, each site's loss at k = 1, nats a token.
+        sensitivities: [n_sites], >= 0, each input's loss at k = 1, nats a token.
         costs: [n_sites, n_grid], > 0.
         grid: [n_grid], the values that k can have, ascending.
-        limit: of the loss, nats a token; > 0.
+        limit: Maximum loss, nats per token; > 0.
 
     Returns:
         [n_sites]. The last of `grid` everywhere if even that loses more.
@@ -123,7 +123,7 @@ def search(
         measure: takes a measurement at a k.
         ks: ascending.
         accept: decides on a measurement; from some k on all are accepted, but for noise.
-        halvings: of the last step.
+        halvings: Number of bisection steps.
 
     Returns:
         All measurements by k, and the chosen one; None if the last of `ks` is not accepted.

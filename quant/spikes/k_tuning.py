@@ -32,21 +32,21 @@ Floats = NDArray[np.float64]
 
 DEFAULT_BUDGET = 0.02
 PROBE_TOKENS = 256
-"""Of the text, for each site's sensitivity and cost: divergences vary far less than perplexity does."""
+"""Tokens for each input's sensitivity and cost; divergences vary far less than perplexity."""
 
 DIVERGENCE_TOKENS = 512
 """Of each text, for the divergence of a choice of k; the vocabulary's probabilities after each are held."""
 
 PROBE_K = 1.0
-"""Of a site whose sensitivity is measured: its loss stands out. Nothing coarser is chosen."""
+"""k of the input whose sensitivity is measured: its loss stands out. Nothing coarser is chosen."""
 
 FINE_K = 1000.0
-"""Of the other sites meanwhile. Uncoded, quantized weights would be multiplied with activations rounded to
-INT8 in blocks, and any change, however small, would come out of these roundings as large as a site's loss."""
+"""k of the other inputs meanwhile. Uncoded, quantized weights would be multiplied with activations rounded to
+INT8 in blocks, and any change, however small, would come out of these roundings as large as an input's loss."""
 
 COST_KS = tuple(2.0 ** (step / 2) for step in range(15))
 GRID = np.geomspace(1, 128, 113)
-"""Values that a site's k can have: sixteen an octave, as fine as a count of bits can tell apart."""
+"""Values that an input's k can have: sixteen an octave, as fine as a count of bits can tell apart."""
 
 CURVE_KS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 HALVINGS = 4
@@ -62,7 +62,7 @@ class Figures:
     """One choice of k on one text.
 
     Attributes:
-        perplexity: of the text.
+        perplexity: Perplexity of the text.
         ratio: over that without spikes.
         ratio_error: standard error of `ratio`, from the tokens' differences.
         divergence: KL from the predictions with the finest coding, nats a token, over `DIVERGENCE_TOKENS`.
@@ -82,12 +82,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class TunedPoint:
-    """One choice of k for every site.
+    """One choice of k for every input.
 
     Attributes:
-        kind: "single": `k` at every site; "tuned": the cheapest choice with the loss predicted for that.
+        kind: "single": `k` at every input; "tuned": the cheapest choice with the loss predicted for that.
         k: see `kind`.
-        ks: of the sites, in their order.
+        ks: k of each input, in order.
         tuning: on the text that decides.
         held_out: on the other one.
     """
@@ -106,19 +106,19 @@ class TunedPoint:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was measured and chosen.
+    """Measurements and choice.
 
     Attributes:
         budget: perplexity may rise by this share.
         text, held_out: the texts' names.
         tokens, held_out_tokens: predicted.
         without, held_out_without: perplexities without spikes.
-        sites: all coded inputs, by layer.
-        sensitivities: divergence that each site alone adds at k = 1, nats a token.
+        sites: All coded inputs, by layer.
+        sensitivities: divergence that each input alone adds at k = 1, nats a token.
         points: both curves, by kind and k.
         single: the least k within the budget.
         tuned: the least one within the budget that diverges no more than `single`, or else as `single`.
-        plan: what is stored: the cheaper of the two, which is `tuned` but for noise.
+        plan: Stored plan: the cheaper of the two.
     """
 
     budget: float
@@ -306,7 +306,7 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
 
 
 def plan_with(plan: SpikePlan, sites: Sequence[CodedInput], point: TunedPoint, n_layer: int) -> SpikePlan:
-    """A plan with the sites' own k."""
+    """A plan with each input's own k."""
     rows = [dict.fromkeys(plan.projections, 0.0) for _ in range(n_layer)]
     for site, k in zip(sites, point.ks, strict=True):
         rows[site.layer].update(dict.fromkeys(site.projections, k))
@@ -314,12 +314,12 @@ def plan_with(plan: SpikePlan, sites: Sequence[CodedInput], point: TunedPoint, n
 
 
 class _KTrials:
-    """A model whose sites take any k, and texts to try them on.
+    """A model whose inputs take any k, and texts to try them on.
 
     Args:
-        model: spikes at `sites`.
+        model: Model that spikes at these inputs.
         texts: the one that decides and the other one.
-        without: of each text, the tokens' negative log-likelihoods without spikes.
+        without: For each text, the tokens' negative log-likelihoods without spikes.
     """
 
     def __init__(
@@ -343,7 +343,7 @@ class _KTrials:
             self._references[text] = np.concatenate([rows for rows, _ in found])
 
     def probe(self, text: Text) -> tuple[Floats, Floats]:
-        """Each site's sensitivity, nats at k = 1, [n_sites], and cost at each of `COST_KS`, [n, n_sites]."""
+        """Each input's sensitivity, nats at k = 1, [n_sites], and cost at each of `COST_KS`, [n, n_sites]."""
         tokens = text.tokens[:PROBE_TOKENS]
         sensitivities = []
         with progress_bar("probing inputs", len(self.sites) + len(COST_KS)) as advance:
@@ -400,7 +400,7 @@ class _KTrials:
         )
 
     def _costs(self, text: Text, tokens: Sequence[int], k: float) -> Floats:
-        """Additions a token at every site, with one k for all."""
+        """Additions per token at every input, with one k for all."""
         self._set(np.full(len(self.sites), k))
         with count_spikes(self._model) as counters:
             self._evaluate(text, tokens)

@@ -88,9 +88,9 @@ def prefill(
 ) -> None:
     """Prompt speed over depth, and time to the first token.
 
-    SpikingBrain prefills for real, in one growing prompt that is timed at each depth. Where a real prefill
+    SpikingBrain reads one growing prompt that is timed at each depth. Where a real prefill
     of a Transformer would take hours, its prompt speed is measured after a synthetic context fill, and its
-    time to the first token is fitted; the row says so.
+    time to the first token is fitted; the row is marked.
     """
     if len(fit_beyond) != 1:
         raise click.BadParameter("one depth is expected", param_hint="--fit-beyond")

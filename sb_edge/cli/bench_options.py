@@ -71,7 +71,7 @@ def n_gen_option(command: Command) -> Command:
 
 
 def pair_options(n_prompt: int, n_gen: int) -> Callable[[Command], Command]:
-    """`--n-prompt`, `--n-gen` and `--repetitions` of what is timed in pairs."""
+    """`--n-prompt`, `--n-gen` and `--repetitions` of interleaved pairs."""
     return option_list(
         integer_option("-p", "--n-prompt", default=n_prompt, help="Prompt tokens."),
         integer_option("-n", "--n-gen", default=n_gen, help="Tokens to decode after the prompt."),
@@ -180,7 +180,7 @@ def running_options(command: Command) -> Command:
             "--time-budget",
             type=click.FloatRange(0),
             metavar="SECONDS",
-            help="Stop starting new measurements after SECONDS; list what was skipped.",
+            help="Stop starting new measurements after SECONDS; list the skipped ones.",
         ),
         click.option(
             "-o",

@@ -47,7 +47,7 @@ def compare(ours: tuple[Path, str | None], theirs: tuple[Path, str | None], json
 
     A and B are JSON Lines files of `bench decode` or `bench prefill`, or FILE:MODEL for one model of a file:
     `rows.jsonl:1b rows.jsonl:llama-1b`. Rows are matched by label, threads and settings. The interval is
-    from the bootstrap, over pairs where both were measured in turns.
+    from the bootstrap, over pairs where both were interleaved.
     """
     comparisons = compare_rows(_rows(*ours), _rows(*theirs))
 

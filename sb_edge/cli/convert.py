@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     "--outfile",
     "outfile",
     type=click.Path(path_type=Path),
-    help="File ({ftype} becomes the type) or folder to write.  [default: in the checkpoint's folder, named by "
-    "GGUF's convention]",
+    help="File ({ftype} becomes the type) or folder to write.  [default: in the checkpoint's folder, named "
+    "by GGUF's convention]",
 )
 @click.option(
     "--outtype",

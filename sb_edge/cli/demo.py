@@ -59,7 +59,7 @@ def run_demo(folder: Path, *, depths: tuple[int, ...], n_threads: int | None = N
 
     Args:
         folder: gets report.html and the measurements, which a second run takes up again.
-        depths: of the measurement.
+        depths: Context depths of the measurement.
         n_threads: None: as `default_threads`.
 
     Returns:

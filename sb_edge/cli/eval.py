@@ -98,7 +98,7 @@ def command(
 ) -> None:
     """Measure how well a model predicts a text, beside its base.
 
-    MODEL is a GGUF or `default`. The ratio of the perplexities says what was lost; KL is the divergence from
+    MODEL is a GGUF or `default`. The ratio of the perplexities is the loss; KL is the divergence from
     the base's predictions in nats a token. A question counts as answered if the right choice is the likeliest
     to follow it; a passkey as found if greedy decoding gives every digit.
     """

@@ -45,7 +45,7 @@ class PieceSizes(CommaSeparated):
     help="Recorded logits, an .npz, instead of CHECKPOINT; with CHECKPOINT, the prompt alone.",
 )
 @click.option(
-    "--pieces", type=PieceSizes(), default=(), help="Feed the prompt again in pieces of 1,7,33 tokens."
+    "--pieces", type=PieceSizes(), default=(), help="Feed the prompt again in chunks of 1,7,33 tokens."
 )
 @click.option(
     "-ctk",
@@ -68,7 +68,10 @@ class PieceSizes(CommaSeparated):
     help="Share of identical spike counts to ask for, instead of the KV type's own and the rest off by one.",
 )
 @click.option(
-    "--device", default="cpu", show_default=True, help="Of the reference: auto, cpu, cuda[:N], metax[:N]."
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Device of the reference: auto, cpu, cuda[:N], metax[:N].",
 )
 @click.option(
     "--dtype",

@@ -15,32 +15,24 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-AUTO = "auto"
-
 
 class SpikeK(click.ParamType):
-    """The k of adaptive-threshold coding, a positive number; where it makes sense also 0 or `auto`."""
+    """The k of adaptive-threshold coding, a positive number; where it makes sense also 0."""
 
     name = "number"
 
-    def __init__(self, *, zero: bool = False, auto: bool = False) -> None:
+    def __init__(self, *, zero: bool = False) -> None:
         self._zero = zero
-        self._auto = auto
-        self.name = "number|auto" if auto else "number"
 
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        """A float, or `AUTO`; fails as click's own types do."""
-        if self._auto and value == AUTO:
-            return AUTO
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A float; fails as click's own types do."""
         try:
             k = float(value)
         except ValueError:
             k = float("nan")
         if 0 < k < float("inf") or (self._zero and k == 0):
             return k
-        allowed = ["a positive number", *["0"] * self._zero, *[AUTO] * self._auto]
+        allowed = ["a positive number", *["0"] * self._zero]
         return self.fail(f"{value!r} is not {' or '.join(allowed)}; the release uses 3", param, ctx)
 
 
@@ -69,8 +61,8 @@ class Projections(CommaSeparated):
 projections_option = click.option(
     "--spike-projections",
     type=Projections(),
-    help="Projections to code: attn_q, attn_k, attn_v, ssm_f, attn_output, ffn_gate, ffn_up, ffn_down, separated "
-    "by commas.  [default: as they are, else all]",
+    help="Projections to code: attn_q, attn_k, attn_v, ssm_f, attn_output, ffn_gate, ffn_up, ffn_down, "
+    "separated by commas.  [default: as they are, else all]",
 )
 
 

@@ -269,7 +269,7 @@ def raster(
 
 
 def _load(name: str, spike_k: float | None) -> Model:
-    """A model with its spikes on; says so where the k is a guess."""
+    """A model with its spikes on; prints a note where the k is a default."""
     path = resolve_gguf(name)
     header = read_header(path)
     k = engine_k(header, spike_k)

@@ -39,7 +39,7 @@ TOOLS = (
 """The programs of the tree that are built, which bring all its libraries along."""
 
 NOT_PORTABLE = ("test-quantize-fns",)
-"""Of these, those that upstream does not build where backends are loaded at run time."""
+"""Programs that upstream does not build where backends are loaded at run time."""
 
 COMMON_FLAGS = (
     "-DGGML_RPC=ON",
@@ -99,7 +99,7 @@ def default_jobs() -> int:
 
 
 def build_environment(source: Path, toolchain: Toolchain) -> dict[str, str]:
-    """The environment of cmake and ninja, without the settings that would change what is built.
+    """The environment of cmake and ninja, without settings that would change the build.
 
     The identity of a build does not know CFLAGS, CMAKE_* and the like, so the build must not either.
     """

@@ -65,7 +65,7 @@ class BuildCache:
         Args:
             name: the key of the build.
             build: makes the prefix in `stage`, with `work` (on the same device) for its temporary files.
-            force: build again, and replace what is there when that has succeeded.
+            force: Build again, and replace the present build on success.
 
         Raises:
             EngineError: `build` did; or it left no manifest.

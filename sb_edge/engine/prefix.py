@@ -1,4 +1,4 @@
-"""The built engine: what it was made from, where it is, and how to use it in this process."""
+"""The built engine: its inputs, its place, and its use in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUILD_SPACE = 2 * 2**30
 
 
 class EngineInfo(BaseModel):
-    """`engine.json`: what an engine was built from and with.
+    """`engine.json`: build inputs of an engine.
 
     `patches` and `overlay` map names to SHA-256; `cpu_features` are the building machine's, `system_info` is
     what ggml says it uses; `sanitizer_runtime` is what a `debug` engine needs in LD_PRELOAD to run in Python.
@@ -111,7 +111,7 @@ class BuildRecipe:
 
     @property
     def key(self) -> str:
-        """The hash of all of it. A `portable` engine does not depend on the machine's CPU."""
+        """Hash of all inputs. A `portable` engine does not depend on the machine's CPU."""
         from sb_edge.engine.build import tools_of
 
         target = "any" if self.variant == "portable" else self.toolchain.native_target

@@ -180,7 +180,7 @@ def estimate_energy(header: GgufHeader, sites: Sequence[SiteCounts]) -> Energy:
 
     Args:
         header: header of the model.
-        sites: spike counts of its coded inputs, at least one.
+        sites: Spike counts of its coded inputs, at least one.
     """
     matrices = _matrices(header)
     coded_macs, spikes = 0, 0.0

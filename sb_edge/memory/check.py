@@ -35,7 +35,7 @@ class Room:
     """Memory that this process may still take, bytes.
 
     Attributes:
-        physical: what the system can give without swapping, or less where a cgroup allows less.
+        physical: Memory available without swapping, or less where a cgroup allows less.
         address_space: what `ulimit -v` leaves; None: no limit.
     """
 
@@ -44,7 +44,7 @@ class Room:
 
     @classmethod
     def now(cls, root: Path = _ROOT) -> Room:
-        """What there is at this moment.
+        """Available memory now.
 
         Args:
             root: where `proc` and `sys` are mounted.
@@ -87,7 +87,7 @@ def require_memory(
         room: what there is; None: `Room.now()`.
 
     Raises:
-        OutOfMemoryForecast: what is needed, what there is, and what would fit instead.
+        OutOfMemoryForecast: with the need, the available memory, and settings that would fit.
         GgufError, SpikeError, InferenceError: as `forecast`.
     """
 
@@ -124,7 +124,7 @@ def require_memory_for_weights(
     """Refuse to load a model whose weights alone will not fit.
 
     Raises:
-        OutOfMemoryForecast: what is needed and what there is.
+        OutOfMemoryForecast: with the need and the available memory.
         GgufError, SpikeError: the file's spike keys, or `spikes`, are wrong.
     """
     room = Room.now() if room is None else room
@@ -162,10 +162,10 @@ def refuse_shortage(
     """Refuse what does not fit, offering the first of each kind of alternative that does.
 
     Args:
-        need: what it takes.
+        need: Forecast.
         room: what there is.
         what: will not fit, in words.
-        path: of the model.
+        path: Path of the model.
         item: the setting at fault.
         alternatives: by kind, each from large to small; drawn from only if needed.
 

@@ -31,7 +31,7 @@ TOOL = "sb-memory"
 
 _TIMEOUT = 60  # seconds; a 70B model takes a few
 _BATCH = 2048
-_LARGEST_CONTEXT = 1 << 20  # simulated; the engine allocates its bookkeeping for real
+_LARGEST_CONTEXT = 1 << 20  # simulated; the engine allocates its bookkeeping
 _TYPES = frozenset(name.lower() for name in BLOCK_SIZES)
 
 # Memory that the engine takes beside the buffers that it reports (measured).
@@ -51,8 +51,8 @@ class MemoryForecast:
         state: recurrent state of linear-attention and convolution layers.
         buffers: the engine's work space and its output: an estimate.
         engine: the engine itself and its vocabulary: an estimate.
-        originals: of the repacked weights, mapped while the model is loaded, and no part of the total.
-        extra: what a command takes beside the engine: copies of the context, a reference's weights.
+        originals: Originals of the repacked weights, mapped only while the model is loaded; not in the total.
+        extra: Memory of the command beside the engine: copies of the context, a reference's weights.
     """
 
     weights: int
@@ -66,17 +66,17 @@ class MemoryForecast:
 
     @property
     def total(self) -> int:
-        """Everything together: what a process's resident memory grows by."""
+        """Growth of a process's resident memory."""
         loaded = self.weights + self.repacked + self.engine
         return loaded + self.kv + self.state + self.buffers + self.extra
 
     @property
     def address_space(self) -> int:
-        """What is mapped at most: all of it, or while loading the whole file and the repacked copies."""
+        """Maximum mapped size: the total, or while loading the whole file and the repacked copies."""
         return max(self.total, self.weights + self.repacked + self.engine + self.originals)
 
     def beyond_weights(self) -> MemoryForecast:
-        """What is still needed when the model is loaded."""
+        """Remaining need once the model is loaded."""
         return replace(self, weights=0, repacked=0, originals=0, engine=0)
 
 

@@ -32,7 +32,7 @@ class TokenTraffic:
 def token_traffic(
     header: GgufHeader, positions: float, *, type_k: str = "f16", type_v: str = "f16"
 ) -> TokenTraffic:
-    """What has to pass from memory to the cores for one decoded token, each byte counted once.
+    """Bytes that pass from memory to the cores for one decoded token, each counted once.
 
     This is the least possible: every weight once (of an embedding table that is not also the output, one row;
     of routed experts, those in use), keys and values of the positions in the context or the window, recurrent

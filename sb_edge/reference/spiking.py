@@ -84,7 +84,7 @@ def sites(block: nn.Module) -> tuple[Site, ...]:
 
 @contextmanager
 def watch_counts(block: nn.Module, on_counts: OnCounts) -> Iterator[None]:
-    """Hand over the counts, int32 [B, T, n], of each site of a block that runs meanwhile."""
+    """Hand over the counts, int32 [B, T, n], of each coded input of a block that runs meanwhile."""
     modules = projections(block)
     with ExitStack() as stack:
         for site in sites(block):

@@ -72,7 +72,7 @@ def cpu_function(name: str) -> int:
     find.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     address = find(_cpu_backend(), name.encode())
     if not address:
-        raise InferenceError("is no function of the engine's CPU backend", item=name)
+        raise InferenceError("symbol not found in the CPU backend", item=name)
     return int(address)
 
 

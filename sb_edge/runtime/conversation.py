@@ -84,7 +84,7 @@ class ChatTemplate:
 class Conversation:
     """Turns of a conversation on one session.
 
-    Only what is new in a turn is evaluated: a recurrent state cannot be taken back, so as long as the
+    Only the new part of a turn is evaluated: a recurrent state cannot be taken back, so as long as the
     conversation as rendered begins with what the session has seen, the rest is appended; otherwise (a
     template that rewrites earlier turns) the session is cleared and reads the conversation again.
     """

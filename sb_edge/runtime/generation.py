@@ -51,8 +51,8 @@ class Stopping:
 
     Attributes:
         n_predict: Maximum number of tokens; None: until the model ends or the context is full.
-        stops: Texts that end the answer and are not part of it.
-        reverse_prompts: Texts that end the answer and are part of it.
+        stops: Texts that end the answer and are removed.
+        reverse_prompts: Texts that end the answer and are kept.
     """
 
     n_predict: int | None = None

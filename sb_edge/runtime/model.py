@@ -38,7 +38,7 @@ class Model:
 
     Raises:
         GgufError: not a sound GGUF, or one that the engine cannot run.
-        SpikeError: `spikes` is no number that k can be, or the architecture has no spikes.
+        SpikeError: `spikes` is not a valid k, or the architecture has no spikes.
         OutOfMemoryForecast: the weights will not fit in memory; nothing has been loaded.
         EngineError: the engine is not built.
     """

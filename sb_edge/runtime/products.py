@@ -27,7 +27,7 @@ _OVERHEAD = 1 << 20
 """Bytes for the descriptions of tensors and graphs."""
 
 _BUFFER_OFFSET = 8
-"""Of the field `buffer` in ggml_tensor."""
+"""Offset of the field `buffer` in ggml_tensor."""
 
 ZONE = 1.0
 SILENT, ACTIVE = 0.5, 2.0
@@ -39,8 +39,8 @@ class Products:
 
     Args:
         kind: "Q4_0" or "Q8_0".
-        n_outputs, n_inputs: of a matrix, multiples of 32.
-        copies: of it.
+        n_outputs, n_inputs: Shape of a matrix, multiples of 32.
+        copies: Number of matrices.
         n_threads: that compute.
 
     Raises:
@@ -218,7 +218,7 @@ class _Functions:
         return self._init(_InitParams(size, None, True))
 
     def set(self, tensor: int, data: NDArray[Any]) -> None:
-        """A tensor's data, all of it."""
+        """Set a tensor's data."""
         self._set(tensor, data.ctypes.data, 0, data.nbytes)
 
     @staticmethod

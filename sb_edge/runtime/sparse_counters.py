@@ -28,12 +28,12 @@ class SparseCounts:
 
     @property
     def silent_share(self) -> float:
-        """Of the channels; 0 where there were none."""
+        """Share of the channels; 0 without channels."""
         return 1 - self.active / self.channels if self.channels else 0.0
 
     @property
     def dense_share(self) -> float:
-        """Of the products; 0 where there were none."""
+        """Share of the products; 0 without products."""
         return self.dense / self.products if self.products else 0.0
 
 

@@ -46,8 +46,8 @@ class SiteCounts:
     Attributes:
         layer: -1 for synthetic rows.
         projections: that read these counts.
-        k: of the threshold.
-        channels, tokens: the shape of what was coded.
+        k: k of the threshold.
+        channels, tokens: Shape of the coded input.
         histogram: int64 [BINS], entries with each |s|.
         largest: |s|.
         negative: entries with s < 0.
@@ -86,7 +86,7 @@ class RecordedCounts:
     Attributes:
         counts: int32 [T, n].
         thresholds: float32 [T]; NaN for a row that was not finite.
-        k: of the threshold.
+        k: k of the threshold.
     """
 
     counts: NDArray[np.int32]
@@ -168,10 +168,10 @@ def count_synthetic(x: NDArray[np.float32], k: float) -> SiteCounts:
 
     Args:
         x: [T, n].
-        k: of the threshold.
+        k: k of the threshold.
 
     Raises:
-        SpikeError: k is no positive number.
+        SpikeError: k is not a positive number.
     """
     with _counting():
         code_rows(x, k)
@@ -183,10 +183,10 @@ def code_rows(x: NDArray[np.float32], k: float) -> RecordedCounts:
 
     Args:
         x: [T, n].
-        k: of the threshold.
+        k: k of the threshold.
 
     Raises:
-        SpikeError: k is no positive number.
+        SpikeError: k is not a positive number.
     """
     require_k(k, "k")
     rows = np.ascontiguousarray(x, dtype=np.float32)
@@ -253,7 +253,7 @@ class CountRecorder:
         self._rows: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
 
     def on_tensor(self, name: str, values: NDArray[np.int8]) -> None:
-        """Keep the coded rows, int8 [T, row size], of what is recorded; ignore everything else."""
+        """Keep the coded rows, int8 [T, row size], of the recorded inputs; ignore everything else."""
         if name in self._sites:
             self._rows[name].append(values.view(np.uint8))
 

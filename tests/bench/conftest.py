@@ -63,7 +63,7 @@ SMALL_BUFFER = 1 << 24
 
 @pytest.fixture(autouse=True)
 def _small_bandwidth_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A buffer that the caches may hold: speeds are not what is tested here."""
+    """A buffer that the caches may hold: these tests do not measure speed."""
     monkeypatch.setattr(bandwidth, "BUFFER_BYTES", SMALL_BUFFER)
 
 

@@ -11,8 +11,8 @@ from support import exit_code, refusal
 from sb_edge.bench.rows.row import Row
 from sb_edge.cli import COMMANDS
 from sb_edge.cli.bench import command
-from sb_edge.cli.bench_options import Depths
 from sb_edge.cli.bench_results import RowsOf
+from sb_edge.cli.params import TokenCounts
 from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
 from sb_edge.util.errors import GgufError
 
@@ -26,10 +26,10 @@ def test_help_is_the_one_in_the_list() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--depths", "1,x"], "'x' is not a depth such as"),
-        (["--depths", ""], "'' is not a depth"),
-        (["--type-k", "f17"], "unknown type 'f17'"),
-        (["--type-k", "f16,q8_0,f32", "--type-v", "f16,q8_0"], "different numbers of types"),
+        (["--depths", "1,x"], "'x' is not a number of tokens such as"),
+        (["--depths", ""], "'' is not a number of tokens"),
+        (["--cache-type-k", "f17"], "unknown type 'f17'"),
+        (["--cache-type-k", "f16,q8_0,f32", "--cache-type-v", "f16,q8_0"], "need the same number of types"),
         (["--plot", "plot.gif"], "does not end in"),
         (["--time-budget", "-1"], "not in the range"),
         (["--warm-up", "0"], "not in the range"),
@@ -49,7 +49,7 @@ def test_bad_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], com
         (["--csv", "no/such/rows.csv"], "error: no/such: the folder does not exist"),
         (["--json", "no/such/rows.json"], "error: no/such: the folder does not exist"),
         (
-            ["--flash-attn", "off", "--type-v", "q8_0"],
+            ["--flash-attn", "off", "--cache-type-v", "q8_0"],
             "error: a quantized V cache needs flash attention",
         ),
     ],
@@ -81,7 +81,7 @@ def test_the_choices_of_baselines_are_the_ones_there_are() -> None:
 
 
 def test_depths_have_units() -> None:
-    assert Depths().convert("0, 100,64k,1M", None, None) == (0, 100, 65536, 1048576)
+    assert TokenCounts().convert("0, 100,64k,1M", None, None) == (0, 100, 65536, 1048576)
 
 
 def test_a_file_is_called_by_its_name(tiny_gguf: Path) -> None:
@@ -97,7 +97,7 @@ def test_decode_writes_every_format(
     files = {ending: tmp_path / f"rows.{ending}" for ending in ("jsonl", "json", "csv", "md", "svg")}
     code = run(
         "decode", str(tiny_gguf), "-d", "0,1k", "-n", "2", "-r", "2", "-t", "1",
-        "--type-k", "f16,q8_0", "--type-v", "f16,q8_0",
+        "--cache-type-k", "f16,q8_0", "--cache-type-v", "f16,q8_0",
         "-o", str(files["jsonl"]), "--json", str(files["json"]), "--csv", str(files["csv"]),
         "--markdown", str(files["md"]), "--plot", str(files["svg"]),
     )  # fmt: skip
@@ -121,7 +121,7 @@ def test_json_on_standard_output_stands_alone(capfd: pytest.CaptureFixture[str],
 
 @pytest.mark.engine
 def test_fill_compares(capsys: pytest.CaptureFixture[str], tiny_llama: Path) -> None:
-    assert run("fill", str(tiny_llama), "-d", "64", "-n", "1", "-r", "1", "-t", "1") == 0
+    assert exit_code("selftest", "fill", str(tiny_llama), "-d", "64", "-n", "1", "-r", "1", "-t", "1") == 0
     assert "synthetic / real = " in capsys.readouterr().out
 
 
@@ -130,8 +130,8 @@ def test_memory_is_forecast_and_measured(
     capsys: pytest.CaptureFixture[str], tiny_gguf: Path, tmp_path: Path
 ) -> None:
     document = tmp_path / "memory.json"
-    options = ["--type-k", "f16,f32", "--type-v", "f16,f32", "-t", "1", "--json", str(document)]
-    assert run("memory", str(tiny_gguf), "-d", "256,1k", *options) == 0
+    options = ["--cache-type-k", "f16,f32", "--cache-type-v", "f16,f32", "-t", "1", "--json", str(document)]
+    assert exit_code("selftest", "memory", str(tiny_gguf), "-d", "256,1k", *options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("f32/f32" in line for line in lines) == 2
@@ -148,14 +148,17 @@ def test_memory_is_forecast_and_measured(
     ("arguments", "complaint"),
     [
         (["-d", "0"], "error: n_ctx: must be positive (found 0)"),
-        (["-d", "900m", "--type-k", "f32", "--type-v", "f32"], "will not fit in memory: it needs "),
-        (["--flash-attn", "off", "--type-v", "q8_0"], "the engine cannot make a context"),
+        (
+            ["-d", "900m", "--cache-type-k", "f32", "--cache-type-v", "f32"],
+            "will not fit in memory: it needs ",
+        ),
+        (["--flash-attn", "off", "--cache-type-v", "q8_0"], "the engine cannot make a context"),
     ],
 )
 def test_memory_that_cannot_be_measured(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, arguments: list[str], complaint: str
 ) -> None:
-    assert complaint in refusal(capsys, "bench", "memory", tiny_llama, "-t", "1", *arguments)
+    assert complaint in refusal(capsys, "selftest", "memory", tiny_llama, "-t", "1", *arguments)
 
 
 @pytest.mark.engine

@@ -92,7 +92,7 @@ def test_what_will_not_fit_is_refused_before_anything_starts(tiny_llama: Path, t
 def test_continuing_from_a_shallower_depth_gives_the_same_context(
     tiny_gguf: Path, tmp_path: Path, machine: Machine
 ) -> None:
-    """Also in another process: the file tells what is in it."""
+    """Also in another process: the file describes its content."""
     folder, before = tmp_path / "contexts", 0
     subject = examine(BenchModel("tiny", tiny_gguf))
     shallow, deep = make_plan([subject], replace(FAST, depths=(30, 80), cache_types=(("f32", "f32"),)))

@@ -57,7 +57,7 @@ def test_a_killed_run_resumes_without_losing_or_doubling_rows(
     lines = output.read_bytes().splitlines()
     assert lines[: len(before)] == before
     rows = read_rows(output)
-    # The fit for the first depth that is not prefilled for real takes a quarter and a half of it besides.
+    # The fit for the first depth that is fitted takes a quarter and a half of it besides.
     fitted = {10, 20} if kind == "prefill" else set()
     expected = [(depth, "tiny") for depth in DEPTHS]
     expected += [(depth, "llama") for depth in {*DEPTHS, *fitted}]

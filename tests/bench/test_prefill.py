@@ -96,7 +96,7 @@ def test_a_spent_budget_leaves_out_the_rest_and_a_later_run_continues(
     assert rows[:2] == first
     assert rows == read_rows(output)
     times = [row.ttft_ns or 0 for row in rows]
-    assert times == sorted(times)  # what was prefilled before the stop counts
+    assert times == sorted(times)  # the prefill before the stop counts
     assert not folder.exists()
 
 

@@ -91,6 +91,6 @@ def test_the_plot(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["sparse.png", "sparse.svg"]
 
 
-@pytest.mark.parametrize("line", [[], ["model.gguf", "--synthetic"], ["--synthetic", "--text", "a.txt"]])
+@pytest.mark.parametrize("line", [[], ["model.gguf", "--synthetic"], ["a.gguf", "-m", "b.gguf"]])
 def test_bad_usage(line: list[str]) -> None:
     assert CliRunner().invoke(cli, ["bench", "sparse", *line]).exit_code == 2

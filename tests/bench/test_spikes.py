@@ -164,7 +164,7 @@ def test_the_report_s_figures_follow_from_its_spikes_per_channel() -> None:
     assert energy.spiking.coded_pj / 10**6 == pytest.approx(0.034, abs=2e-4)
     assert 1 - 1 / document["compute_alone"]["fp16_over_spiking"] == pytest.approx(0.977, abs=5e-4)
     assert 1 - 1 / document["compute_alone"]["int8_over_spiking"] == pytest.approx(0.852, abs=2e-3)
-    # With the weights on their way from DRAM next to nothing is left of it.
+    # With the weights on their way from DRAM next to nothing is left.
     assert document["with_weights_from_dram"]["45 nm, low"]["int8_over_spiking"] < 1.01
 
 

@@ -1,4 +1,4 @@
-"""The text of a run: what is taken, what is refused, what the manifest says."""
+"""The text of a run: accepted and refused documents, and the manifest."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_an_untrained_student_is_a_transplant(tiny_base: Path, tmp_path: Path) -
 
 
 def test_the_teacher_is_the_base(tmp_path: Path) -> None:
-    """All layers SWA with a window beyond the text: what a transplant without GLA computes."""
+    """All layers SWA with a window beyond the text: the computation of a transplant without GLA."""
     base = write_base(tmp_path / "base", bias=True)
     transplant(base, tmp_path / "none", gla_layers=[], dtype="f32", window=64)
     tokens = torch.randint(VOCAB, (1, 60), generator=torch.Generator().manual_seed(0))
@@ -118,7 +118,7 @@ def test_other_settings_are_refused(finished: Path, tiny_base: Path, prose: Path
 def test_layers_start_as_another_run_left_them(
     finished: Path, tiny_base: Path, prose: Path, tmp_path: Path
 ) -> None:
-    """Of the layers that are GLA in both; a step with next to no rate leaves them there."""
+    """Layers that are GLA in both; a step with next to no rate leaves them there."""
     still = LAYERS.model_copy(update={"tokens": 128, "learning_rate": 1e-9})
     make(tiny_base, tmp_path / "second", prose, DistillRecipe((still,), gla_layers=(0, 1), start=finished))
     theirs, ours, base = (
@@ -156,7 +156,7 @@ def test_adapters_go_on_where_a_run_of_the_same_shape_left_them(
 
 
 def test_the_student_comes_back_from_base_and_delta(finished: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """Up to the rounding of Q8_0; what was not trained is the base's."""
+    """Up to the rounding of Q8_0; untrained parts are the base's."""
     adapter_file = finished / "trained.gguf"
     report = transplant(tiny_base, tmp_path / "again", dtype="f32", trained=adapter_file)
     assert report.config.sliding_window == RECIPE.window and report.n_new == 0

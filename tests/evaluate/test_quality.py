@@ -23,7 +23,7 @@ TEXT = "The lighthouse stood at the end of the land. " * 12
 def test_a_model_is_as_good_as_itself() -> None:
     found = compare_quality(default_base(), default_base(), TEXT, "text", max_tokens=100, context=64)
     assert (found.ratio, found.kl, found.top1) == (1, 0, 1)
-    assert found.tokens == 98  # two pieces, the first token of each is given
+    assert found.tokens == 98  # two chunks, the first token of each is given
 
 
 def test_the_figures_are_those_of_the_two_models() -> None:

@@ -1,4 +1,4 @@
-"""The forecast: what the engine says of its own allocation, for files of real shapes."""
+"""The forecast, which is the engine's own simulated allocation, for files of real shapes."""
 
 from __future__ import annotations
 

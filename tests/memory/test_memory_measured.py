@@ -79,8 +79,8 @@ def command(*arguments: str, limit: int) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "offer"),
     [
-        (["generate", "default-base", "-p", "Hi", "-c", "131072"], "--context "),
-        (["chat", "default-base", "-c", "131072"], "--context "),
+        (["generate", "default-base", "-p", "Hi", "-c", "131072"], "--ctx-size "),
+        (["chat", "default-base", "-c", "131072"], "--ctx-size "),
         (["bench", "decode", "default-base", "--depths", "0,131072"], "--depths up to "),
         (["bench", "spikes", "default", "-p", "100000000"], "--n-prompt "),
     ],

@@ -1,4 +1,4 @@
-"""Dead zones: what a threshold saves and costs, and which one is taken."""
+"""Dead zones: savings and costs of a threshold, and the choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama-quantize through `sb-edge quantize`: what it writes, and that failures leave nothing."""
+"""llama-quantize through `sb-edge quantize`: its output, and failures that leave nothing."""
 
 import os
 import resource

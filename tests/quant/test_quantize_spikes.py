@@ -93,9 +93,8 @@ def test_a_full_device_while_keys_are_written(golden_gguf: Path, tmp_path: Path)
     quantize(golden_gguf, plain, "Q4_0", n_threads=1)
     target.write_bytes(b"earlier")
     limit = plain.stat().st_size + 64
-    line = [*SB_EDGE, "quantize", str(golden_gguf), str(target), "Q4_0"]
     done = subprocess.run(
-        [*line, "--spike-k", "3"],
+        [*SB_EDGE, "spikes", "set", str(plain), str(target), "3"],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -108,13 +107,12 @@ def test_a_full_device_while_keys_are_written(golden_gguf: Path, tmp_path: Path)
 
 def test_command_line(golden_gguf: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
-    line = ["quantize", golden_gguf, target, "Q4_0"]
-    done = sb_edge(*line, "--spike-k", "3", "--spike-projections", "attn_q,ssm_f")
+    done = sb_edge("spikes", "set", golden_gguf, target, "3", "--spike-projections", "attn_q,ssm_f")
     assert done.returncode == 0, done.stderr
     assert plan_of(target) == SpikePlan(("attn_q", "ssm_f"), 3)
     for arguments, message in (
-        (["--spike-k", "-2"], "'-2' is not a positive number or 0 or auto"),
-        (["--spike-k", "3", "--spike-projections", "attn_q,attn_q"], "'attn_q' is named twice"),
+        (["x"], "'x' is not a positive number or 0"),
+        (["3", "--spike-projections", "attn_q,attn_q"], "'attn_q' is named twice"),
     ):
-        done = sb_edge(*line, *arguments)
+        done = sb_edge("spikes", "set", golden_gguf, target, *arguments)
         assert done.returncode == 2 and message in done.stderr

@@ -1,4 +1,4 @@
-"""`sb-edge quantize --sparse-layout`: what it chooses, writes and refuses."""
+"""`sb-edge sparsify`: choices, output and refusals."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ def test_a_quantized_source_where_it_is_allowed(tiny: Path, texts: tuple[Text, T
 def test_command_line(tiny: Path, tmp_path: Path) -> None:
     text, target = tmp_path / "text.txt", tmp_path / "out.gguf"
     text.write_text("The keeper of the lighthouse climbed the stairs every night. " * 8)
-    line = ["quantize", tiny, target, "Q8_0", "--sparse-layout", "-t", "1"]
-    done = sb_edge(*line, "--sparse-text", text, "--sparse-tokens", 96, "--sparse-budget", 0.2, "--json", "-")
+    line = ["sparsify", tiny, target, "--type", "Q8_0", "-t", "1"]
+    done = sb_edge(*line, "--text", text, "--tokens", 96, "--budget", 0.2, "--json", "-")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["perplexity_ratio"] <= 1.2 and document["tokens"] == 95
@@ -156,9 +156,9 @@ def test_command_line(tiny: Path, tmp_path: Path) -> None:
     shown = sb_edge("inspect", target).stdout
     assert "sparse layout" in shown and "mean dead zone" in shown
     for arguments, message in (
-        ([*line], "needs a --sparse-text"),
-        ([*line, "--spike-k", "3"], "leave out --spike-k"),
-        (["quantize", tiny, target, "Q8_0", "--max-density", "0.5"], "belong to --sparse-layout"),
+        (line, "Missing option '--text'"),
+        ([*line, "--text", text, "--type", "Q9"], "unknown type 'Q9'"),
+        ([*line, "--text", text, "--max-density", "0"], "not in the range"),
     ):
         refused = sb_edge(*arguments)
         assert refused.returncode == 2 and message in " ".join(refused.stderr.split())

@@ -1,4 +1,4 @@
-"""Tuning k: what is chosen keeps the budget, is stored, and is refused where it cannot be."""
+"""Tuning k: the choice keeps the budget, is stored, or is refused."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ def test_queries_keep_their_k(tiny: Path, tmp_path: Path):
     assert start_k(read_header(tmp_path / "a.gguf")) == 2.5
 
 
-run = partial(exit_code, "quantize")
+run = partial(exit_code, "spikes", "tune")
 
 
 @pytest.mark.engine
 def test_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     text, out, curve = tmp_path / "tune.txt", tmp_path / "out.gguf", tmp_path / "curve"
     text.write_text("It was late, and nobody in the house had noticed that the rain had stopped. " * 9)
-    line = [tiny, out, "Q8_0", "--spike-k", "auto", "--spike-projections", "attn_output,ffn_down"]
+    line = [tiny, out, "--spike-projections", "attn_output,ffn_down"]
     assert run(*line, "--budget", "0.5", "--text", text, "--tokens", 128, "--curve", curve, "-t", 1) == 0
     printed = capsys.readouterr().out
     assert "perplexity up by at most 50.00%" in printed
@@ -141,14 +141,14 @@ def test_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert document["budget"] == 0.5 and document["text"] == "tune.txt" and document["tokens"] == 127
     assert exit_code("inspect", out) == 0
     assert "attn_output ffn_down" in capsys.readouterr().out
-    assert run(tiny, out, "COPY", "--spike-k", "auto", "--text", tmp_path / "absent.txt") == 1
+    assert run(tiny, out, "--text", tmp_path / "absent.txt") == 1
     assert "absent.txt: No such file" in capsys.readouterr().err
     text.write_text("Too short.")
     before = out.read_bytes()
-    assert run(tiny, out, "COPY", "--spike-k", "auto", "--text", text) == 1
+    assert run(tiny, out, "--text", text) == 1
     assert "tune.txt: the text is too short to tune on" in capsys.readouterr().err
     text.write_bytes(b"caf\xe9")
-    assert run(tiny, out, "COPY", "--spike-k", "auto", "--text", text) == 1
+    assert run(tiny, out, "--text", text) == 1
     assert "tune.txt: is not UTF-8 text (found byte 3)" in capsys.readouterr().err
     assert out.read_bytes() == before
 
@@ -157,18 +157,16 @@ def test_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--spike-k", "auto"], "--spike-k auto needs a --text"),
-        (["--budget", "0.02"], "belong to --spike-k auto"),
-        (["--spike-k", "3", "--text", "a.txt"], "belong to --spike-k auto"),
-        (["--spike-k", "auto", "--text", "a.txt", "--budget", "0"], "'0' is not a positive number"),
-        (["--spike-k", "auto", "--text", "a.txt", "--budget", "inf"], "'inf' is not a positive number"),
-        (["--spike-k", "auto", "--text", "a.txt", "--budget", "2%"], "'2%' is not a positive number"),
-        (["--spike-k", "auto", "--text", "a.txt", "--tokens", "2"], "2 is not in the range"),
+        ([], "Missing option '--text'"),
+        (["--text", "a.txt", "--budget", "0"], "0.0 is not in the range x>0"),
+        (["--text", "a.txt", "--budget", "inf"], "inf is not in the range"),
+        (["--text", "a.txt", "--budget", "2%"], "'2%' is not a valid float"),
+        (["--text", "a.txt", "--tokens", "2"], "'2' is not in the range"),
     ],
 )
 def test_bad_usage(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ):
-    assert run(tiny, tmp_path / "out.gguf", "COPY", *arguments) == 2
+    assert run(tiny, tmp_path / "out.gguf", *arguments) == 2
     assert complaint in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The PyTorch model: against recorded logits, in pieces, its window's edge, its variants."""
+"""The PyTorch model: against recorded logits, in chunks, its window's edge, its variants."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_checkpoint(
     dtype: np.dtype | type = np.float32,
     overrides: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """A checkpoint of random values; `overrides` replace some of them. Returns what was written."""
+    """A checkpoint of random values; `overrides` replace some of them. Returns the tensors."""
     rng = np.random.default_rng(3)
     table = expected_tensors(config, attention_bias=attention_bias)
     arrays = {name: rng.normal(0, 0.2, spec.shape).astype(dtype) for name, spec in table.items()}

@@ -1,4 +1,4 @@
-"""The reference with spikes: against recorded logits, in pieces, and what a plan changes."""
+"""The reference with spikes: against recorded logits, in chunks, and the effect of a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spikes in the engine: integer kernels, recorded counts, overrides, what is refused."""
+"""Spikes in the engine: integer kernels, recorded counts, overrides, refusals."""
 
 from __future__ import annotations
 

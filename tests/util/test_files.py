@@ -1,4 +1,4 @@
-"""Output files: complete or not at all, and never in place of what is not an ordinary file."""
+"""Output files: complete or not at all, and never in place of a special file."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ struct sb_spike_site {
 
 void   sb_spike_counters_enable(bool on);
 void   sb_spike_counters_reset(void);
-size_t sb_spike_counters_size(void);                                     // sites seen since the last reset
+size_t sb_spike_counters_size(void);                                     // inputs seen since the last reset
 bool   sb_spike_counters_get(size_t index, struct sb_spike_site * site); // in the order in which they were first seen
 size_t sb_spike_site_size(void);                                         // sizeof(struct sb_spike_site)
 

@@ -16,7 +16,7 @@ extern "C" {
 // Nearly all counts are their first digit; those that are not are called bursts.
 #define SB_SPIKE_DIGITS 4
 #define SB_SPIKE_BASE   255
-#define SB_SPIKE_MANY   8          // from so many rows on, weights are unpacked once for all, and offsets are not written
+#define SB_SPIKE_MANY   8          // minimum rows for which weights are unpacked once, and offsets are not written
 #define SB_SPIKE_MAX    1000000000 // counts saturate here; 1e9 < 127*(1 + 255 + 255^2 + 255^3)
 
 // One coded row: this header; SB_SPIKE_DIGITS planes of int8 digits, each padded with zeros to whole blocks; one int32_t

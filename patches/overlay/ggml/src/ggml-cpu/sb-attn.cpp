@@ -55,7 +55,7 @@ const char * sb_attn_row(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t 
     return (const char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3];
 }
 
-// Of a token: what is added to the scores of the keys, or null.
+// Mask of a token: values added to the scores of the keys, or null.
 const ggml_fp16_t * sb_attn_mask_row(const sb_attn_args & a, int64_t token, int64_t seq) {
     return a.mask ? (const ggml_fp16_t *) sb_attn_row(a.mask, token, 0, seq % a.mask->ne[3]) : nullptr;
 }
@@ -86,7 +86,7 @@ void sb_attn_to_floats(ggml_type type, const void * row, int64_t n, float * out)
     }
 }
 
-// ---- as it is written, one score at a time: what the fast form is compared with ----
+// ---- reference implementation ----
 
 void sb_attn_reference(const sb_attn_args & a, int64_t token, int64_t head, int64_t seq) {
     const int64_t head_kv = head/(a.n_head/a.n_head_kv);
@@ -132,7 +132,7 @@ constexpr int64_t sb_attn_max_rows = 64; // of a tile
 
 constexpr int64_t sb_attn_max_tiles = 8; // of an item: they share the copies of keys and values
 
-// Tiles of up to so many rows take all key/value heads together: then the cache is read from end to end.
+// Maximum rows of a tile that takes all key/value heads together, so that the cache is read from end to end.
 constexpr int64_t sb_attn_few_rows = 16;
 
 // Pieces of work for each thread, so that uneven ones even out.
@@ -508,14 +508,14 @@ int64_t sb_attn_n_rows(const sb_attn_args & a, const sb_attn_tile & tile) {
     return (tile.end - tile.token)*(a.n_head/a.n_head_kv);
 }
 
-// A block of keys [j0, j1), and what each of the item's tiles sees of it.
+// A block of keys [j0, j1), and its visibility to each of the item's tiles.
 struct sb_attn_block {
     int64_t j0;
     int64_t j1;
     sb_attn_seen_by seen[sb_attn_max_tiles];
 };
 
-// Whether any tile sees any of it.
+// Whether any tile sees a key of the block.
 bool sb_attn_look(const sb_attn_args & a, const sb_attn_plan & plan, const sb_attn_item & item, sb_attn_block & block) {
     bool any = false;
     for (int64_t i = 0; i < plan.tiles; ++i) {

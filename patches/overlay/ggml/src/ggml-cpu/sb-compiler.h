@@ -1,6 +1,6 @@
 #pragma once
 
-// Compiler-specific attributes; other compilers do without.
+// Compiler-specific attributes, empty for other compilers.
 
 // before a loop of constant length, to keep what it indexes in registers
 #if defined(__clang__)

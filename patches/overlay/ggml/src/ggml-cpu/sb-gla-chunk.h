@@ -6,8 +6,8 @@
 // token s as token t sees it. Then
 //     o_t = (q_t a_1 ... a_t) S + sum_{s <= t} (q_t . w_s(t)) v_s
 //     S'  = diag(a_1 ... a_n) S + sum_s w_s(n)^T v_s
-// Decays are products of gates, never quotients, so that closed gates are as exact as open ones. The keys decay where they
-// are while the chunk is read: each token finds them as it sees them, the state as the last token does.
+// Decays are products of gates, never quotients, so that closed gates are as exact as open ones. k_s is decayed
+// in place, so token t reads w_s(t), and the state reads w_s(n).
 //
 // A panel is the state of a few value channels with the chunk's values below. So a tile of results is one product,
 // [queries | scores] times panel, and a tile of the new state another one, keys times the panel's values.

@@ -54,7 +54,7 @@ sb_gla_args sb_gla_get_args(const ggml_tensor * dst) {
     return args;
 }
 
-// The recurrence as it is written, one scalar at a time: what the fast form is compared with.
+// Reference implementation of the recurrence, one scalar at a time.
 void sb_gla_reference(const sb_gla_args & g) {
     const int64_t d     = g.d;
     const int64_t group = g.n_head/g.n_head_kv;

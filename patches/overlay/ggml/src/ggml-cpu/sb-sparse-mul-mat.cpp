@@ -193,7 +193,7 @@ void sb_sparse_add_listed(const sb_sparse_args & a, int64_t token, const int32_t
     }
 }
 
-// ---- as it is written, in double precision: what the fast form is compared with ----
+// ---- reference implementation, in double precision ----
 
 void sb_sparse_reference(const sb_sparse_args & a) {
     const auto to_float = ggml_get_type_traits(a.columns->type)->to_float;

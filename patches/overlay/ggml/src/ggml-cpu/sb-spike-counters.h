@@ -4,7 +4,7 @@
 
 bool sb_spike_counters_enabled();
 
-// Add coded rows of n channels to the site `name`.
+// Add coded rows of n channels to the counters of input `name`.
 void sb_spike_count(const char * name, float k, int64_t n, int64_t n_rows, const char * rows, size_t row_size);
 
 // The count of one channel, its digits put together.

@@ -22,8 +22,8 @@ constexpr int sb_spike_rows = 4;
 // Bytes of unpacked weights that stay in the second-level cache while the tokens pass by.
 constexpr int64_t sb_spike_panel_bytes = 128*1024;
 
-// Rows that a thread takes at once: a share of its part, but at least so many products, that taking them costs little
-// beside multiplying.
+// Rows that a thread takes at once: a share of its part, but enough products that taking them costs little beside
+// multiplying.
 constexpr int64_t sb_spike_min_products    = 64*1024;
 constexpr int64_t sb_spike_chunks_a_thread = 8;
 
@@ -90,7 +90,7 @@ public:
         }
     }
 
-    // Of the panel whose first row is `row`: four channels of a block, what their sums begin with, and their scales.
+    // For the panel whose first row is `row`: four channels of a block, the initial values of their sums, and their scales.
     sb_spike_simd::panel load(int64_t row, int64_t block, int channel) const {
         return sb_spike_simd::load_panel(&weights[bytes(row, block) + channel*width]);
     }
