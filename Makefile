@@ -18,7 +18,7 @@ help:
 	@echo "make dev             environment with every tool, and pre-commit"
 	@echo "make upstream-tests  llama.cpp's own tests on the patched tree"
 	@echo "make sanitize        the operators and the architecture under ASan and UBSan"
-	@echo "make docs            regenerate docs/cli.md"
+	@echo "make docs            regenerate docs/cli.md, docs/api.md, docs/results and the chart"
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (first time: a minute or two)"
@@ -43,7 +43,7 @@ demo: engine
 
 evaluation: engine
 	mkdir -p out/evaluation
-	$(BIN)/sb-edge quantize default out/evaluation/default-tuned.gguf COPY --spike-k auto --budget 0.02 --text docs/benchmarks.md
+	$(BIN)/sb-edge spikes tune default out/evaluation/default-tuned.gguf --budget 0.02 --text docs/benchmarks.md
 	$(BIN)/sb-edge eval out/evaluation/default-tuned.gguf --base default-base --questions built-in \
 		--passkey 256,1k,4k,8k,32k --trials 10,10,10,2,1 --spike-k 0,3,file \
 		--markdown out/evaluation/quality.md --json out/evaluation/quality.json
@@ -62,6 +62,8 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.core
 	$(BIN)/python -m sb_edge.cli.reference docs/cli.md
+	$(BIN)/python -m sb_edge.cli.reference --api docs/api.md
+	$(BIN)/python -m sb_edge.bench.report.results_docs docs/results docs/pictures/decode.png bench/results/*.jsonl
 
 upstream-tests: engine
 	$(BIN)/python -m sb_edge.engine.upstream_tests

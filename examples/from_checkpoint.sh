@@ -2,6 +2,6 @@
 # From a checkpoint to numbers: a tiny random one here, a real one in the same way.
 set -e
 sb-edge init --preset tiny -o tiny
-sb-edge convert tiny --outtype f32 --outfile tiny-F32.gguf
-sb-edge inspect tiny-F32.gguf --context 2048
-sb-edge parity tiny-F32.gguf tiny --kv-type f32
+sb-edge convert tiny --outtype f32 -o tiny-F32.gguf
+sb-edge inspect tiny-F32.gguf -c 2048
+sb-edge parity tiny-F32.gguf tiny -ctk f32

@@ -41,10 +41,10 @@ FORBIDDEN = [
     r"\bNot there yet\b",
     # words that the field has others for: interleaved, coded input, available memory, adapter file, chunks
     r"\bin turns\b",
-    r"(?<![-\w`])sites?\b(?![-`])",
+    r"(?<![-\w`])sites?\b(?![-`:])",
     r"\bheadroom\b",
     r"\bdeltas?\b(?! rule)",
-    r"\bpieces\b",
+    r"(?<!-)\bpieces\b(?![`:]|, kv_type)",  # not the option and field of that name
 ]
 PATTERN = re.compile("|".join(f"(?:{pattern})" for pattern in FORBIDDEN))
 

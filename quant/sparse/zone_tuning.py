@@ -92,8 +92,8 @@ class ZoneTuning:
 
     Attributes:
         dense: perplexity of the dense product, token by token.
-        losses: For each kind of projection, nats per token that an error of 1 in all its layers would cost: the
-            divergence at `PROBE_PLACE` from the same columns without dead zones.
+        losses: For each kind of projection, nats per token that an error of 1 in all its layers would cost:
+            the divergence at `PROBE_PLACE` from the same columns without dead zones.
         trials: by trade-off.
         chosen: the one that saves most within the budget.
     """

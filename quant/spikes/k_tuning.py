@@ -42,7 +42,7 @@ PROBE_K = 1.0
 
 FINE_K = 1000.0
 """k of the other inputs meanwhile. Uncoded, quantized weights would be multiplied with activations rounded to
-INT8 in blocks, and any change, however small, would come out of these roundings as large as an input's loss."""
+INT8 in blocks, and any change, however small, would come out of these roundings as large as a loss."""
 
 COST_KS = tuple(2.0 ** (step / 2) for step in range(15))
 GRID = np.geomspace(1, 128, 113)

@@ -63,7 +63,7 @@ def command(
     sampling: Sampling,
     loading: Loading,
 ) -> None:
-    """Conversation with a model; its state is kept between turns.
+    """Chat with a model; its state is kept between turns.
 
     MODEL is a GGUF with a chat template, or a built-in model. Only the new part of a turn is evaluated.
     Lines can be edited, Alt-Enter begins a new line; /help lists commands. Piped in, each line is a turn;

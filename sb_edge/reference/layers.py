@@ -128,9 +128,9 @@ class Attention(nn.Module):
 class SlidingWindowAttention(Attention):
     """Softmax attention over the last `sliding_window` keys, with rotary embedding.
 
-    W8ASpike changes the attention inputs: `query_k`, if not 0, codes every head's query, and `kv_rounding` rounds
-    keys and values to INT8 per token and head, before the cache keeps them. `attend` is `windowed_attention`
-    or a faster form.
+    W8ASpike changes the attention inputs: `query_k`, if not 0, codes every head's query, and `kv_rounding`
+    rounds keys and values to INT8 per token and head, before the cache keeps them. `attend` is
+    `windowed_attention` or a faster form.
     """
 
     attend: Attend = staticmethod(windowed_attention)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+import os
+import pty
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -35,16 +39,122 @@ def test_the_prompt_may_come_from_standard_input() -> None:
 def test_chat_takes_turns_from_the_command_line() -> None:
     done = sb_edge("chat", "default", "-p", "Say hello.", "-p", "Say goodbye.", "-n", "8", "--temp", "0")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("> Say hello.\n")
-    assert "> Say goodbye.\n" in done.stdout
+    assert len(done.stdout.splitlines()) == 2
+    assert "> " not in done.stdout and done.stderr == ""
 
 
-def test_chat_takes_turns_from_a_terminal() -> None:
-    done = sb_edge(
-        "chat", "default", "-n", "4", "--temp", "0", stdin="Say hello.\n/clear\nSay goodbye.\n/exit\n"
-    )
+def test_a_piped_chat_prints_only_its_answers() -> None:
+    lines = "Say hello.\n/clear\nSay goodbye.\n/exit\nNot asked.\n"
+    done = sb_edge("chat", "default", "-n", "4", "--temp", "0", "--stats", stdin=lines)
     assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
     assert done.stderr.count("answer 4 tokens") == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_chat_in_a_terminal_edits_lines_and_keeps_a_history(tmp_path: Path) -> None:
+    """Typed through a pseudo-terminal: a corrected line, the line before brought back, the end."""
+    command = [*SB_EDGE, "chat", "default", "-n", "3", "--temp", "0", "-c", "512"]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe(command[0], command, environment)
+    shown = b""
+
+    def wait_for(text: bytes, count: int) -> None:
+        nonlocal shown
+        while shown.count(text) < count:
+            shown += os.read(terminal, 4096)
+
+    wait_for(b"/help lists commands", 1)
+    time.sleep(1)
+    os.write(terminal, b"Say hellx\x7fo.\r")
+    wait_for(b"answer 3 tokens", 1)
+    time.sleep(1)
+    os.write(terminal, b"\x1b[A\r")
+    wait_for(b"answer 3 tokens", 2)
+    time.sleep(1)
+    os.write(terminal, b"\x04")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    history = tmp_path / "sb-edge" / "chat-history"
+    assert history.read_text().count("+Say hello.") >= 1
+    assert history.stat().st_mode & 0o077 == 0
+
+
+def test_a_saved_chat_goes_on(tmp_path: Path) -> None:
+    saved = tmp_path / "chat.state"
+    options = ("-n", "8", "--temp", "0", "-c", "1024")
+    whole = sb_edge("chat", "default", "-p", "Say hello.", "-p", "Say goodbye.", *options)
+    first = sb_edge("chat", "default", "-p", "Say hello.", *options, "--save-session", saved)
+    second = sb_edge("chat", "default", "-p", "Say goodbye.", *options, "--load-session", saved)
+    assert first.stdout + second.stdout == whole.stdout
+    other = sb_edge("generate", "default", "-p", "x", "-n", "1", "-c", "1024", "--save-state", tmp_path / "s")
+    assert other.returncode == 0
+    refused = sb_edge("chat", "default", "-p", "x", *options, "--load-session", tmp_path / "s")
+    assert refused.returncode == 1 and "is not a saved conversation" in refused.stderr
+
+
+@pytest.mark.parametrize(("option", "kept"), [("--stop", False), ("-r", True)])
+def test_stop_texts(option: str, kept: bool) -> None:
+    line = ("generate", "default", "-p", "The lighthouse stood", "-n", "24", "--temp", "0", "--no-stats")
+    whole = sb_edge(*line).stdout.rstrip("\n")
+    word = whole.split()[4]
+    cut = sb_edge(*line, option, word).stdout.rstrip("\n")
+    end = whole.index(word) + (len(word) if kept else 0)
+    assert cut == whole[:end]
+
+
+def test_grammars_and_schemas() -> None:
+    line = ("generate", "default", "-p", "Answer:", "-n", "16", "--temp", "0", "--no-stats")
+    assert sb_edge(*line, "--grammar", 'root ::= "yes" | "no"').stdout.strip() in ("yes", "no")
+    schema = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'
+    assert isinstance(json.loads(sb_edge(*line, "-j", schema).stdout)["a"], bool)
+    for option, value, complaint in (
+        ("--grammar", "root ::= (", "the grammar is not valid"),
+        ("-j", "[", "the JSON schema cannot be used"),
+    ):
+        done = sb_edge(*line, option, value)
+        assert done.returncode == 1 and complaint in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_penalties_change_the_text() -> None:
+    line = ("generate", "default", "-p", "one two one two one two", "-n", "24", "--temp", "0", "--no-stats")
+    plain = sb_edge(*line).stdout
+    for option in ("--presence-penalty", "--frequency-penalty"):
+        assert sb_edge(*line, option, "2").stdout != plain
+
+
+def test_a_prompt_from_a_file_and_counts_with_k(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("The lighthouse stood")
+    line = ("generate", "-m", "default", "-n", "4", "--temp", "0", "--no-stats", "-c", "1k", "-ub", "64")
+    told = sb_edge(*line, "-p", "The lighthouse stood", "-ctk", "f32", "-ctv", "f32")
+    read = sb_edge(*line, "-f", tmp_path / "p.txt", "-ctk", "f32", "-ctv", "f32", "--no-mmap")
+    assert told.returncode == read.returncode == 0, told.stderr + read.stderr
+    assert told.stdout == read.stdout
+    (tmp_path / "p.txt").write_bytes(b"caf\xe9")
+    refused = sb_edge(*line, "-f", tmp_path / "p.txt")
+    assert refused.returncode == 1 and "is not UTF-8 text" in refused.stderr
+    assert sb_edge(*line).returncode == 2
+
+
+def test_a_lora_that_is_none_is_refused(golden_gguf: Path) -> None:
+    done = sb_edge("generate", "default", "-p", "x", "--lora", golden_gguf)
+    assert done.returncode == 1
+    assert "is not a LoRA adapter of this model" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_tools_of_the_engine_run() -> None:
+    assert "llama-bench" in sb_edge("run").stdout
+    done = sb_edge("run", "llama-bench", "-m", "default", "-p", "8", "-n", "0", "-r", "1", "-o", "json")
+    assert json.loads(done.stdout)[0]["n_prompt"] == 8
+    assert "the engine has no such program" in sb_edge("run", "llama-nothing").stderr
+
+
+def test_models_are_listed() -> None:
+    shown = {each["name"]: each for each in json.loads(sb_edge("models", "--json", "-").stdout)}
+    assert set(shown) == {"default", "default-base", "1b", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b"}
+    assert shown["default"]["bytes"] == Path(shown["default"]["path"]).stat().st_size
 
 
 def test_ctrl_c_ends_a_generation() -> None:

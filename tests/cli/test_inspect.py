@@ -33,7 +33,7 @@ def test_json(golden_gguf):
     memory = document["memory"]
     assert memory["context"] == 100
     assert memory["total"] == sum(memory[part] for part in MEMORY_PARTS)
-    assert memory["kv_type"] == "f16"
+    assert memory["type_k"] == memory["type_v"] == "f16"
     assert document["tensor_types"] == [{"type": "F32", "tensors": 59, "nbytes": 663872 * 4}]
     assert len(document["tensors"]) == 59
     assert document["tensors"][0] == {
@@ -47,7 +47,14 @@ def test_json(golden_gguf):
 
 def test_json_to_a_file_beside_the_text(golden_gguf, tmp_path):
     assert "GSGS" in run(golden_gguf, "--json", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["memory"] is None
+    run(golden_gguf, "-c", "2k", "--json", tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["memory"]["context"] == 2048
+
+
+def test_without_an_engine_there_is_no_forecast(golden_gguf, tmp_path, monkeypatch):
+    monkeypatch.setenv("SB_EDGE_ENGINE", str(tmp_path))
+    assert "no forecast: " in " ".join(run(golden_gguf, "-c", "2k").split())
 
 
 def test_other_architectures(tmp_path):

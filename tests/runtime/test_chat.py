@@ -8,7 +8,7 @@ import pytest
 
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.conversation import ChatTemplate, Conversation
-from sb_edge.runtime.generation import Generation
+from sb_edge.runtime.generation import Generation, Stopping
 from sb_edge.runtime.sampling import GREEDY, Sampling
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
@@ -42,7 +42,7 @@ def divergence(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def test_only_what_is_new_is_evaluated(session: Session) -> None:
-    chat = Conversation(session, GREEDY, n_predict=12)
+    chat = Conversation(session, GREEDY, stopping=Stopping(12))
     first, _ = answer(chat, "My name is Ada. Greet me.")
     second, _ = answer(chat, "And now say goodbye.")
     assert len(second.prompt) < len(first.prompt)
@@ -66,7 +66,7 @@ def test_greedy_answers_repeat_themselves_and_seeds_too(session: Session) -> Non
         for _ in range(2):
             session.clear()
             prompt = session.model.tokenize("Once upon a time")
-            generation = Generation(session, prompt, sampling, n_predict=12)
+            generation = Generation(session, prompt, sampling, stopping=Stopping(12))
             texts.append("".join(generation))
         assert texts[0] == texts[1]
         assert texts[0].strip()
@@ -75,7 +75,7 @@ def test_greedy_answers_repeat_themselves_and_seeds_too(session: Session) -> Non
 def test_the_answer_ends_where_the_context_does(model: Model) -> None:
     with Session(model, n_ctx=256) as session:
         tokens = model.tokenize("word " * 240)
-        generation = Generation(session, tokens[:250], GREEDY, n_predict=100, ignore_end=True)
+        generation = Generation(session, tokens[:250], GREEDY, stopping=Stopping(100), ignore_end=True)
         list(generation.ids())
         assert generation.stats.stopped == "context"
         assert session.position() == 256
@@ -87,7 +87,9 @@ def test_text_round_trips_through_the_vocabulary(model: Model) -> None:
 
 
 def test_the_default_model_stops_at_the_end_of_a_turn(session: Session) -> None:
-    generation, text = answer(Conversation(session, GREEDY, n_predict=200), "What is the capital of France?")
+    generation, text = answer(
+        Conversation(session, GREEDY, stopping=Stopping(200)), "What is the capital of France?"
+    )
     assert generation.stats.stopped == "end"
     assert "Paris" in text
     assert "<|im_end|>" not in text
