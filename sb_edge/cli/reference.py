@@ -55,14 +55,13 @@ def render_api() -> str:
 
 def _described(name: str) -> str:
     member = getattr(api, name)
-    parts = [
-        f"## {name}\n\n```python\n{name}{inspect.signature(member)}\n```\n\n```text\n{inspect.getdoc(member)}\n```\n"
-    ]
+    signature = f"```python\n{name}{inspect.signature(member)}\n```"
+    parts = [f"## {name}\n\n{signature}\n\n```text\n{inspect.getdoc(member)}\n```\n"]
     if inspect.isclass(member):
         for method, function in inspect.getmembers(member, inspect.isfunction):
             if not method.startswith("_"):
-                signature = inspect.signature(function)
-                parts.append(f"### {name}.{method}{signature}\n\n```text\n{inspect.getdoc(function)}\n```\n")
+                title = f"### {name}.{method}{inspect.signature(function)}"
+                parts.append(f"{title}\n\n```text\n{inspect.getdoc(function)}\n```\n")
     return "\n".join(parts)
 
 

@@ -222,12 +222,13 @@ def _simulate(header: GgufHeader, values: dict[str, object]) -> dict[str, Any]:
     path = header.files[0]
     stat = path.stat()
     arguments = tuple(f"{name}={value}" for name, value in values.items())
-    return _ask(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino), arguments)
+    return _ask(find_engine().tool(TOOL), path, (stat.st_size, stat.st_mtime_ns, stat.st_ino), arguments)
 
 
 @lru_cache(maxsize=64)
-def _ask(path: Path, _identity: tuple[int, int, int], arguments: tuple[str, ...]) -> dict[str, Any]:
-    tool = find_engine().tool(TOOL)
+def _ask(
+    tool: Path, path: Path, _identity: tuple[int, int, int], arguments: tuple[str, ...]
+) -> dict[str, Any]:
     command = [str(tool), str(path), *arguments]
     try:
         done = subprocess.run(

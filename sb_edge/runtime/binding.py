@@ -6,6 +6,8 @@ import ctypes
 import os
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -110,6 +112,20 @@ def last_problem() -> str | None:
     line = _problems[-1]
     function, _, message = line.partition(": ")
     return message if message and " " not in function else line
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Discard what C code prints to standard error past the engine's log."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def kv_type(name: str) -> int:

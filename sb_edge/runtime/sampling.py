@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from sb_edge.runtime.binding import clear_log, last_problem, library
+from sb_edge.runtime.binding import clear_log, last_problem, library, quiet_stderr
 from sb_edge.runtime.session import Session
 from sb_edge.util.errors import InferenceError
 
@@ -81,7 +81,8 @@ class Sampler:
     def _grammar_sampler(self, grammar: str) -> Any:
         clear_log()
         vocab = self._session.model.vocab
-        sampler = library().llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+        with quiet_stderr():  # the engine prints the grammar as well
+            sampler = library().llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
         if not sampler:
             raise InferenceError(
                 "the grammar is not valid", found=last_problem(), expected="GBNF with a rule named root"

@@ -156,7 +156,7 @@ class Session:
         if not paths:
             return
         lib = library()
-        adapters = (ctypes.c_void_p * len(paths))()
+        adapters = (lib.llama_adapter_lora_p_ctypes * len(paths))()
         for index, path in enumerate(paths):
             clear_log()
             adapters[index] = lib.llama_adapter_lora_init(self.model.handle, str(path).encode())

@@ -33,8 +33,12 @@ def test_help_imports_no_command() -> None:
 
 def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "sb_edge.cli.reference", str(tmp_path / "cli.md")], check=True)
-    committed = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert committed == (tmp_path / "cli.md").read_text(encoding="utf-8"), "run `make docs`"
+    subprocess.run(
+        [sys.executable, "-m", "sb_edge.cli.reference", "--api", str(tmp_path / "api.md")], check=True
+    )
+    for name in ("cli.md", "api.md"):
+        committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert committed == (tmp_path / name).read_text(encoding="utf-8"), "run `make docs`"
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,10 @@ def test_a_chat_in_a_terminal_edits_lines_and_keeps_a_history(tmp_path: Path) ->
     wait_for(b"/help lists commands", 1)
     time.sleep(1)
     os.write(terminal, b"Say hellx\x7fo.\r")
-    wait_for(b"answer 3 tokens", 1)
+    wait_for(b"tokens/s", 2)
     time.sleep(1)
     os.write(terminal, b"\x1b[A\r")
-    wait_for(b"answer 3 tokens", 2)
+    wait_for(b"tokens/s", 4)
     time.sleep(1)
     os.write(terminal, b"\x04")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
