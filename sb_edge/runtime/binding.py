@@ -150,7 +150,7 @@ def engine_library(name: str) -> ctypes.CDLL:
 
 def _remember(level: int, text: bytes | None, _user_data: object) -> None:
     line = (text or b"").decode("utf-8", "replace").rstrip("\n")
-    if os.environ.get("SB_EDGE_DEBUG"):
+    if os.environ.get("SB_EDGE_DEBUG") or os.environ.get("SB_EDGE_VERBOSE"):
         sys.stderr.write((text or b"").decode("utf-8", "replace"))
     if level in (_LEVEL_DEBUG, _LEVEL_CONTINUE) or not line:
         return
