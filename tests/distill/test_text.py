@@ -109,7 +109,7 @@ def test_a_changed_text_is_refused(tokenizer: Tokenizer, prose: Path, tmp_path: 
     with pytest.raises(TrainingError, match="not what its manifest says"):
         open_corpus(tmp_path / "text", VOCAB, REQUEST)
     (tmp_path / "text" / "tokens.npy").write_bytes(b"none")
-    with pytest.raises(TrainingError, match="no text of distillation"):
+    with pytest.raises(TrainingError, match="is not a distillation text"):
         open_corpus(tmp_path / "text", VOCAB, REQUEST)
 
 
