@@ -129,7 +129,8 @@ def _ratios(comparisons: Sequence[SpeedComparison], rows: Sequence[Row]) -> Tabl
     }
     note = (
         "Speed of the first model over the second. Interleaved: median over pairs of consecutive "
-        "repetitions, with a bootstrap interval over the pairs. Otherwise: ratio of medians."
+        "repetitions, with a bootstrap interval over the pairs. Otherwise: ratio of medians. "
+        "TTFT ratio: time to the first token of the second model over the first."
     )
     return Table.of(comparisons, columns, title="Ratios", notes=[note])
 

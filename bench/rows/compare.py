@@ -8,7 +8,7 @@ from typing import Any
 
 from sb_edge.bench.rows.ratios import CONFIDENCE, Ratio, speed_ratio
 from sb_edge.bench.rows.row import Row
-from sb_edge.bench.rows.row_tables import ABSENT, FITTED_MARK, SYNTHETIC_MARK
+from sb_edge.bench.rows.row_tables import ABSENT, FITTED_MARK, SYNTHETIC_MARK, flash_attn_name
 from sb_edge.util.errors import SbEdgeError
 from sb_edge.util.output import json_fields
 from sb_edge.util.table import Column, Table
@@ -199,7 +199,7 @@ def _side_name(row: Row, other: Row) -> str:
     if _cache_types(row) != _cache_types(other):
         name += f" {row.type_k}" if row.type_k == row.type_v else f" {row.type_k}/{row.type_v}"
     if row.flash_attn != other.flash_attn:
-        name += f" fa {row.flash_attn}"
+        name += f" {flash_attn_name(row)}"
     return name
 
 

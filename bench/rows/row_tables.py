@@ -35,14 +35,18 @@ def format_speed(row: Row) -> str:
 def series_name(row: Row, rows: Sequence[Row]) -> str:
     """The row's model, and its cache types, flash attention, ubatch and threads if `rows` differ in them."""
     types = row.type_k if row.type_k == row.type_v else f"{row.type_k}/{row.type_v}"
-    flash_attn = {-1: "auto", 0: "off", 1: "on"}.get(row.flash_attn, str(row.flash_attn))
     parts: list[tuple[str, set[Any]]] = [
         (f"{types} KV", {(other.type_k, other.type_v) for other in rows}),
-        (f"fa {flash_attn}", {other.flash_attn for other in rows}),
+        (flash_attn_name(row), {other.flash_attn for other in rows}),
         (f"ub {row.n_ubatch}", {other.n_ubatch for other in rows}),
         (f"{row.n_threads} threads", {other.n_threads for other in rows}),
     ]
     return ", ".join([row.model, *(text for text, values in parts if len(values) > 1)])
+
+
+def flash_attn_name(row: Row) -> str:
+    """The row's flash attention, for example "fa auto"."""
+    return "fa " + {-1: "auto", 0: "off", 1: "on"}.get(row.flash_attn, str(row.flash_attn))
 
 
 def label_with_marks(row: Row) -> str:

@@ -35,7 +35,7 @@ class Table:
 
     >>> table = Table("model", "t/s", title="Decode speed")
     >>> table.add("1b", "37.50")
-    >>> print(table.markdown())
+    >>> print(table.markdown(), end="")
     | model | t/s |
     | :--- | ---: |
     | 1b | 37.50 |

@@ -184,7 +184,7 @@ def test_fill_check_compares_both(tiny_llama: Path) -> None:
 
 
 def test_fill_check_needs_something_to_compare(tiny_gguf: Path) -> None:
-    with pytest.raises(SbEdgeError, match="always filled for real"):
+    with pytest.raises(SbEdgeError, match="has no synthetic context fill"):
         validate_fill([BenchModel("tiny", tiny_gguf)], replace(FAST, depths=(8,)))
 
 

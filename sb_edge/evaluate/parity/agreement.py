@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.sparse_plan import sparse_values
 from sb_edge.evaluate.parity.engine_side import (
     KvType,
@@ -32,9 +33,6 @@ from sb_edge.util.errors import ParityError
 from sb_edge.util.logits import compare_logits, nmse
 from sb_edge.util.progress import progress_bar
 from sb_edge.util.tolerances import COUNTS_IDENTICAL, ENGINE_BY_KV_TYPE, SPIKES, SPIKES_F32
-
-if TYPE_CHECKING:
-    from sb_edge.arch.config import SpikingBrainConfig
 
 DEFAULT_TOKENS = 128
 REFERENCE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
