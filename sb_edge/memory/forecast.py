@@ -35,9 +35,9 @@ _LARGEST_CONTEXT = 1 << 20  # simulated; the engine allocates its bookkeeping
 _TYPES = frozenset(name.lower() for name in BLOCK_SIZES)
 
 # Memory that the engine takes beside the buffers that it reports (measured).
-_ENGINE_BYTES = 4 << 20  # libraries, graphs, thread stacks
+_ENGINE_BYTES = 17 << 19  # libraries, graphs, thread stacks
 _CELL_BYTES = 54  # bookkeeping for a position of the context, whether a layer keeps it or not
-_VOCABULARY_ENTRY_BYTES = 235  # a token or a merge, in the engine's tables and in the header as it was read
+_VOCABULARY_ENTRY_BYTES = 282  # a token or a merge, in the engine's tables and in the header as it was read
 
 
 @dataclass(frozen=True)
