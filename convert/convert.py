@@ -283,12 +283,5 @@ class _Weights:
 def _value_error(
     source: Checkpoint, tensor: PlannedTensor, index: int, message: str, hint: str
 ) -> CheckpointError:
-    place = ", ".join(str(int(i)) for i in np.unravel_index(index, tensor.shape))
-    value = source.read(tensor.source).reshape(-1)[index]
-    return CheckpointError(
-        message,
-        path=source.info(tensor.source).file,
-        item=tensor.source,
-        found=f"{float(value)} at [{place}]",
-        hint=hint,
-    )
+    value = float(source.read(tensor.source).reshape(-1)[index])
+    return source.value_error(tensor.source, index, value, message, hint)
