@@ -56,16 +56,11 @@ class InputRecorder:
         seen = self._firing[layer]
         seen.append(fires)
         if fires.shape[1] > CLUSTERED:  # only how often matters then
-            self._firing[layer] = [_often(seen)]
+            self._firing[layer] = [np.concatenate(seen).sum(axis=0, keepdims=True)]
 
     def firing(self) -> dict[int, NDArray]:
         """By layer: bool [T, n]; of more than `CLUSTERED` neurons, how often each fired, int64 [1, n]."""
         return {layer: np.concatenate(rows) for layer, rows in self._firing.items()}
-
-
-def _often(rows: Sequence[NDArray]) -> NDArray[np.int64]:
-    total: NDArray[np.int64] = sum(each.sum(axis=0, keepdims=True) for each in rows)
-    return total
 
 
 def record_inputs(

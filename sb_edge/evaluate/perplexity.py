@@ -29,7 +29,7 @@ class Perplexity:
 
 def held_out_text() -> str:
     """A short English text of this project, excluded from training and tuning."""
-    return _built_in("held_out.txt")
+    return built_in("held_out.txt")
 
 
 def evaluation_text() -> str:
@@ -37,10 +37,11 @@ def evaluation_text() -> str:
 
     Excluded from training. Ten times as long as `held_out_text`, for perplexities within a percent.
     """
-    return _built_in("evaluation.txt")
+    return built_in("evaluation.txt")
 
 
-def _built_in(name: str) -> str:
+def built_in(name: str) -> str:
+    """A data file of this folder."""
     return (importlib.resources.files("sb_edge.evaluate") / "data" / name).read_text(encoding="utf-8")
 
 
