@@ -297,8 +297,8 @@ def _shape_of_gguf(header: GgufHeader, path: Path) -> BaseShape:
     )
     embeddings = names.get("token_embd.weight")
     values["vocab_size"] = embeddings.shape[0] if embeddings else None
-    for ours, theirs in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")):
-        values[ours] = header.metadata.get(f"tokenizer.ggml.{theirs}")
+    for key in ("bos_token_id", "eos_token_id"):
+        values[key] = header.metadata.get(f"tokenizer.ggml.{key}")
     return _validated(values, path, GgufError)
 
 

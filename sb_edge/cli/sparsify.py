@@ -13,8 +13,8 @@ from sb_edge.engine import find_engine
 from sb_edge.evaluate.perplexity import read_text
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import COPY, quantization_types, quantize
-from sb_edge.quant.sparse.zone_tuning import DEFAULT_BUDGET, DEFAULT_MAX_DENSITY
-from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+from sb_edge.quant.sparse.zone_tuning import DEFAULT_MAX_DENSITY
+from sb_edge.quant.tuning import DEFAULT_BUDGET, DEFAULT_TOKENS, cut_text
 from sb_edge.util.output import emit, format_bytes
 
 

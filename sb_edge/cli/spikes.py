@@ -27,9 +27,8 @@ from sb_edge.evaluate.spike_stats import engine_k, measure
 from sb_edge.gguf.reader import read_header
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import COPY, quantize
-from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET as K_BUDGET
 from sb_edge.quant.spikes.k_tuning import tune_copy
-from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+from sb_edge.quant.tuning import DEFAULT_BUDGET, DEFAULT_TOKENS, cut_text
 from sb_edge.runtime.session import Model
 from sb_edge.util.output import emit, format_bytes
 from sb_edge.util.progress import stderr
@@ -82,7 +81,7 @@ def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @projections_option
 @click.option("--text", required=True, type=click.Path(path_type=Path), help="Tuning text (required).")
-@share_option("--budget", K_BUDGET, "Allowed rise of perplexity over that without spikes.")
+@share_option("--budget", DEFAULT_BUDGET, "Allowed rise of perplexity over that without spikes.")
 @tokens_option("--tokens", default=DEFAULT_TOKENS, help="Maximum number of tokens of a text.", least=64)
 @click.option(
     "--eval-text",
