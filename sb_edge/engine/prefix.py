@@ -21,6 +21,7 @@ from sb_edge.engine.source import Upstream, fetch_sdist, patches_folder, read_up
 from sb_edge.engine.toolchain import Toolchain, find_toolchain
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import require_free_space
+from sb_edge.util.validation import first_problem
 
 RECIPE = 1
 """Raised whenever the layout of a prefix changes, so that older ones are not taken for new ones."""
@@ -166,11 +167,9 @@ def open_engine(prefix: Path) -> Engine:
     except OSError as error:
         raise EngineError("is not an engine", path=prefix, found=f"{MANIFEST}: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise EngineError(
-            first["msg"], path=manifest, item=key, hint="rebuild: `sb-edge engine build --force`"
-        ) from None
+        problem = first_problem(error)
+        hint = "rebuild: `sb-edge engine build --force`"
+        raise EngineError(problem.message, path=manifest, item=problem.key, hint=hint) from None
     return Engine(prefix.resolve(), info)
 
 
