@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.bench.rows.row import Fill, RowKey
 from sb_edge.bench.speed.context_fill import CHUNK
 from sb_edge.engine.cache import remembered_sha256

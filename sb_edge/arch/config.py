@@ -11,9 +11,6 @@ from sb_edge.util.errors import ConfigError
 from sb_edge.util.json_files import read_json_object
 from sb_edge.util.validation import first_problem
 
-ARCH = "spikingbrain"
-"""`general.architecture` of every GGUF that this project writes; permanent."""
-
 GATE_LOGIT_NORMALIZER = 16
 """log a = logsigmoid(gate logits) / 16 (report, section 3; the public release's constant)."""
 

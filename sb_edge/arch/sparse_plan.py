@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.gguf.reader import GgufHeader, TensorEntry
 from sb_edge.util.errors import GgufError
 

@@ -13,7 +13,7 @@ import gguf
 from rich.table import Table
 from rich.text import Text
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.layer_map import recurrent_layers, vocabulary_size
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import check_sparse, sparse_values

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.layer_map import vocabulary_size
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY
 from sb_edge.arch.spike_plan import OVERRIDE_KEY
