@@ -26,7 +26,7 @@ from sb_edge.cli.options import json_option, model_argument, text_option, thread
 from sb_edge.cli.params import TokenCounts
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.perplexity import read_text
-from sb_edge.models.registry import resolve_gguf, resolve_model
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def spikes(
     The same weights are measured with and without spikes, interleaved.
     """
     results = measure_spike_speed(
-        resolve_model(model).path,
+        resolve_gguf(model),
         k=spike_k,
         n_prompt=n_prompt,
         n_gen=n_gen,

@@ -12,6 +12,7 @@ import click
 from sb_edge.bench.rows.compare import comparison_table, first_against_others
 from sb_edge.bench.rows.results import write_csv, write_markdown
 from sb_edge.bench.rows.row_tables import format_speed, results_table
+from sb_edge.bench.speed.plan import BenchModel
 from sb_edge.bench.speed.run import TimeBudget, run
 from sb_edge.cli.options import (
     FLASH_ATTN_CHOICE,
@@ -26,7 +27,7 @@ from sb_edge.cli.options import (
     ubatch_option,
 )
 from sb_edge.cli.params import CommaSeparated, TokenCounts
-from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
+from sb_edge.models.registry import BASELINES, default_baselines, resolve_gguf
 from sb_edge.system.cpu import default_threads
 from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
@@ -34,8 +35,7 @@ from sb_edge.util.progress import stderr
 
 if TYPE_CHECKING:
     from sb_edge.bench.rows.row import Row
-    from sb_edge.bench.speed.plan import BenchModel, BenchSettings, FillChoice
-    from sb_edge.bench.speed.run import TimeBudget
+    from sb_edge.bench.speed.plan import BenchSettings, FillChoice
     from sb_edge.memory.forecast import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -155,7 +155,7 @@ def running_options(command: Command) -> Command:
         click.option(
             "--baseline",
             "baselines",
-            type=click.Choice(["base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b", "none"]),
+            type=click.Choice([*BASELINES, "none"]),
             multiple=True,
             help="Baseline to measure as well.  [default: base for `default`, llama-1b for `1b`]",
         ),
@@ -245,6 +245,12 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
             console.print(comparison_table(comparisons))
 
     emit([row.to_json() for row in rows], json_target, render)
+
+
+def resolve_model(name: str) -> BenchModel:
+    """As `resolve_gguf`, with the name under which a benchmark shows it."""
+    path = resolve_gguf(name)
+    return BenchModel(path.stem if Path(name).suffix == ".gguf" else name, path)
 
 
 def models_of(

@@ -20,6 +20,7 @@ from sb_edge.arch.sparse_plan import check_sparse, sparse_values
 from sb_edge.cli.options import cache_type_option, json_option, model_argument, tokens_option
 from sb_edge.cli.spike_options import coded_k
 from sb_edge.gguf.reader import read_header
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.errors import EngineError
 from sb_edge.util.output import emit, format_bytes
 
@@ -58,18 +59,9 @@ def command(
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
     """
-    header = read_header(_resolve(file))
+    header = read_header(resolve_gguf(file))
     document = describe(header, n_ctx, tensors, type_k, type_v)
     emit(document, json_target, lambda console: render(document, console))
-
-
-def _resolve(name: str) -> Path:
-    """A file by its path, without what builds the built-in models; else one of these."""
-    if Path(name).is_file():
-        return Path(name)
-    from sb_edge.models.registry import resolve_gguf
-
-    return resolve_gguf(name)
 
 
 def describe(

@@ -8,11 +8,11 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
-from sb_edge.engine.cache import cache_root
 from sb_edge.engine.patching import PatchSet, apply_patches, load_patches, run_git
 from sb_edge.engine.source import fetch_sdist, patches_folder, read_upstream, unpack
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import atomic_output
+from sb_edge.util.user_cache import cache_root
 
 UPSTREAM_TAG = "upstream"
 """Tag of the commit that holds the pinned source as it is."""

@@ -14,13 +14,14 @@ from typing import Any
 import cpuinfo
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sb_edge.engine.cache import MANIFEST, BuildCache, cache_root, content_key
+from sb_edge.engine.cache import MANIFEST, BuildCache, content_key
 from sb_edge.engine.patching import PatchChoice, PatchSet, apply_patches, load_patches
 from sb_edge.engine.probe import load_backends
 from sb_edge.engine.source import Upstream, fetch_sdist, patches_folder, read_upstream, unpack
 from sb_edge.engine.toolchain import Toolchain, find_toolchain
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import require_free_space
+from sb_edge.util.user_cache import cache_root
 from sb_edge.util.validation import first_problem
 
 RECIPE = 1

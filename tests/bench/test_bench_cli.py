@@ -11,9 +11,10 @@ from support import exit_code, refusal
 from sb_edge.bench.rows.row import Row
 from sb_edge.cli import COMMANDS
 from sb_edge.cli.bench import command
+from sb_edge.cli.bench_options import resolve_model
 from sb_edge.cli.bench_results import RowsOf
 from sb_edge.cli.params import TokenCounts
-from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
+from sb_edge.models.registry import BASELINES, default_baselines
 from sb_edge.util.errors import GgufError
 
 run = partial(exit_code, "bench")
