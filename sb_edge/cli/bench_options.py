@@ -26,7 +26,7 @@ from sb_edge.cli.options import (
     threads_option,
     ubatch_option,
 )
-from sb_edge.cli.params import CommaSeparated, TokenCounts
+from sb_edge.cli.params import CommaSeparated, OneOf, TokenCounts
 from sb_edge.models.registry import BASELINES, default_baselines, resolve_gguf
 from sb_edge.system.cpu import default_threads
 from sb_edge.util.errors import OutputError
@@ -41,16 +41,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class KvTypes(CommaSeparated):
-    """Types of a cache: `f16,q8_0`."""
-
-    name = "types"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """A type's name."""
-        if text.lower() not in KV_TYPE_NAMES:
-            self.fail(f"unknown type {text!r}; choose from {', '.join(KV_TYPE_NAMES)}", param, ctx)
-        return text.lower()
+KV_TYPES = CommaSeparated(OneOf(KV_TYPE_NAMES, "unknown type {!r}; choose from"), "types")
 
 
 def depths_option(default: str) -> Callable[[Command], Command]:
@@ -123,8 +114,8 @@ class Running:
 def cache_options(command: Command) -> Command:
     """`--cache-type-k`, `--cache-type-v` and `--flash-attn`."""
     return option_list(
-        cache_type_option("k", KvTypes()),
-        cache_type_option("v", KvTypes()),
+        cache_type_option("k", KV_TYPES),
+        cache_type_option("v", KV_TYPES),
         flash_attn_option,
     )(command)
 

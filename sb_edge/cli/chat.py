@@ -12,13 +12,13 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
-from sb_edge.cli.options import (
+from sb_edge.cli.generation_options import (
     loading_options,
-    model_argument,
     sampling_options,
     stopping_options,
     verbose_option,
 )
+from sb_edge.cli.options import model_argument
 from sb_edge.cli.prompts import read_prompt
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.conversation import Conversation

@@ -21,27 +21,6 @@ from sb_edge.util.output import emit
 BUILT_IN = "built-in"
 
 
-class SpikeSettings(CommaSeparated):
-    """Settings of the spikes: `file,0,3`."""
-
-    name = "settings"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """None as the file says, 0 for none, or a k."""
-        return None if text == "file" else float(SpikeK(zero=True).convert(text, param, ctx))
-
-
-class Trials(CommaSeparated):
-    """Numbers of trials: `10,10,2`."""
-
-    name = "numbers"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """At least 1."""
-        number: int = click.IntRange(min=1)(text, param, ctx)
-        return number
-
-
 @click.command()
 @model_argument()
 @click.option("--base", required=True, help="GGUF of the base model; `default-base` for `default`.")
@@ -68,7 +47,7 @@ class Trials(CommaSeparated):
 )
 @click.option(
     "--trials",
-    type=Trials(),
+    type=CommaSeparated(click.IntRange(1), "numbers"),
     default="10",
     show_default=True,
     help="Passkeys per distance; the last number is for all that follow: 10,10,2.",
@@ -76,7 +55,7 @@ class Trials(CommaSeparated):
 @click.option(
     "--spike-k",
     "spikes",
-    type=SpikeSettings(),
+    type=CommaSeparated(SpikeK(zero=True, file=True), "settings"),
     help="Spike settings to compare: file (as the file says), 0 (none), or a k: file,0,3.  [default: file]",
 )
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table.")

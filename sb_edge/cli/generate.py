@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from sb_edge.cli.options import (
+from sb_edge.cli.generation_options import (
     loading_options,
-    model_argument,
     sampling_options,
     stopping_options,
     verbose_option,
 )
+from sb_edge.cli.options import model_argument
 from sb_edge.cli.prompts import prompt_options
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.generation import Generation, Stopping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +9,7 @@ import click
 from rich.table import Table
 
 from sb_edge.cli.options import json_option, model_argument, tokens_option
-from sb_edge.cli.params import CommaSeparated
+from sb_edge.cli.params import TokenCounts
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
@@ -24,18 +23,6 @@ if TYPE_CHECKING:
     from sb_edge.evaluate.parity.spike_counts import CountAgreement, SpikeParity
 
 
-class PieceSizes(CommaSeparated):
-    """Positive integers: `1,7,33`."""
-
-    name = "sizes"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """A size."""
-        if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
-            self.fail(f"{text!r} is not a number of tokens", param, ctx)
-        return int(text)
-
-
 @click.command()
 @model_argument("gguf")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
@@ -45,7 +32,7 @@ class PieceSizes(CommaSeparated):
     help="Recorded logits, an .npz, instead of CHECKPOINT; with CHECKPOINT, the prompt alone.",
 )
 @click.option(
-    "--pieces", type=PieceSizes(), default=(), help="Feed the prompt again in chunks of 1,7,33 tokens."
+    "--pieces", type=TokenCounts(1), default=(), help="Feed the prompt again in chunks of 1,7,33 tokens."
 )
 @click.option(
     "-ctk",

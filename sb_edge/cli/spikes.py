@@ -41,16 +41,6 @@ if TYPE_CHECKING:
 CODINGS = ["binary", "ternary", "bitwise", "bitwise-bidirectional", "bitwise-twos-complement"]
 
 
-class Ks(CommaSeparated):
-    """Values of k: `2,2.5,3`."""
-
-    name = "ks"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """A k."""
-        return float(SpikeK().convert(text, param, ctx))
-
-
 spike_k_option = click.option(
     "--spike-k",
     type=SpikeK(),
@@ -166,7 +156,14 @@ def stats(
 
 @command.command()
 @model_argument()
-@click.option("--k", "ks", type=Ks(), default="2,2.5,3,3.5,4", show_default=True, help="Values of k.")
+@click.option(
+    "--k",
+    "ks",
+    type=CommaSeparated(SpikeK(), "ks"),
+    default="2,2.5,3,3.5,4",
+    show_default=True,
+    help="Values of k.",
+)
 @text_option
 @tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.", least=2)
 @click.option(
