@@ -235,7 +235,7 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
             console.print()
             console.print(comparison_table(comparisons))
 
-    emit([row.to_json() for row in rows], json_target, render)
+    emit(rows, json_target, render)
 
 
 def resolve_model(name: str) -> BenchModel:

@@ -14,8 +14,6 @@ from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sb_edge.bench.rows.row import Row
 
 
@@ -50,11 +48,7 @@ def compare(ours: tuple[Path, str | None], theirs: tuple[Path, str | None], json
     from the bootstrap, over pairs where both were interleaved.
     """
     comparisons = compare_rows(_rows(*ours), _rows(*theirs))
-
-    def render(console: Console) -> None:
-        console.print(comparison_table(comparisons))
-
-    emit([one.to_json() for one in comparisons], json_target, render)
+    emit(comparisons, json_target, lambda console: console.print(comparison_table(comparisons)))
 
 
 @click.command()

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from sb_edge.cli.options import json_option
 from sb_edge.engine import build_engine, find_engine
 from sb_edge.engine.checkout import refresh_patches
 from sb_edge.util.output import emit
+from sb_edge.util.table import grid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,7 +139,4 @@ def _render(console: Console, engine: Engine) -> None:
     }
     if info.sanitizer_runtime:
         rows["in Python"] = f"LD_PRELOAD={info.sanitizer_runtime} ASAN_OPTIONS=detect_leaks=0"
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
-    console.print(table)
+    console.print(grid(rows.items()))

@@ -113,4 +113,4 @@ def command(
             console.print()
             console.print(rich_evaluation(found))
 
-    emit(found.to_json(), json_target, show)
+    emit(found, json_target, show)

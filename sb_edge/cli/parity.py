@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
-from rich.table import Table
 
 from sb_edge.cli.options import json_option, model_argument, tokens_option
 from sb_edge.cli.params import TokenCounts
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
+from sb_edge.util.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from sb_edge.evaluate.parity.engine_side import KvType
     from sb_edge.evaluate.parity.parity_report import ParityReport
-    from sb_edge.evaluate.parity.spike_counts import CountAgreement, SpikeParity
+    from sb_edge.evaluate.parity.spike_counts import SpikeParity
 
 
 @click.command()
@@ -124,12 +123,10 @@ def command(
 
 def _render(report: ParityReport, console: Console) -> None:
     console.print(f"{report.gguf} against {report.reference}", highlight=False)
-    table = Table()
-    for heading in ("fed at a time", "NMSE", "KL (nats)", "top-1", "worst position"):
-        table.add_column(heading, justify="right")
+    table = Table("fed at a time", "NMSE", "KL (nats)", "top-1", "worst position")
     for run in report.runs:
         found = run.agreement
-        table.add_row(
+        table.add(
             "whole prompt" if run.piece == report.tokens else str(run.piece),
             f"{found.nmse:.2e}",
             f"{found.kl:.2e}",
@@ -154,32 +151,24 @@ def _render(report: ParityReport, console: Console) -> None:
 
 
 def _render_layers(report: ParityReport, console: Console) -> None:
-    table = Table()
-    table.add_column("tensor")
-    table.add_column("NMSE", justify="right")
+    table = Table("tensor", "NMSE")
     for name, value in report.worst.layers.items():
-        table.add_row(name, f"{value:.2e}", style="red" if value > report.tolerance else None)
+        table.add(name, f"{value:.2e}", red=value > report.tolerance)
     console.print(table)
     console.print(f"first layer that diverges: {report.first_divergent_layer or 'none'}")
 
 
 def _render_spikes(spikes: SpikeParity, console: Console) -> None:
-    table = Table()
-    table.add_column("spike counts")
-    for heading in ("compared", "differ", "by at most", "worst layer", "differ end to end"):
-        table.add_column(heading, justify="right")
+    table = Table("spike counts", "compared", "differ", "by at most", "worst layer", "differ end to end")
     for name in dict.fromkeys(found.projection for found in spikes.same_inputs.projections):
-        _add_counts(table, name, spikes.same_inputs.of(name), spikes.end_to_end.of(name))
+        found, whole = spikes.same_inputs.of(name), spikes.end_to_end.of(name)
+        worst = "-" if found.worst is None else found.worst.layer
+        figures = (found.total, found.differing, found.largest_difference, worst, whole.differing)
+        table.add(name, *map(str, figures))
     console.print(table)
-    found, whole = spikes.same_inputs, spikes.end_to_end
+    same, free = spikes.same_inputs, spikes.end_to_end
     console.print(
-        f"spike counts from the same inputs: {found.identical:.4%} identical, {found.differing} of "
-        f"{found.total} differ, by at most {found.largest_difference}; "
-        f"end to end: {whole.identical:.4%} identical"
+        f"spike counts from the same inputs: {same.identical:.4%} identical, {same.differing} of "
+        f"{same.total} differ, by at most {same.largest_difference}; "
+        f"end to end: {free.identical:.4%} identical"
     )
-
-
-def _add_counts(table: Table, name: str, found: CountAgreement, whole: CountAgreement) -> None:
-    worst = "-" if found.worst is None else found.worst.layer
-    figures = (found.total, found.differing, found.largest_difference, worst, whole.differing)
-    table.add_row(name, *map(str, figures))

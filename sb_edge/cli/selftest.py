@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
-from rich.table import Table
 
 from sb_edge.arch.spike_plan import DEFAULT_K
 from sb_edge.bench.rows.row_tables import results_table
@@ -30,6 +29,7 @@ from sb_edge.cli.options import integer_option, json_option, spike_k_option, thr
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.util.output import emit, format_bytes
+from sb_edge.util.table import Column, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ def fill(
         for check in checks:
             console.print(f"{check.real.model} {check.real.label}: synthetic / real = {check.ratio:.3f}")
 
-    emit([check.to_json() for check in checks], json_target, render)
+    emit(checks, json_target, render)
 
 
 @command.command()
@@ -98,22 +98,19 @@ def memory(
     chosen = models_of(models or ("default",), ("none",))
     cases = compare_memory(chosen, depths, settings, n_prompt=n_prompt, n_threads=threads)
 
-    def render(console: Console) -> None:
-        table = Table(title="Growth of a process, MiB")
-        for heading in ("model", "context", "cache", "forecast", "measured", "ratio"):
-            table.add_column(heading, justify="left" if heading in ("model", "cache") else "right")
-        for case in cases:
-            sizes = (case.expected.total, case.measured.resident)
-            table.add_row(
-                case.model,
-                str(case.n_ctx),
-                f"{case.settings.type_k}/{case.settings.type_v}",
-                *(f"{size / 2**20:.1f}" for size in sizes),
-                f"{case.ratio:.3f}",
-            )
-        console.print(table)
-
-    emit([case.to_json() for case in cases], json_target, render)
+    table = Table.of(
+        cases,
+        {
+            "model": lambda case: case.model,
+            "context": lambda case: str(case.n_ctx),
+            Column("cache", right=False): lambda case: f"{case.settings.type_k}/{case.settings.type_v}",
+            "forecast": lambda case: f"{case.expected.total / 2**20:.1f}",
+            "measured": lambda case: f"{case.measured.resident / 2**20:.1f}",
+            "ratio": lambda case: f"{case.ratio:.3f}",
+        },
+        title="Growth of a process, MiB",
+    )
+    emit(cases, json_target, lambda console: console.print(table))
 
 
 @command.command()
