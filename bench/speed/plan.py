@@ -118,7 +118,7 @@ class BenchSettings:
         if self.flash_attn == "off" and any(type_v not in FLOAT_TYPES for _, type_v in self.cache_types):
             raise SbEdgeError(
                 "a quantized V cache needs flash attention",
-                hint="use --flash-attn auto, or --type-v f16",
+                hint="use --flash-attn auto, or --cache-type-v f16",
             )
 
     @property

@@ -65,7 +65,7 @@ class SparseProjection:
                 item=f"{self.zones.name}[{bad[0]}]",
                 found=values[bad[0]],
                 expected="a finite number >= 0",
-                hint="make the file again with `sb-edge quantize --sparse-layout`",
+                hint="make the file again with `sb-edge sparsify`",
             )
         return values
 

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from sb_edge.engine import activate
+from sb_edge.engine.process import without_function
 from sb_edge.util.errors import InferenceError
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
@@ -107,11 +108,7 @@ def clear_log() -> None:
 
 def last_problem() -> str | None:
     """The engine's last warning or error since `clear_log`, without its function name."""
-    if not _problems:
-        return None
-    line = _problems[-1]
-    function, _, message = line.partition(": ")
-    return message if message and " " not in function else line
+    return without_function(_problems[-1]) if _problems else None
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from sb_edge.arch.layer_map import recurrent_layers
@@ -15,6 +14,7 @@ from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_v
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.memory.check import require_memory_for_weights
+from sb_edge.memory.forecast import not_loaded
 from sb_edge.runtime.binding import clear_log, last_problem, library
 from sb_edge.util.errors import GgufError, InferenceError, SpikeError
 
@@ -76,20 +76,13 @@ class Model:
         clear_log()
         self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
         if not self.handle:
-            raise GgufError(
-                "the engine cannot load it",
-                path=self.path,
-                found=last_problem() or f"architecture {self.header.arch!r}",
-                hint="check it with `sb-edge inspect`",
-            )
+            raise not_loaded(self.path, last_problem() or f"architecture {self.header.arch!r}")
         self.vocab = lib.llama_model_get_vocab(self.handle)
 
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

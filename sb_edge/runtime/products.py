@@ -9,7 +9,6 @@ import ctypes
 import time
 from collections.abc import Sequence
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -74,9 +73,7 @@ class Products:
     def __enter__(self) -> Products:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         base = ggml_base()
         for buffer in self._buffers:
             base.ggml_backend_buffer_free(ctypes.c_void_p(buffer))
