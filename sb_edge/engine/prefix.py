@@ -251,17 +251,10 @@ def _build(recipe: BuildRecipe, root: Path, work: Path, stage: Path, log: Path, 
 def _describe(recipe: BuildRecipe, stage: Path) -> EngineInfo:
     runtime = _sanitizer_runtime(recipe)
     cpu = cpuinfo.get_cpu_info()
-    upstream = recipe.upstream
     return EngineInfo(
         key=recipe.key,
         variant=recipe.variant,
-        package=upstream.package,
-        version=upstream.version,
-        sha256=upstream.sha256,
-        commit=upstream.commit,
-        ggml_version=upstream.ggml_version,
-        licence=upstream.licence,
-        **recipe.patch_set.contents(),
+        **(recipe.upstream.model_dump(exclude={"filename", "tree"}) | recipe.patch_set.contents()),
         flags=recipe.flags,
         compiler=recipe.toolchain.version,
         cpu=cpu.get("brand_raw", "unknown"),

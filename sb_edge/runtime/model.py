@@ -15,7 +15,7 @@ from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.memory.check import require_memory_for_weights
 from sb_edge.memory.forecast import not_loaded
-from sb_edge.runtime.binding import clear_log, last_problem, library
+from sb_edge.runtime.binding import clear_log, last_problem, library, typed
 from sb_edge.util.errors import GgufError, InferenceError, SpikeError
 
 _VALUE_BYTES = 1 << 20
@@ -99,9 +99,8 @@ class Model:
         """
         if k != 0:
             require_k(k, f"k of {projection} in layer {layer}")
-        change = library()._lib.llama_spikingbrain_set_spike_k
-        change.restype = ctypes.c_bool
-        change.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float]
+        arguments = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float)
+        change = typed(library()._lib, "llama_spikingbrain_set_spike_k", ctypes.c_bool, *arguments)
         if self.spike_plan is None or not change(self.handle, layer, projection.encode(), k):
             raise SpikeError("was not coded when the model was loaded", item=f"{projection} of layer {layer}")
         self.spike_plan = self.spike_plan.with_k(layer, projection, k, len(self.recurrent_layers))
