@@ -26,12 +26,12 @@ from sb_edge.cli.options import (
     threads_option,
     ubatch_option,
 )
-from sb_edge.cli.params import CommaSeparated, OneOf, TokenCounts
+from sb_edge.cli.params import FILE, CommaSeparated, OneOf, TokenCounts
 from sb_edge.models.registry import BASELINES, default_baselines, resolve_gguf
 from sb_edge.system.cpu import default_threads
-from sb_edge.util.errors import OutputError
+from sb_edge.util.files import require_output
 from sb_edge.util.output import emit
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
 
 if TYPE_CHECKING:
     from sb_edge.bench.rows.row import Row
@@ -176,7 +176,7 @@ def running_options(command: Command) -> Command:
         click.option(
             "-o",
             "--output",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=FILE,
             help="JSON Lines file to append rows to; finished rows are not measured again.",
         ),
         click.option(
@@ -185,15 +185,9 @@ def running_options(command: Command) -> Command:
             help="Cache prefilled contexts in OUTPUT.contexts for later runs.",
         ),
         json_option,
-        click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write CSV."),
-        click.option(
-            "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table."
-        ),
-        click.option(
-            "--plot",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Write a plot: .png, .svg or .pdf.",
-        ),
+        click.option("--csv", type=FILE, help="Write CSV."),
+        click.option("--markdown", type=FILE, help="Write a Markdown table."),
+        click.option("--plot", type=FILE, help="Write a plot: .png, .svg or .pdf."),
     )(command)
 
 
@@ -203,7 +197,9 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
         raise click.UsageError("--keep-contexts needs --output, beside which it keeps them")
     plot, json_target = running.plot, running.json_target
     json_file = None if json_target in (None, "-") else Path(json_target)
-    _require_folders(running.csv, running.markdown, plot, json_file)
+    for file in (running.csv, running.markdown, plot, json_file):
+        if file is not None:
+            require_output(file)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
     models = models_of(names, running.baselines, running.baseline_flash_attn)
@@ -276,28 +272,15 @@ def _repeat(types: Sequence[str], count: int) -> Sequence[str]:
     return types if len(types) == count else [*types] * count
 
 
-def _require_folders(*files: Path | None) -> None:
-    """Find out before measuring for minutes, not after, that a result has nowhere to go."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise OutputError("the folder does not exist", path=file.parent, hint="create it first")
-
-
 def show_row(row: Row, done: int, total: int) -> None:
     """One line on standard error for a row that was measured just now."""
     cache = f"{row.type_k}/{row.type_v}"
     how = "not measured" if row.fill == "fitted" else f"{row.fill} fill"
-    stderr.print(
-        f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {how}: {format_speed(row)} t/s",
-        highlight=False,
-        markup=False,
-    )
+    note(f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {how}: {format_speed(row)} t/s")
 
 
 def _say_what_is_left_out(budget: TimeBudget, output: Path | None) -> None:
     if not budget.left_out:
         return
     advice = "the same command continues" if output else "with --output a later run would continue"
-    stderr.print(
-        f"time budget spent; left out: {', '.join(budget.left_out)}; {advice}", highlight=False, markup=False
-    )
+    note(f"time budget spent; left out: {', '.join(budget.left_out)}; {advice}")

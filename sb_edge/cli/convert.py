@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sb_edge.cli.params import Size
+from sb_edge.cli.params import PATH, Size
 from sb_edge.cli.spike_options import SpikeK, plan_text, projections_option
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.util.output import format_bytes
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.option(
     "-o",
     "--output",
     "--outfile",
     "outfile",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File ({ftype} becomes the type) or folder to write.  [default: in the checkpoint's folder, named "
     "by GGUF's convention]",
 )
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--metadata",
     "metadata_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="JSON file of general.* keys that override the model card.",
 )
 @click.option(

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from sb_edge.cli.options import json_option, model_argument, threads_option, tokens_option
-from sb_edge.cli.params import CommaSeparated, TokenCounts
+from sb_edge.cli.params import FILE, PATH, CommaSeparated, TokenCounts
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.evaluation import Tasks, evaluate_model
 from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
@@ -27,7 +27,7 @@ BUILT_IN = "built-in"
 @click.option(
     "--text",
     "text_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="UTF-8 text that neither model was trained on.  [default: a held-out text]",
 )
 @tokens_option("--tokens", default=8192, help="Maximum number of tokens to evaluate.", least=2)
@@ -58,7 +58,7 @@ BUILT_IN = "built-in"
     type=CommaSeparated(SpikeK(zero=True, file=True), "settings"),
     help="Spike settings to compare: file (as the file says), 0 (none), or a k: file,0,3.  [default: file]",
 )
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table.")
+@click.option("--markdown", type=FILE, help="Write a Markdown table.")
 @threads_option
 @json_option
 def command(

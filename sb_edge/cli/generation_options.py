@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,6 +18,7 @@ from sb_edge.cli.options import (
     tokens_option,
     ubatch_option,
 )
+from sb_edge.cli.params import PATH
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading
 from sb_edge.runtime.sampling import Sampling
@@ -48,7 +48,7 @@ def loading_options(command: Command) -> Command:
         click.option(
             "--lora",
             "loras",
-            type=click.Path(path_type=Path),
+            type=PATH,
             multiple=True,
             help="LoRA adapter, a GGUF (repeatable).",
         ),

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
-from sb_edge.cli.params import Tokens
+from sb_edge.cli.params import PATH, Tokens
 from sb_edge.cli.spike_options import SpikeK
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -26,9 +25,7 @@ json_option = click.option(
     help="Write results as JSON to FILE; - for standard output, without the table.",
 )
 
-text_option = click.option(
-    "--text", type=click.Path(path_type=Path), help="UTF-8 text file.  [default: a built-in English text]"
-)
+text_option = click.option("--text", type=PATH, help="UTF-8 text file.  [default: a built-in English text]")
 
 
 def threads_option_as(name: str) -> Callable[[Command], Command]:

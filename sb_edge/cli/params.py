@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 _TOKENS = {"": 1, "k": 2**10, "m": 2**20}
+PATH = click.Path(path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
 _BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from sb_edge.cli.options import json_option, model_argument, tokens_option
-from sb_edge.cli.params import TokenCounts
+from sb_edge.cli.params import PATH, TokenCounts
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_argument("gguf")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=PATH)
 @click.option(
     "--golden",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Recorded logits, an .npz, instead of CHECKPOINT; with CHECKPOINT, the prompt alone.",
 )
 @click.option(

@@ -26,6 +26,7 @@ from sb_edge.cli.bench_options import (
     show_row,
 )
 from sb_edge.cli.options import integer_option, json_option, spike_k_option, threads_option
+from sb_edge.cli.params import PATH
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.util.output import emit, format_bytes
@@ -130,7 +131,7 @@ def memory(
     show_default=True,
     help="Type of the GGUF.",
 )
-@click.option("--folder", type=click.Path(path_type=Path), help="Working folder; needs three times the size.")
+@click.option("--folder", type=PATH, help="Working folder; needs three times the size.")
 @json_option
 def convert(
     size_gib: float, repetitions: int, outtype: str, folder: Path | None, json_target: str | None
@@ -152,7 +153,7 @@ def convert(
 
 @command.command()
 @integer_option("-r", "--repetitions", default=10, help="Number of interleaved pairs.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write plots to FOLDER.")
+@click.option("--plot", type=PATH, metavar="FOLDER", help="Write plots to FOLDER.")
 @threads_option
 @json_option
 def sparse(repetitions: int, plot: Path | None, threads: int | None, json_target: str | None) -> None:

@@ -20,7 +20,7 @@ from sb_edge.cli.options import (
     threads_option,
     tokens_option,
 )
-from sb_edge.cli.params import CommaSeparated
+from sb_edge.cli.params import PATH, CommaSeparated
 from sb_edge.cli.spike_options import SpikeK, projections_option
 from sb_edge.evaluate.perplexity import read_text
 from sb_edge.evaluate.spike_stats import engine_k, measure
@@ -32,11 +32,10 @@ from sb_edge.quant.spikes.k_tuning import tune_copy
 from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
 from sb_edge.runtime.session import Model
 from sb_edge.util.output import emit, format_bytes
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
 
 if TYPE_CHECKING:
     from sb_edge.bench.spikes.sweep import SweepPoint
-    from sb_edge.runtime.session import Model
 
 CODINGS = ["binary", "ternary", "bitwise", "bitwise-bidirectional", "bitwise-twos-complement"]
 
@@ -55,7 +54,7 @@ def command() -> None:
 
 @command.command("set")
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=PATH)
 @click.argument("k", type=SpikeK(zero=True))
 @projections_option
 def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...] | None) -> None:
@@ -69,22 +68,17 @@ def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...
 
 @command.command()
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=PATH)
 @projections_option
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="Tuning text (required).")
+@click.option("--text", required=True, type=PATH, help="Tuning text (required).")
 @share_option("--budget", K_BUDGET, "Allowed rise of perplexity over that without spikes.")
 @tokens_option("--tokens", default=DEFAULT_TOKENS, help="Maximum number of tokens of a text.", least=64)
 @click.option(
     "--eval-text",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Text to report on, not tuned on.  [default: a built-in English text]",
 )
-@click.option(
-    "--curve",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Write measurements and plots to FOLDER.",
-)
+@click.option("--curve", type=PATH, metavar="FOLDER", help="Write measurements and plots to FOLDER.")
 @threads_option
 def tune(
     source: str,
@@ -122,9 +116,7 @@ def tune(
 @spike_k_option
 @tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.")
 @click.option("--layers", is_flag=True, help="Show every layer.")
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write plots (PNG, SVG) to FOLDER."
-)
+@click.option("--plot", type=PATH, metavar="FOLDER", help="Write plots (PNG, SVG) to FOLDER.")
 @threads_option
 @json_option
 def stats(
@@ -166,9 +158,7 @@ def stats(
 )
 @text_option
 @tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.", least=2)
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a plot (PNG, SVG) to FOLDER."
-)
+@click.option("--plot", type=PATH, metavar="FOLDER", help="Write a plot (PNG, SVG) to FOLDER.")
 @threads_option
 @json_option
 def sweep(
@@ -225,7 +215,7 @@ def sweep(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Picture to write: .png, .svg or .pdf.  [default: raster.png and raster.svg]",
 )
 @threads_option
@@ -271,16 +261,11 @@ def _load(name: str, spike_k: float | None) -> Model:
     header = read_header(path)
     k = engine_k(header, spike_k)
     if k is not None and spike_k is None:
-        stderr.print(
-            f"{path.name} stores no spikes: coding every projection with k = {k:g}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        note(f"{path.name} stores no spikes: coding every projection with k = {k:g}")
     return Model(path, header=header, spikes=k)
 
 
 def _show_point(point: SweepPoint) -> None:
     from sb_edge.bench.spikes.stats_tables import k_label
 
-    stderr.print(f"k = {k_label(point)}: perplexity {point.perplexity:.3f}", highlight=False, markup=False)
+    note(f"k = {k_label(point)}: perplexity {point.perplexity:.3f}")

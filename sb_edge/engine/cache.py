@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import sync_tree
 from sb_edge.util.hashes import sha256_of_bytes
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
 
 MANIFEST = "engine.json"
 """Written last into a prefix, which is then renamed into place: a prefix with it is complete."""
@@ -78,7 +78,7 @@ class BuildCache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            stderr.print(f"another process is building {name}: waiting for it", highlight=False)
+            note(f"another process is building {name}: waiting for it")
             lock.acquire()
         try:
             yield

@@ -31,6 +31,17 @@ def test_help_imports_no_command() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_inspect_imports_no_build_tool_and_no_plots(golden_gguf: Path) -> None:
+    code = (
+        f"import sys; from sb_edge.cli import cli; cli.main(['inspect', {str(golden_gguf)!r}], "
+        "standalone_mode=False); "
+        "heavy = {'cmake', 'ninja', 'torch', 'pydantic', 'matplotlib', 'scipy', 'gguf'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "sb_edge.cli.reference", str(tmp_path / "cli.md")], check=True)
     subprocess.run(
