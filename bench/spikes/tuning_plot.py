@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sb_edge.bench.spikes.stats_plots import short_label
 from sb_edge.quant.spikes.k_tuning import Figures, Kind, TunedPoint, Tuning
+from sb_edge.util.files import require_folder
 from sb_edge.util.output import write_json
 from sb_edge.util.plot import (
     DASHED,
@@ -20,7 +21,6 @@ from sb_edge.util.plot import (
     dress,
     fix_ticks,
     list_names,
-    require_plot_folder,
     write_figures,
 )
 
@@ -40,7 +40,7 @@ def save_tuning(tuning: Tuning, folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be created or written to.
     """
-    require_plot_folder(folder)
+    require_folder(folder)
     document = folder / "tuning.json"
     write_json(document, tuning)
     return [document, *write_figures(folder, {"tuning": ((16, 9), lambda figure: _draw(figure, tuning))})]

@@ -116,10 +116,6 @@ verbose_option = click.option(
     "--verbose",
     is_flag=True,
     expose_value=False,
-    callback=lambda ctx, param, value: _show_log() if value else None,
+    callback=lambda ctx, param, value: os.environ.update(SB_EDGE_VERBOSE="1") if value else None,
     help="Show the engine's log.",
 )
-
-
-def _show_log() -> None:
-    os.environ["SB_EDGE_VERBOSE"] = "1"

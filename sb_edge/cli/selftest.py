@@ -29,6 +29,7 @@ from sb_edge.cli.options import integer_option, json_option, spike_k_option, thr
 from sb_edge.cli.params import PATH
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
+from sb_edge.util.files import require_folder
 from sb_edge.util.output import emit, format_bytes
 from sb_edge.util.table import Column, Table
 
@@ -160,9 +161,8 @@ def sparse(repetitions: int, plot: Path | None, threads: int | None, json_target
     """Measure the sparse product by share of silent channels, without a model."""
     from sb_edge.bench.sparse.curve_plot import save_curves
     from sb_edge.bench.sparse.sparse_tables import curve_table
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(plot)
+    require_folder(plot)
     curves = measure_curves(repetitions=repetitions, n_threads=threads)
     if plot is not None:
         save_curves(curves, plot)

@@ -31,6 +31,7 @@ from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET as K_BUDGET
 from sb_edge.quant.spikes.k_tuning import tune_copy
 from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
 from sb_edge.runtime.session import Model
+from sb_edge.util.files import require_folder
 from sb_edge.util.output import emit, format_bytes
 from sb_edge.util.progress import note
 
@@ -96,9 +97,8 @@ def tune(
     If k = 64 still exceeds the budget, nothing is written.
     """
     from sb_edge.bench.spikes.tuning_plot import save_tuning
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(curve)
+    require_folder(curve)
     path = resolve_gguf(source)
     texts = [cut_text(path, *read_text(file), tokens) for file in (text, eval_text)]
     tuning = tune_copy(
@@ -135,9 +135,8 @@ def stats(
     """
     from sb_edge.bench.spikes.stats_plots import save_report_plots
     from sb_edge.bench.spikes.stats_tables import stats_table
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(plot)
+    require_folder(plot)
     content, name = read_text(text)
     with _load(model, spike_k) as loaded:
         report = measure(loaded, content, name=name, max_tokens=tokens, n_threads=threads)
@@ -177,9 +176,8 @@ def sweep(
     """
     from sb_edge.bench.spikes.stats_plots import save_sweep_plot
     from sb_edge.bench.spikes.stats_tables import sweep_table
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(plot)
+    require_folder(plot)
     content, name = read_text(text)
     result = sweep_k(
         resolve_gguf(model),

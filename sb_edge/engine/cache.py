@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import sync_tree
@@ -72,18 +71,13 @@ class BuildCache:
                 self._build(name, build)
         return self.prefix(name)
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> AcquireReturnProxy:
         lock = FileLock(self.root / "locks" / f"{name}.lock")
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
             note(f"another process is building {name}: waiting for it")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            return lock.acquire()
 
     def _build(self, name: str, build: Callable[[Path, Path], None]) -> None:
         work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self.root / "work"))

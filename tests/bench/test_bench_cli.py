@@ -21,7 +21,7 @@ run = partial(exit_code, "bench")
 
 
 def test_help_is_the_one_in_the_list() -> None:
-    assert command.get_short_help_str(limit=200) == COMMANDS["bench"][1]
+    assert command.get_short_help_str(limit=200) == COMMANDS["bench"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ run = partial(exit_code, "spikes")
 
 
 def test_help_is_the_one_in_the_list() -> None:
-    assert command.get_short_help_str(limit=200) == COMMANDS["spikes"][1]
+    assert command.get_short_help_str(limit=200) == COMMANDS["spikes"]
 
 
 def test_codings_are_those_of_the_library() -> None:

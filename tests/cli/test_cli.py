@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_list_of_commands_says_what_they_say(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    assert command.get_short_help_str(200) == COMMANDS[name][1]
+    assert command.get_short_help_str(200) == COMMANDS[name]
 
 
 def test_help_imports_no_command() -> None:

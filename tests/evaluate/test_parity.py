@@ -193,7 +193,7 @@ def test_pieces_are_a_list_of_numbers() -> None:
 def test_short_help_is_the_groups() -> None:
     command = cli.get_command(click.Context(cli), "parity")
     assert command is not None
-    assert command.get_short_help_str(limit=200) == COMMANDS["parity"][1]
+    assert command.get_short_help_str(limit=200) == COMMANDS["parity"]
 
 
 def test_the_documented_tolerances_are_those_in_use() -> None:
