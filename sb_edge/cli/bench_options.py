@@ -18,6 +18,7 @@ from sb_edge.cli.options import (
     FLASH_ATTN_CHOICE,
     KV_TYPE_NAMES,
     cache_type_option,
+    choice_option,
     flash_attn_option,
     gathered,
     integer_option,
@@ -155,12 +156,11 @@ def running_options(command: Command) -> Command:
             type=FLASH_ATTN_CHOICE,
             help="Flash attention of the baselines.  [default: as --flash-attn]",
         ),
-        click.option(
+        choice_option(
             "--fill",
-            type=click.Choice(["auto", "real", "synthetic"]),
-            default="auto",
-            show_default=True,
-            help="Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
+            ["auto", "real", "synthetic"],
+            "auto",
+            "Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
         ),
         click.option(
             "--one-at-a-time",

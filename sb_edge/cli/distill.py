@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sb_edge.cli.options import integer_option, tokens_option
+from sb_edge.cli.options import choice_option, integer_option, tokens_option
 from sb_edge.cli.params import PATH
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.cli.transplant import parse_layers
@@ -124,13 +124,7 @@ class StageValue(click.ParamType):
     show_default=True,
     help="Seconds between checkpoints.",
 )
-@click.option(
-    "--outtype",
-    type=click.Choice(["f32", "f16", "bf16"]),
-    default="f32",
-    show_default=True,
-    help="Type of the student.",
-)
+@choice_option("--outtype", ["f32", "f16", "bf16"], "f32", "Type of the student.")
 @click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")
 def command(
     base: Path,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sb_edge.cli.options import json_option, option_list
+from sb_edge.cli.options import choice_option, json_option, option_list
 from sb_edge.cli.params import PATH
 from sb_edge.engine import build_engine, find_engine
 from sb_edge.engine.checkout import checkout as write_checkout
@@ -35,12 +35,11 @@ _engine_options = option_list(
         help="Engine for any CPU of this architecture, with run-time CPU detection.",
     ),
     click.option("--debug", is_flag=True, help="Engine with address and undefined-behaviour sanitizers."),
-    click.option(
+    choice_option(
         "--patches",
-        type=click.Choice(["all", "operators", "none"]),
-        default="all",
-        show_default=True,
-        help="Patches: all, operators (without generic improvements), or none (stock llama.cpp). "
+        ["all", "operators", "none"],
+        "all",
+        "Patches: all, operators (without generic improvements), or none (stock llama.cpp). "
         "SB_EDGE_ENGINE makes other commands use the folder that this prints.",
     ),
 )

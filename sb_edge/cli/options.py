@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -71,6 +71,11 @@ def gathered(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Call
 def integer_option(*names: str, default: int, help: str, least: int = 1) -> Callable[[Command], Command]:
     """Option that takes an integer, at least `least`."""
     return click.option(*names, type=click.IntRange(least), default=default, show_default=True, help=help)
+
+
+def choice_option(name: str, choices: Sequence[str], default: str, help: str) -> Callable[[Command], Command]:
+    """Option that takes one of a few words."""
+    return click.option(name, type=click.Choice(choices), default=default, show_default=True, help=help)
 
 
 def tokens_option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from sb_edge.cli.options import json_option, model_argument, tokens_option
+from sb_edge.cli.options import choice_option, json_option, model_argument, tokens_option
 from sb_edge.cli.params import PATH, TokenCounts
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
@@ -59,12 +59,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Device of the reference: auto, cpu, cuda[:N], metax[:N].",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="The reference's weights and activations.",
+@choice_option(
+    "--dtype", ["float32", "float64", "bfloat16"], "float32", "The reference's weights and activations."
 )
 @json_option
 def command(

@@ -25,7 +25,7 @@ from sb_edge.cli.bench_options import (
     n_gen_option,
     show_row,
 )
-from sb_edge.cli.options import integer_option, json_option, spike_k_option, threads_option
+from sb_edge.cli.options import choice_option, integer_option, json_option, spike_k_option, threads_option
 from sb_edge.cli.params import PATH
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
@@ -125,13 +125,7 @@ def memory(
     help="Size of the checkpoint in GiB.",
 )
 @integer_option("-r", "--repetitions", default=3, help="Number of repetitions.")
-@click.option(
-    "--outtype",
-    type=click.Choice(["f32", "f16", "bf16", "q8_0", "auto"]),
-    default="auto",
-    show_default=True,
-    help="Type of the GGUF.",
-)
+@choice_option("--outtype", ["f32", "f16", "bf16", "q8_0", "auto"], "auto", "Type of the GGUF.")
 @click.option("--folder", type=PATH, help="Working folder; needs three times the size.")
 @json_option
 def convert(

@@ -12,6 +12,7 @@ from sb_edge.arch.coding import Coding
 from sb_edge.bench.spikes.sweep import sweep_k
 from sb_edge.bench.spikes.tuning_table import tuning_table
 from sb_edge.cli.options import (
+    choice_option,
     integer_option,
     json_option,
     model_argument,
@@ -37,9 +38,6 @@ from sb_edge.util.progress import note
 
 if TYPE_CHECKING:
     from sb_edge.bench.spikes.sweep import SweepPoint
-
-CODINGS = ["binary", "ternary", "bitwise", "bitwise-bidirectional", "bitwise-twos-complement"]
-
 
 spike_k_option = click.option(
     "--spike-k",
@@ -203,9 +201,7 @@ def sweep(
     show_default=True,
     help="Projection: attn_q, ffn_gate, ffn_down ...",
 )
-@click.option(
-    "--coding", type=click.Choice([*CODINGS, "all"]), default="all", show_default=True, help="Spike coding."
-)
+@choice_option("--coding", [*(each.value for each in Coding), "all"], "all", "Spike coding.")
 @click.option("--magnitudes", is_flag=True, help="Draw |s| for codings without signs.")
 @integer_option("--channels", default=64, help="Show the N most active channels.")
 @integer_option("--tokens", default=12, help="Number of prompt tokens to draw.")
