@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 
 class FirstProblem(NamedTuple):
-    """What is wrong with a value.
+    """The problem of a value.
 
     Attributes:
         key: Dotted key of the value; "" for the whole.
