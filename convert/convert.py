@@ -13,7 +13,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as QType
 
-from sb_edge.arch.config import ARCH, SpikingBrainConfig
+from sb_edge.arch import ARCH
+from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.model_spikes import choose_plan, released_plan
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.arch.tensors import SCALE_GROUP, TensorLayout, TensorSpec

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 # Fixed before HOME changes: engine and built-in models are expensive and read-only here.
-from sb_edge.engine import cache_root
+from sb_edge.util.user_cache import cache_root
 
 if TYPE_CHECKING:
     from sb_edge.engine.machine import Machine

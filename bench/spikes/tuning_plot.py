@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from sb_edge.bench.spikes.stats_plots import short_label
 from sb_edge.quant.spikes.k_tuning import Figures, Kind, TunedPoint, Tuning
 from sb_edge.util import plot
+from sb_edge.util.files import require_folder
 from sb_edge.util.output import write_json
 from sb_edge.util.plot import PAPER
 
@@ -31,7 +32,7 @@ def save_tuning(tuning: Tuning, folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be created or written to.
     """
-    plot.require_plot_folder(folder)
+    require_folder(folder)
     document = folder / "tuning.json"
     write_json(document, tuning)
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.util.errors import GgufError
 

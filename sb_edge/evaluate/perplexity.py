@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sb_edge.runtime.session import Model, OnTensor, Session
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.files import reading_utf8
 from sb_edge.util.logits import log_softmax
 
 EVALUATION_CHUNK = 128
@@ -54,10 +55,8 @@ def read_text(file: Path | None) -> tuple[str, str]:
     """
     if file is None:
         return held_out_text(), "held-out"
-    try:
+    with reading_utf8(file):
         return file.read_text(encoding="utf-8"), file.name
-    except UnicodeDecodeError as error:
-        raise InferenceError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
 
 
 def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: str | None = None) -> None:

@@ -16,6 +16,7 @@ from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
 from sb_edge.util.logits import log_softmax
 from sb_edge.util.progress import Advance
+from sb_edge.util.validation import first_problem
 
 CONTEXT = 512
 """Maximum number of tokens of a question and its answer."""
@@ -79,13 +80,11 @@ def read_questions(file: Path | None) -> list[Question]:
         try:
             found.append(Question.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "line"
             raise InferenceError(
                 "is not a question",
                 path=file,
                 item=f"line {number}",
-                found=f"{place}: {first['msg']}",
+                found=first_problem(error, "line").line,
                 expected='{"kind": ..., "question": ..., "choices": [...], "answer": 0}',
             ) from None
     if not found:
