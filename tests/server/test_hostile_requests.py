@@ -1,4 +1,4 @@
-"""What pages of other sites, slow clients and absurd requests may do to the server: nothing."""
+"""Cross-origin pages, slow clients and absurd requests do the server no harm."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// Requests that the server refuses: those of another site's page in a user's browser, unless the server was configured for them,
+// Requests that the server refuses: cross-origin ones, sent by a page in a user's browser, unless the server was configured for them,
 // and JSON nested so deeply that reading it would exhaust the stack.
 
 #include "common.h"
