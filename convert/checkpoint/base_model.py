@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sb_edge.arch.config import PositiveInt, read_config_json
+from sb_edge.arch.config import PositiveInt, read_config_json, rotary_settings
 from sb_edge.convert.checkpoint.folder import read_tensor_table
 from sb_edge.convert.checkpoint.safetensors_file import TensorInfo, read_tensor
 from sb_edge.convert.vocab.export import copy_tokenizer, write_tokenizer
@@ -22,6 +22,9 @@ from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
+
+_DEFAULT_THETA = 10000.0
+_SCALING_KEYS = ("scaling.type", "scaling.factor", "scale_linear")
 
 _LAYER_NAMES = {
     "attn_norm.weight": ("input_layernorm.weight", "attn_norm.weight"),
@@ -248,13 +251,14 @@ def _shape_of_config(document: dict[str, Any], path: Path) -> BaseShape:
             found=repr(document["hidden_act"]),
             expected="'silu'",
         )
+    theta, is_scaled = rotary_settings(document, path)
     values = {
         "tie_word_embeddings": False,
         "num_key_value_heads": document.get("num_attention_heads"),
         **{key: value for key, value in document.items() if value is not None},
         "norm_eps": document.get("rms_norm_eps"),
-        "rope_theta": float(document.get("rope_theta") or 10000.0),
-        "rope_scaling": bool(document.get("rope_scaling")),
+        "rope_theta": _DEFAULT_THETA if theta is None else theta,
+        "rope_scaling": is_scaled,
     }
     shape = _validated(values, path, ConfigError)
     head_dim = document.get("head_dim")
@@ -290,16 +294,38 @@ def _shape_of_gguf(header: GgufHeader, path: Path) -> BaseShape:
     names = {tensor.name: tensor for tensor in header.tensors}
     values = {ours: header.metadata.get(f"{header.arch}.{theirs}") for ours, theirs in keys.items()}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
-    values["rope_theta"] = values["rope_theta"] or 10000.0
+    values["rope_theta"] = values["rope_theta"] or _DEFAULT_THETA
     values["tie_word_embeddings"] = "output.weight" not in names
-    values["rope_scaling"] = (
-        "rope_freqs.weight" in names or f"{header.arch}.rope.scaling.type" in header.metadata
-    )
+    values["rope_scaling"] = "rope_freqs.weight" in names or _is_rope_scaled(header)
     embeddings = names.get("token_embd.weight")
     values["vocab_size"] = embeddings.shape[0] if embeddings else None
     for ours, theirs in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")):
         values[ours] = header.metadata.get(f"tokenizer.ggml.{theirs}")
-    return _validated(values, path, GgufError)
+    shape = _validated(values, path, GgufError)
+    head_dim = shape.hidden_size // shape.num_attention_heads
+    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        found = header.metadata.get(f"{header.arch}.{key}", head_dim)
+        if found != head_dim:
+            raise GgufError(
+                "is not the size of a head, which is not supported",
+                path=path,
+                item=f"{header.arch}.{key}",
+                found=found,
+                expected=head_dim,
+            )
+    return shape
+
+
+def _is_rope_scaled(header: GgufHeader) -> bool:
+    """True for scaled rotary frequencies by llama.cpp's rules.
+
+    A factor (`rope.scale_linear` in files of 2023) without a type is linear scaling.
+    """
+    keys = {key: header.metadata.get(f"{header.arch}.rope.{key}") for key in _SCALING_KEYS}
+    if keys["scaling.type"] not in (None, "none", "linear"):
+        return True
+    factor = next((keys[key] for key in _SCALING_KEYS[1:] if keys[key] is not None), 1.0)
+    return keys["scaling.type"] != "none" and factor not in (0.0, 1.0)
 
 
 def _validated(values: dict[str, Any], path: Path, kind: type[ConfigError] | type[GgufError]) -> BaseShape:
