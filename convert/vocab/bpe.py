@@ -10,12 +10,12 @@ from typing import Any
 from sb_edge.convert.vocab.tokens import (
     TokenTable,
     TokenType,
-    added_token,
     read_added_tokens,
     read_tokenizer_file,
     read_vocab_map,
 )
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.text_files import decode_text
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -61,20 +61,20 @@ class Bpe:
         table: the tokens.
         merges: "left right" pairs, by rank.
         pre: `tokenizer.ggml.pre`.
-        add_bos, add_eos: a text begins or ends with a special token.
     """
 
     table: TokenTable
     merges: list[str]
     pre: str
-    add_bos: bool = False
-    add_eos: bool = False
 
 
-def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+def load_tokenizer_json(
+    document: Mapping[str, Any], path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]
+) -> Bpe:
     """Read a tokenizer.json that holds a byte-level BPE, and the tokens that other files in its folder add.
 
     Args:
+        document: its content.
         path: the tokenizer.json.
         vocab_size: number of tokens of the model.
         tokenizer_config: content of tokenizer_config.json.
@@ -83,7 +83,6 @@ def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[s
         TokenizerError: the file is damaged, or the engine does not support its model, pre-tokenizer or
             normalizer.
     """
-    document = read_tokenizer_file(path)
     model = document.get("model")
     if not isinstance(model, dict):
         raise TokenizerError("has no model", path=path, item="model", hint="fetch this file again")
@@ -101,30 +100,13 @@ def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[s
     table = TokenTable(vocab_size)
     for text, token_id in vocab.items():
         table.put(token_id, text, TokenType.NORMAL, path)
-    added = document.get("added_tokens") or []
-    if not isinstance(added, list):
-        raise TokenizerError("is not a list", path=path, item="added_tokens")
-    for entry in added:
-        table.put_added(added_token(entry, entry.get("id") if isinstance(entry, dict) else None, path))
-    for token in read_added_tokens(path.parent, tokenizer_config):
+    for token in read_added_tokens(path.parent, tokenizer_config, document):
         table.put_added(token)
     merges = _json_merges(model.get("merges"), vocab, path)
-    return Bpe(table, merges, pre, *_post_processor(document))
+    return Bpe(table, merges, pre)
 
 
-def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
-    """True for each of begin and end if tokenizer.json's template adds a token there."""
-    processor = document.get("post_processor")
-    if not isinstance(processor, dict):
-        return False, False
-    for step in processor.get("processors", [processor]):
-        single = step.get("single") if isinstance(step, dict) else None
-        if isinstance(single, list) and single:
-            return "SpecialToken" in single[0], "SpecialToken" in single[-1]
-    return False, False
-
-
-def _check_model(model: dict[str, Any], document: dict[str, Any], path: Path) -> None:
+def _check_model(model: Mapping[str, Any], document: Mapping[str, Any], path: Path) -> None:
     kind = model.get("type")
     if kind != "BPE" or model.get("byte_fallback"):
         found = "BPE with byte fallback" if kind == "BPE" else repr(kind)
@@ -173,8 +155,10 @@ def _describe(node: Any, path: Path) -> tuple[tuple[str, object], ...]:
 
 
 def _json_merges(merges: Any, vocab: dict[str, int], path: Path) -> list[str]:
-    if not isinstance(merges, list):
-        raise TokenizerError("has no merges", path=path, item="model.merges", hint="fetch this file again")
+    if not isinstance(merges, list) or not merges:
+        raise TokenizerError(
+            "has no merges", path=path, item="model.merges", hint="the engine needs at least one"
+        )
     result = []
     for number, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -203,7 +187,7 @@ def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mappi
     table = TokenTable(vocab_size)
     for text, token_id in vocab.items():
         table.put(token_id, text, TokenType.NORMAL, path)
-    for token in read_added_tokens(folder, tokenizer_config):
+    for token in read_added_tokens(folder, tokenizer_config, {}):
         table.put_added(token)
     return Bpe(table, _text_merges(merges_path, vocab), _pre_of_class(folder, tokenizer_config))
 
@@ -226,14 +210,8 @@ def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
 
 
 def _text_merges(path: Path, vocab: dict[str, int]) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(
-            "is not valid UTF-8", path=path, found=str(error), hint="fetch this file again"
-        ) from None
     merges = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(decode_text(path.read_bytes(), path, TokenizerError).split("\n"), 1):
         line = line.removesuffix("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue

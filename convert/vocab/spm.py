@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceProcessor
 
 from sb_edge.convert.vocab.tokens import TokenTable, TokenType, read_added_tokens
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.text_files import refuse_lfs_pointer
 
 _ADDED_SCORE = -1000.0  # as in llama.cpp's converter
 _UNUSED_SCORE = -10000.0
@@ -35,19 +36,23 @@ class SentencePiece:
     special: dict[str, int]
 
 
-def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> SentencePiece:
+def load_sentencepiece(
+    path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any], document: Mapping[str, Any]
+) -> SentencePiece:
     """Read a tokenizer.model and the tokens that other files in its folder add.
 
     Args:
         path: the tokenizer.model.
         vocab_size: number of tokens of the model.
         tokenizer_config: content of tokenizer_config.json.
+        document: content of tokenizer.json; empty: there is none.
 
     Raises:
         TokenizerError: damaged, larger than the model's vocabulary, or not BPE: the engine merges by score,
             which is exact only for BPE.
     """
     data = path.read_bytes()
+    refuse_lfs_pointer(data, path, TokenizerError)
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)
@@ -63,7 +68,7 @@ def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[st
     for number in range(processor.GetPieceSize()):
         table.put(number, processor.IdToPiece(number), _type(processor, number), path)
         scores[number] = processor.GetScore(number)
-    for token in read_added_tokens(path.parent, tokenizer_config):
+    for token in read_added_tokens(path.parent, tokenizer_config, document):
         text = token.text if token.type == TokenType.CONTROL else token.text.replace(_SPACE, " ")
         table.put(token.token_id, text, token.type, token.path)
         scores[token.token_id] = _ADDED_SCORE

@@ -92,9 +92,9 @@ def _prompt(model: Model, distance: int, trial: int) -> tuple[list[int], list[in
     between: list[int] = []
     while len(between) < distance:
         sentences = [_FILLER[place] for place in rng.permutation(len(_FILLER))]
-        between += model.tokenize(" ".join(sentences) + "\n", add_special=False)
-    after = model.tokenize(_AFTER, add_special=False)
-    answer = model.tokenize(f"{_AFTER} {key}", add_special=False)[len(after) :]
+        between += model.tokenize(" ".join(sentences) + "\n", continues=True)
+    after = model.tokenize(_AFTER, continues=True)
+    answer = model.tokenize(f"{_AFTER} {key}", continues=True)[len(after) :]
     return [*model.tokenize(_BEFORE.format(key=key)), *between[:distance], *after], answer
 
 

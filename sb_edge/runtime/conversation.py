@@ -30,6 +30,15 @@ class ChatTemplate:
     def __init__(self, model: Model) -> None:
         model.require_vocab()
         source = model.chat_template
+        names = model.header.metadata.get("tokenizer.chat_templates")
+        if source is None and isinstance(names, list):
+            raise InferenceError(
+                "has no template of the name default",
+                path=model.path,
+                item="tokenizer.chat_templates",
+                found=", ".join(sorted(map(str, names)))[:200],
+                hint="convert the checkpoint again with the template to use in chat_template.jinja",
+            )
         if source is None:
             raise InferenceError(
                 "has no chat template",

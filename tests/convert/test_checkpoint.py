@@ -138,7 +138,7 @@ def test_file_that_goes_on(golden_copy):
     ("text", "problem"),
     [
         (b"{ ", "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8 text"),
         (b"[]", "not a JSON object"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "a": {}}', "a: is listed twice"),
