@@ -46,7 +46,7 @@ def command(
     """
     with text_session(resolve_gguf(model), loading) as session:
         seen = session.load(load_state) if load_state else []
-        tokens = session.model.tokenize(prompt, continues=bool(seen))
+        tokens = session.model.tokenize(prompt, after=seen[-1] if seen else None)
         generation = Generation(session, tokens, sampling, stopping=stopping)
         for piece in generation:
             click.echo(piece, nl=False)

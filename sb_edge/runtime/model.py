@@ -204,7 +204,7 @@ class Model:
             )
 
     def tokenize(
-        self, text: str, add_special: bool = True, parse_special: bool = True, *, continues: bool = False
+        self, text: str, add_special: bool = True, parse_special: bool = True, *, after: int | None = None
     ) -> list[int]:
         """Text to token ids; never with EOS, because every text here is there to be continued.
 
@@ -212,20 +212,20 @@ class Model:
             text: any Unicode text.
             add_special: begin with BOS where the vocabulary asks for it.
             parse_special: read special tokens written out in the text as themselves.
-            continues: the text follows other text directly, so that neither BOS nor the space that begins the
-                texts of a SentencePiece vocabulary stands before it.
+            after: the token that the text follows, so that neither BOS nor, where that token is text, the
+                space of a SentencePiece vocabulary stands before it; None: the text is the first.
 
         Raises:
             InferenceError: no vocabulary, or a text that UTF-8 cannot hold.
         """
         self.require_vocab()
-        tokens = self.tokenization.encode(text, parse_special=parse_special, continues=continues)
-        return [*self._first(add_special and not continues), *tokens]
+        tokens = self.tokenization.encode(text, parse_special=parse_special, after=after)
+        return [*self._first(add_special and after is None), *tokens]
 
-    def tokenize_marked(self, text: str, *, continues: bool = False) -> list[int]:
+    def tokenize_marked(self, text: str, *, after: int | None = None) -> list[int]:
         """Token ids of a chat that `ChatTemplate` rendered; arguments and errors as `tokenize`."""
-        tokens = self.tokenization.encode(text, parse_special=True, continues=continues, is_marked=True)
-        return [*self._first(not continues), *tokens]
+        tokens = self.tokenization.encode(text, parse_special=True, after=after, is_marked=True)
+        return [*self._first(after is None), *tokens]
 
     def _first(self, add_special: bool) -> list[int]:
         bos = self.special_token("bos")

@@ -21,6 +21,7 @@ SPACE_PREFIX_KEY = "tokenizer.ggml.add_space_prefix"
 
 _UNKNOWN, _UNUSED, _CONTROL, _USER_DEFINED = 1, 2, 8, 16
 """llama.cpp's attributes of tokens."""
+_SPECIAL = _UNKNOWN | _CONTROL | _USER_DEFINED
 
 
 class Tokenization:
@@ -64,14 +65,14 @@ class Tokenization:
         return int(library().llama_vocab_get_attr(self._vocab, token))
 
     def encode(
-        self, text: str, *, parse_special: bool, continues: bool = False, is_marked: bool = False
+        self, text: str, *, parse_special: bool, after: int | None = None, is_marked: bool = False
     ) -> list[int]:
         """Tokens of a text, without special tokens around it.
 
         Args:
             text: any Unicode text.
             parse_special: read control tokens written out in the text as themselves.
-            continues: the text follows other text without a break.
+            after: the token that the text follows; None: it is the first text.
             is_marked: what `plain_text.marked` has marked is no control token.
 
         Raises:
@@ -80,7 +81,7 @@ class Tokenization:
         if not (self._is_spm or self._normalizer or is_marked):
             return self._engine_tokens(text, parse_special)
         tokens: list[int] = []
-        follows_text = continues
+        follows_text = after is not None and not self._attributes(after) & _SPECIAL
         for part in self._parts(text, parse_special):
             if isinstance(part, int):
                 tokens.append(part)
@@ -107,7 +108,7 @@ class Tokenization:
         found = []
         for token in range(lib.llama_vocab_n_tokens(self._vocab)):
             attributes = self._attributes(token)
-            if attributes & (_CONTROL | _UNKNOWN | _USER_DEFINED):
+            if attributes & _SPECIAL:
                 text = (lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
                 found.append((text, token, not attributes & _USER_DEFINED))
         return sorted(found, key=lambda special: -len(special[0].encode()))
