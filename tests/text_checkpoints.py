@@ -107,7 +107,7 @@ def around(before: Sequence[tuple[str, int]] = (), after: Sequence[tuple[str, in
 
 
 def sentencepiece_model(folder: Path, lines: Sequence[str], size: int = SIZE, **options: Any) -> None:
-    """Train a tokenizer.model, with byte pieces and without normalization unless `options` say otherwise."""
+    """Train a tokenizer.model, with byte tokens and without normalization unless `options` say otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"byte_fallback": True, "normalization_rule_name": "identity", "model_type": "bpe"}
     sentencepiece.SentencePieceTrainer.train(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sb_edge.arch.text_normalizer import UNICODE_STEPS
 from sb_edge.convert.vocab.tokens import (
     TokenTable,
     TokenType,
@@ -31,7 +32,9 @@ _PRE_TOKENIZERS = {
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
-_TOKENIZER_CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
+_TOKENIZER_CLASSES = {"Qwen2Tokenizer": ("qwen2", ("NFC",)), "GPT2Tokenizer": ("gpt-2", ())}
+"""Pre-tokenizer and normalization of transformers' tokenizer classes."""
+
 _SUPPORTED = "the pre-tokenizer of qwen2, llama-bpe, smollm or gpt-2"
 
 
@@ -61,11 +64,13 @@ class Bpe:
         table: the tokens.
         merges: "left right" pairs, by rank.
         pre: `tokenizer.ggml.pre`.
+        normalizer: steps of the normalization, names of `UNICODE_STEPS`.
     """
 
     table: TokenTable
     merges: list[str]
     pre: str
+    normalizer: tuple[str, ...]
 
 
 def load_tokenizer_json(
@@ -103,7 +108,7 @@ def load_tokenizer_json(
     for token in read_added_tokens(path.parent, tokenizer_config, document):
         table.put_added(token)
     merges = _json_merges(model.get("merges"), vocab, path)
-    return Bpe(table, merges, pre)
+    return Bpe(table, merges, pre, _normalizer(document.get("normalizer"), path))
 
 
 def _check_model(model: Mapping[str, Any], document: Mapping[str, Any], path: Path) -> None:
@@ -120,16 +125,25 @@ def _check_model(model: Mapping[str, Any], document: Mapping[str, Any], path: Pa
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise TokenizerError("is not supported", path=path, item=f"model.{key}", found=repr(model[key]))
-    normalizer = document.get("normalizer")
-    # The engine leaves Qwen2's NFC to its caller; other normalizers would change the tokens.
-    if normalizer is not None and (not isinstance(normalizer, dict) or normalizer.get("type") != "NFC"):
+
+
+def _normalizer(node: Any, path: Path) -> tuple[str, ...]:
+    """Steps of tokenizer.json's normalizer, names of `UNICODE_STEPS`."""
+    if node is None:
+        return ()
+    kind = node.get("type") if isinstance(node, dict) else None
+    if kind in UNICODE_STEPS:
+        return (str(kind),)
+    steps = node.get("normalizers") if kind == "Sequence" else None
+    if not isinstance(steps, list) or any(isinstance(step, dict) and "normalizers" in step for step in steps):
         raise TokenizerError(
-            "is not known to the engine",
+            "is not supported",
             path=path,
             item="normalizer",
-            found=str(normalizer)[:200],
-            expected="none or NFC",
+            found=str(node)[:200],
+            expected=f"none, or of {', '.join(UNICODE_STEPS)}",
         )
+    return tuple(name for step in steps for name in _normalizer(step, path))
 
 
 def _describe(node: Any, path: Path) -> tuple[tuple[str, object], ...]:
@@ -189,15 +203,15 @@ def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mappi
         table.put(token_id, text, TokenType.NORMAL, path)
     for token in read_added_tokens(folder, tokenizer_config, {}):
         table.put_added(token)
-    return Bpe(table, _text_merges(merges_path, vocab), _pre_of_class(folder, tokenizer_config))
+    return Bpe(table, _text_merges(merges_path, vocab), *_parts_of_class(folder, tokenizer_config))
 
 
-def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
-    """The pre-tokenizer of the tokenizer's class, as these files name none; without a class: Qwen2's."""
+def _parts_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Pre-tokenizer and normalization of the tokenizer's class, absent from these files; else Qwen2's."""
     path = folder / "tokenizer_config.json"
     name = tokenizer_config.get("tokenizer_class") or "Qwen2Tokenizer"
-    pre = _TOKENIZER_CLASSES.get(str(name).removesuffix("Fast"))
-    if pre is None:
+    parts = _TOKENIZER_CLASSES.get(str(name).removesuffix("Fast"))
+    if parts is None:
         raise TokenizerError(
             "is not known to the engine",
             path=path,
@@ -206,7 +220,7 @@ def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
             expected=" or ".join(_TOKENIZER_CLASSES),
             hint="add a tokenizer.json, which describes the pre-tokenizer, to the folder",
         )
-    return pre
+    return parts
 
 
 def _text_merges(path: Path, vocab: dict[str, int]) -> list[str]:

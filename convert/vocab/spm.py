@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 
+from sb_edge.arch.text_normalizer import SENTENCEPIECE_RULES, WHITESPACE
 from sb_edge.convert.vocab.tokens import TokenTable, TokenType, read_added_tokens
 from sb_edge.util.errors import TokenizerError
 from sb_edge.util.text_files import refuse_lfs_pointer
@@ -28,12 +29,14 @@ class SentencePiece:
         scores: log probability or rank of each token.
         add_space_prefix: a space is added before the text.
         special: numbers of bos, eos, unk and pad in the model.
+        normalizer: steps of the normalization: one of `SENTENCEPIECE_RULES`, `WHITESPACE`.
     """
 
     table: TokenTable
     scores: list[float]
     add_space_prefix: bool
     special: dict[str, int]
+    normalizer: tuple[str, ...]
 
 
 def load_sentencepiece(
@@ -57,12 +60,20 @@ def load_sentencepiece(
     try:
         processor.LoadFromSerializedProto(data)
         kind = _KINDS.get(_model_type(data), "unknown")
+        normalizer = _normalizer(data)
     except (RuntimeError, OSError, ValueError) as error:
         raise TokenizerError(
             "is not a SentencePiece model", path=path, found=str(error), hint="fetch this file again"
         ) from None
     if kind != "bpe":
         raise TokenizerError("has an unsupported type", path=path, found=kind, expected="bpe")
+    if normalizer is None:
+        raise TokenizerError(
+            "has a normalization of its own, which is not supported",
+            path=path,
+            item="normalizer_spec",
+            expected=f"identity or {', '.join(SENTENCEPIECE_RULES)}",
+        )
     table = TokenTable(vocab_size)
     scores = [_UNUSED_SCORE] * vocab_size
     for number in range(processor.GetPieceSize()):
@@ -80,7 +91,8 @@ def load_sentencepiece(
     }
     special = {name: number for name, number in numbers.items() if number >= 0}
     pieces = processor.EncodeAsPieces("a")
-    return SentencePiece(table, scores, bool(pieces) and pieces[0].startswith(_SPACE), special)
+    has_prefix = bool(pieces) and pieces[0].startswith(_SPACE)
+    return SentencePiece(table, scores, has_prefix, special, normalizer)
 
 
 def _type(processor: SentencePieceProcessor, number: int) -> TokenType:
@@ -99,6 +111,24 @@ def _model_type(data: bytes) -> int:
         if field == 2 and isinstance(value, bytes):
             return next((kind for inner, kind in _fields(value) if inner == 3 and isinstance(kind, int)), 1)
     return 1
+
+
+def _normalizer(data: bytes) -> tuple[str, ...] | None:
+    """Steps of the normalization; None for rules that are not built into SentencePiece.
+
+    Fields of ModelProto (sentencepiece_model.proto): 3 normalizer_spec, in which 2 is precompiled_charsmap
+    and 4 remove_extra_whitespaces (default true).
+    """
+    spec = next((dict(_fields(value)) for field, value in _fields(data) if field == 3 and value), {})
+    rules = [name for name in SENTENCEPIECE_RULES if _charsmap(name) == spec.get(2)] if spec.get(2) else [""]
+    if not rules:
+        return None
+    return tuple(filter(None, (rules[0], WHITESPACE if spec.get(4, 1) else "")))
+
+
+def _charsmap(rule: str) -> int | bytes | None:
+    """precompiled_charsmap of a rule that is built into SentencePiece."""
+    return dict(_fields(SentencePieceNormalizer(rule_name=rule).serialized_normalizer_spec())).get(2)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 
 from sb_edge.arch.config import SpikingBrainConfig
+from sb_edge.arch.text_normalizer import NORMALIZER_KEY, normalizer_value
 from sb_edge.convert.vocab.bpe import load_tokenizer_json, load_vocab_and_merges
 from sb_edge.convert.vocab.chat_template import ChatTemplate, read_chat_template
 from sb_edge.convert.vocab.special_tokens import special_tokens, tokens_before_text
@@ -30,6 +31,7 @@ class Vocabulary:
         table: tokens with types and numbers.
         scores: scores of the tokens; only SentencePiece.
         merges: "left right" pairs, by rank; only BPE.
+        normalizer: steps of the normalization of texts, as in `text_normalizer`.
         special: token number by "bos", "eos", "eot", "eom", "unk", "pad".
         add_bos: a prompt begins with the bos token.
         add_space_prefix: a prompt begins with a space; only SentencePiece.
@@ -39,6 +41,7 @@ class Vocabulary:
     model: str
     pre: str
     table: TokenTable
+    normalizer: tuple[str, ...]
     special: dict[str, int]
     add_bos: bool
     scores: list[float] | None = None
@@ -77,6 +80,7 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
             "llama",
             "default",
             spm.table,
+            spm.normalizer,
             special,
             add_bos,
             scores=spm.scores,
@@ -84,7 +88,16 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
             chat_template=template,
         )
     assert bpe is not None
-    return Vocabulary("gpt2", bpe.pre, bpe.table, special, add_bos, merges=bpe.merges, chat_template=template)
+    return Vocabulary(
+        "gpt2",
+        bpe.pre,
+        bpe.table,
+        bpe.normalizer,
+        special,
+        add_bos,
+        merges=bpe.merges,
+        chat_template=template,
+    )
 
 
 def _bos(
@@ -104,7 +117,7 @@ def _bos(
         tokenizer_config: content of tokenizer_config.json.
         document: content of tokenizer.json; empty: there is none.
         path: the tokenizer.json, for messages.
-        by_default: whether a text begins with bos if no file says so.
+        by_default: whether a text begins with bos where the files leave it open.
     """
     if document.get("post_processor") is None and (by_default or not document):
         flag = tokenizer_config.get("add_bos_token")
@@ -135,6 +148,7 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | None) -> No
         return
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_string(NORMALIZER_KEY, normalizer_value(vocabulary.normalizer))
     writer.add_token_list(vocabulary.table.texts)
     writer.add_token_types([int(kind) for kind in vocabulary.table.types])
     if vocabulary.scores is not None:

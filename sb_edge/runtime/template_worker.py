@@ -26,7 +26,7 @@ MAX_TEXT = 1 << 24
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}, which marks answers for training: renders what is inside."""
+    """{% generation %} ... {% endgeneration %}, a mark of answers for training: renders its content."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 

@@ -1,4 +1,4 @@
-"""Text to tokens as the tokenizer's own library cuts it: what the engine leaves to its caller.
+"""Text to tokens as the tokenizer's own library cuts it: the parts that the engine leaves to its caller.
 
 The engine applies no Unicode normalization, puts a space before every text of a SentencePiece vocabulary,
 even one that continues another, ends the process at a character that such a vocabulary lacks, and takes
@@ -8,10 +8,11 @@ tokens 11, 1 and 2 for bos and eos where a file names none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
+from sb_edge.arch.text_normalizer import read_normalizer
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.runtime.binding import library
 from sb_edge.runtime.plain_text import unmarked
@@ -34,6 +35,7 @@ class Tokenization:
 
     def __init__(self, vocab: Any, header: GgufHeader) -> None:
         self._vocab = vocab
+        self._header = header
         self._keys = header.metadata
         self._is_spm = is_sentencepiece(header)
         self._space_prefix = self._is_spm and self._keys.get(SPACE_PREFIX_KEY, True) is not False
@@ -73,12 +75,13 @@ class Tokenization:
             text: any Unicode text.
             parse_special: read control tokens written out in the text as themselves.
             after: the token that the text follows; None: it is the first text.
-            is_marked: what `plain_text.marked` has marked is no control token.
+            is_marked: control tokens with a mark of `plain_text.marked` are text.
 
         Raises:
             InferenceError: a surrogate, which no UTF-8 text can hold.
         """
-        if not (self._is_spm or self._normalizer or is_marked):
+        _require_unicode(text)
+        if not self._is_spm and not is_marked and self._normalized(text, False) == text:
             return self._engine_tokens(text, parse_special)
         tokens: list[int] = []
         follows_text = after is not None and not self._attributes(after) & _SPECIAL
@@ -87,10 +90,8 @@ class Tokenization:
                 tokens.append(part)
                 follows_text = False
                 continue
-            plain = unmarked(part) if is_marked else part
-            if self._normalizer:
-                plain = self._normalizer(plain)
-            if self._space_prefix and not follows_text:
+            plain = self._normalized(unmarked(part) if is_marked else part, follows_text)
+            if self._space_prefix and not follows_text and plain:
                 plain = " " + plain
             tokens += self._known_tokens(plain)
             follows_text = True
@@ -142,16 +143,18 @@ class Tokenization:
         return re.compile(f"([^{known}]+)", re.DOTALL)
 
     @cached_property
-    def _normalizer(self) -> None:
-        return None
+    def _normalizer(self) -> Callable[[str], str] | None:
+        return read_normalizer(self._header)
+
+    def _normalized(self, text: str, follows_text: bool) -> str:
+        if self._normalizer is None:
+            return text
+        # A space at the start of a text may be removed, but not one between two texts.
+        return self._normalizer("." + text)[1:] if follows_text else self._normalizer(text)
 
     def _engine_tokens(self, text: str, parse_special: bool) -> list[int]:
         lib = library()
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            found = repr(text[error.start : error.end])[:40]
-            raise InferenceError("the text is not valid Unicode", found=found) from None
+        data = text.encode("utf-8")
         size = len(data) + 16
         while True:
             tokens = (lib.llama_token * size)()
@@ -164,6 +167,14 @@ class Tokenization:
 def is_sentencepiece(header: GgufHeader) -> bool:
     """True for a GGUF with a SentencePiece vocabulary."""
     return header.metadata.get("tokenizer.ggml.model") == "llama"
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = repr(text[error.start : error.end])[:40]
+        raise InferenceError("the text is not valid Unicode", found=found) from None
 
 
 def _split(part: str | int, special: str, token: int) -> Iterator[str | int]:
