@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sb_edge.evaluate.perplexity import text_tokens
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import SpikeError
 
@@ -40,7 +41,7 @@ def cut_text(model: Path, text: str, name: str, max_tokens: int = DEFAULT_TOKENS
         SpikeError: fewer than `MIN_TOKENS` tokens.
     """
     with Model(model, vocab_only=True) as vocabulary:
-        return require_length(Text(name, tuple(vocabulary.tokenize(text)[:max_tokens])))
+        return require_length(Text(name, tuple(text_tokens(vocabulary, text, max_tokens))))
 
 
 def require_length(text: Text) -> Text:

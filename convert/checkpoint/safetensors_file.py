@@ -18,6 +18,7 @@ import numpy as np
 
 from sb_edge.util.errors import CheckpointError
 from sb_edge.util.json_files import parse_json_object
+from sb_edge.util.text_files import refuse_lfs_pointer
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -86,6 +87,8 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
+        refuse_lfs_pointer(file.read(64), path, CheckpointError)
+        file.seek(0)
         prefix = file.read(8)
         if len(prefix) < 8:
             raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +85,7 @@ class Model:
         )
         params.kv_overrides = overrides
         clear_log()
-        self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
+        self.handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.handle:
             raise GgufError(
                 "the engine cannot load it",
@@ -220,16 +221,18 @@ class Model:
         """
         self.require_vocab()
         tokens = self.tokenization.encode(text, parse_special=parse_special, after=after)
-        return [*self._first(add_special and after is None), *tokens]
+        return [*(self.first_tokens if add_special and after is None else []), *tokens]
 
     def tokenize_marked(self, text: str, *, after: int | None = None) -> list[int]:
         """Token ids of a chat that `ChatTemplate` rendered; arguments and errors as `tokenize`."""
         tokens = self.tokenization.encode(text, parse_special=True, after=after, is_marked=True)
-        return [*self._first(after is None), *tokens]
+        return [*(self.first_tokens if after is None else []), *tokens]
 
-    def _first(self, add_special: bool) -> list[int]:
+    @property
+    def first_tokens(self) -> list[int]:
+        """The tokens that every text begins with: BOS where the vocabulary asks for it."""
         bos = self.special_token("bos")
-        return [bos] if add_special and self.adds_bos and bos is not None else []
+        return [bos] if self.adds_bos and bos is not None else []
 
     @cached_property
     def tokenization(self) -> Tokenization:

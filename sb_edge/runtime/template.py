@@ -12,6 +12,7 @@ from typing import Any
 from sb_edge.runtime import template_worker
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.plain_text import marked
+from sb_edge.runtime.tokenization import require_unicode
 from sb_edge.util.errors import InferenceError
 
 Message = dict[str, str]
@@ -71,6 +72,8 @@ class ChatTemplate:
             for name, number in numbers.items()
             if number is not None
         }
+        for message in messages:
+            require_unicode(message["content"])
         plain = [
             message | {"content": marked(message["content"], model.tokenization.control_texts)}
             for message in messages

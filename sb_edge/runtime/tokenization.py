@@ -80,7 +80,7 @@ class Tokenization:
         Raises:
             InferenceError: a surrogate, which no UTF-8 text can hold.
         """
-        _require_unicode(text)
+        require_unicode(text)
         if not self._is_spm and not is_marked and self._normalized(text, False) == text:
             return self._engine_tokens(text, parse_special)
         tokens: list[int] = []
@@ -169,12 +169,17 @@ def is_sentencepiece(header: GgufHeader) -> bool:
     return header.metadata.get("tokenizer.ggml.model") == "llama"
 
 
-def _require_unicode(text: str) -> None:
+def require_unicode(text: str) -> None:
+    """Refuse a text that UTF-8 cannot hold, as bytes that are not UTF-8 make one on a command line.
+
+    Raises:
+        InferenceError: it has half a surrogate pair.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         found = repr(text[error.start : error.end])[:40]
-        raise InferenceError("the text is not valid Unicode", found=found) from None
+        raise InferenceError("the text is not valid UTF-8", found=found) from None
 
 
 def _split(part: str | int, special: str, token: int) -> Iterator[str | int]:

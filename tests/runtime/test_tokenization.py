@@ -168,5 +168,5 @@ def test_unknown_characters_of_a_vocabulary_without_bytes(tmp_path: Path) -> Non
 
 def test_half_a_surrogate_pair_is_refused(spm: Model) -> None:
     for text in ("\ud800", "caf\udce9"):
-        with pytest.raises(InferenceError, match="the text is not valid Unicode"):
+        with pytest.raises(InferenceError, match="the text is not valid UTF-8"):
             spm.tokenize(text)
