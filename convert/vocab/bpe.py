@@ -22,38 +22,51 @@ _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
-_PRE_TOKENIZERS = {
-    (("split", _QWEN2), ("bytes", False)): "qwen2",
-    (("split", _LLAMA3), ("bytes", False)): "llama-bpe",
-    (("digits", True), ("bytes", True)): "smollm",
-    (("bytes", True),): "gpt-2",
-}
-"""The engine's name (`tokenizer.ggml.pre`) of a pre-tokenizer in tokenizer.json."""
+Steps = tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """A pre-tokenizer of the engine (`tokenizer.ggml.pre`), and what the engine ties to its name.
+
+    Attributes:
+        steps: kind and setting of each step.
+        ignore_merges: a word that is a token is not built by merges.
+        add_bos: a text begins with bos if the GGUF does not say.
+    """
+
+    steps: Steps
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The pre-tokenizer of a tokenizer.json."""
+        nodes: list[dict[str, Any]] = []
+        for kind, value in self.steps:
+            if kind == "split":
+                pattern = {"Regex": value}
+                nodes.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+            elif kind == "digits":
+                nodes.append({"type": "Digits", "individual_digits": value})
+            else:
+                nodes.append({**_BYTES, "use_regex": value})
+        return {"type": "Sequence", "pretokenizers": nodes}
+
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+_LLAMA3_STEPS = (("split", _LLAMA3), ("bytes", False))
+
+PRE_TOKENIZERS = {
+    "qwen2": PreTokenizer((("split", _QWEN2), ("bytes", False))),
+    "llama-bpe": PreTokenizer(_LLAMA3_STEPS, ignore_merges=True, add_bos=True),
+    "smaug-bpe": PreTokenizer(_LLAMA3_STEPS),
+    "smollm": PreTokenizer((("digits", True), ("bytes", True))),
+    "gpt-2": PreTokenizer((("bytes", True),)),
+}
+"""Pre-tokenizers by their names in the engine; other names that the engine has for the same are not read."""
 
 _TOKENIZER_CLASSES = {"Qwen2Tokenizer": ("qwen2", ("NFC",)), "GPT2Tokenizer": ("gpt-2", ())}
 """Pre-tokenizer and normalization of transformers' tokenizer classes."""
-
-_SUPPORTED = "the pre-tokenizer of qwen2, llama-bpe, smollm or gpt-2"
-
-
-def pre_tokenizer_json(pre: str) -> dict[str, Any] | None:
-    """The pre-tokenizer of tokenizer.json for a `tokenizer.ggml.pre`; None if it is unknown."""
-    steps = next((steps for steps, name in _PRE_TOKENIZERS.items() if name == pre), None)
-    if steps is None:
-        return None
-    nodes: list[dict[str, Any]] = []
-    for kind, value in steps:
-        if kind == "split":
-            nodes.append(
-                {"type": "Split", "pattern": {"Regex": value}, "behavior": "Isolated", "invert": False}
-            )
-        elif kind == "digits":
-            nodes.append({"type": "Digits", "individual_digits": value})
-        else:
-            nodes.append({**_BYTES, "use_regex": value})
-    return {"type": "Sequence", "pretokenizers": nodes}
 
 
 @dataclass(frozen=True)
@@ -92,15 +105,7 @@ def load_tokenizer_json(
     if not isinstance(model, dict):
         raise TokenizerError("has no model", path=path, item="model", hint="fetch this file again")
     _check_model(model, document, path)
-    pre = _PRE_TOKENIZERS.get(_describe(document.get("pre_tokenizer"), path))
-    if pre is None:
-        raise TokenizerError(
-            "is not known to the engine",
-            path=path,
-            item="pre_tokenizer",
-            found=str(document.get("pre_tokenizer"))[:200],
-            expected=_SUPPORTED,
-        )
+    pre = _pre_of(document, bool(model.get("ignore_merges")), path)
     vocab = read_vocab_map(model.get("vocab"), path)
     table = TokenTable(vocab_size)
     for text, token_id in vocab.items():
@@ -109,6 +114,30 @@ def load_tokenizer_json(
         table.put_added(token)
     merges = _json_merges(model.get("merges"), vocab, path)
     return Bpe(table, merges, pre, _normalizer(document.get("normalizer"), path))
+
+
+def _pre_of(document: Mapping[str, Any], ignore_merges: bool, path: Path) -> str:
+    """The engine's name of a tokenizer.json's pre-tokenizer."""
+    steps = _describe(document.get("pre_tokenizer"), path)
+    names = [name for name, known in PRE_TOKENIZERS.items() if known.steps == steps]
+    if not names:
+        raise TokenizerError(
+            "is not known to the engine",
+            path=path,
+            item="pre_tokenizer",
+            found=str(document.get("pre_tokenizer"))[:200],
+            expected=f"the pre-tokenizer of {', '.join(PRE_TOKENIZERS)}",
+        )
+    for name in names:
+        if PRE_TOKENIZERS[name].ignore_merges == ignore_merges:
+            return name
+    raise TokenizerError(
+        "is not supported with this pre-tokenizer",
+        path=path,
+        item="model.ignore_merges",
+        found=ignore_merges,
+        expected=f"{not ignore_merges}, as the engine has it for {names[0]}",
+    )
 
 
 def _check_model(model: Mapping[str, Any], document: Mapping[str, Any], path: Path) -> None:
@@ -146,8 +175,8 @@ def _normalizer(node: Any, path: Path) -> tuple[str, ...]:
     return tuple(name for step in steps for name in _normalizer(step, path))
 
 
-def _describe(node: Any, path: Path) -> tuple[tuple[str, object], ...]:
-    """A pre-tokenizer as a key of `_PRE_TOKENIZERS`; other settings make it unknown."""
+def _describe(node: Any, path: Path) -> Steps:
+    """A pre-tokenizer as `PreTokenizer.steps`; other settings make it unknown."""
     if not isinstance(node, dict):
         return ()
     kind = node.get("type")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from sb_edge.arch.config import ARCH
 from sb_edge.gguf.reader import GgufHeader
@@ -38,14 +37,16 @@ UNICODE_STEPS: dict[str, Step] = {
 SENTENCEPIECE_RULES = ("nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 """Built-in rules of SentencePiece."""
 
+_SENTENCEPIECE_STEPS = {*SENTENCEPIECE_RULES, WHITESPACE}
+
 
 def normalizer_value(steps: Sequence[str]) -> str:
     """The value of `NORMALIZER_KEY` for these steps."""
     return "+".join(steps) or NONE
 
 
-def read_normalizer(header: GgufHeader) -> Step | None:
-    """The normalization of a model's texts; None if there is none.
+def normalizer_steps(header: GgufHeader) -> list[str]:
+    """Names of the steps of a model's normalization.
 
     A file without the key has none, except one with the pre-tokenizer of Qwen2, whose models all use NFC.
 
@@ -56,15 +57,24 @@ def read_normalizer(header: GgufHeader) -> Step | None:
     is_qwen2 = keys.get("tokenizer.ggml.model") == "gpt2" and keys.get("tokenizer.ggml.pre") == "qwen2"
     value = keys.get(NORMALIZER_KEY, "NFC" if is_qwen2 else NONE)
     names = [] if value == NONE else str(value).split("+")
-    if names and names[0] in (*SENTENCEPIECE_RULES, WHITESPACE):
-        rule = names[0] if names[0] != WHITESPACE else "identity"
-        if names[1:] in ([], [WHITESPACE]):
-            return _sentencepiece(rule, WHITESPACE in names)
-    unknown = [name for name in names if name not in UNICODE_STEPS]
-    if unknown:
+    known = UNICODE_STEPS.keys() if names[:1] and names[0] in UNICODE_STEPS else _SENTENCEPIECE_STEPS
+    if not known >= set(names) or len(set(names)) < len(names):
         raise GgufError(
-            "unknown normalization", path=Path(header.files[0]), item=NORMALIZER_KEY, found=repr(value)[:80]
+            "unknown normalization", path=header.files[0], item=NORMALIZER_KEY, found=repr(value)[:80]
         )
+    return names
+
+
+def read_normalizer(header: GgufHeader) -> Step | None:
+    """The normalization of a model's texts; None if there is none.
+
+    Raises:
+        GgufError: an unknown step.
+    """
+    names = normalizer_steps(header)
+    if names and names[0] not in UNICODE_STEPS:
+        rule = next((name for name in names if name != WHITESPACE), "identity")
+        return _sentencepiece(rule, removes_whitespace=WHITESPACE in names)
     steps = [UNICODE_STEPS[name] for name in names]
     return (lambda text: _apply(steps, text)) if steps else None
 
@@ -75,7 +85,7 @@ def _apply(steps: Sequence[Step], text: str) -> str:
     return text
 
 
-def _sentencepiece(rule: str, removes_whitespace: bool) -> Step:
+def _sentencepiece(rule: str, *, removes_whitespace: bool) -> Step:
     from sentencepiece import SentencePieceNormalizer
 
     normalizer = SentencePieceNormalizer(

@@ -57,6 +57,7 @@ def train(pre: str = "qwen2") -> Tokenizer:
         vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.model.ignore_merges = pre == "llama-bpe"
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens(["<tool_call>"])
     return tokenizer
