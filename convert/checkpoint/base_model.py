@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sb_edge.arch.config import PositiveInt, read_config_json, rotary_settings
 from sb_edge.convert.checkpoint.folder import read_tensor_table
-from sb_edge.convert.checkpoint.safetensors_file import TensorInfo, read_tensor
+from sb_edge.convert.checkpoint.safetensors_file import HEAD, TIED_HINT, TensorInfo, read_tensor, require_tied
 from sb_edge.convert.vocab.export import copy_tokenizer, write_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.gguf.reader import GgufHeader, read_header
@@ -126,7 +126,8 @@ class BaseModelReader(ABC):
         """
         stored = self._names.of(name)
         if stored not in self._stored:
-            raise CheckpointError("a tensor is missing", path=self.path, item=stored)
+            hint = TIED_HINT if name == HEAD else None
+            raise CheckpointError("a tensor is missing", path=self.path, item=stored, hint=hint)
         found = tuple(self._stored[stored].shape)
         if found != expected:
             raise CheckpointError(
@@ -159,6 +160,9 @@ class HuggingFaceBase(BaseModelReader):
             _Names(0, "model.layers.{}."),
             read_tensor_table(folder),
         )
+        embeddings = self._stored.get("model.embed_tokens.weight")
+        if self.shape.tie_word_embeddings and HEAD in self._stored and embeddings is not None:
+            require_tied(self._stored[HEAD], embeddings)
 
     def _ignored(self) -> set[str]:
         # Old versions of transformers stored it; it follows from the config.

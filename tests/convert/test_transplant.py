@@ -257,6 +257,42 @@ def test_a_gguf_with_plain_rotary_embeddings_is_taken(tmp_path: Path, keys: dict
     assert transplant(tmp_path / "base.gguf", tmp_path / "student").config.rope_theta == 100000
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_adapter_in_the_folder_is_refused(tmp_path: Path, name: str, alone: bool) -> None:
+    base = make_base(tmp_path / "base")
+    (base / "model.safetensors").rename(base / name)
+    if not alone:
+        save_file(weights(), base / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}: belongs to a PEFT adapter.*; merge the adapter"):
+        transplant(base, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_stored_output_that_is_the_embeddings_is_taken(tmp_path: Path) -> None:
+    tensors = weights()
+    embeddings = tensors["model.embed_tokens.weight"]
+    base = make_base(tmp_path / "base", tensors | {"lm_head.weight": embeddings.copy()})
+    transplant(base, tmp_path / "student", dtype="f32")
+    student = Checkpoint.open(tmp_path / "student")
+    assert student.config.tie_word_embeddings and "lm_head.weight" not in student.names
+    np.testing.assert_array_equal(student.read("model.embeddings.weight"), embeddings)
+
+
+@pytest.mark.parametrize("shape", [(VOCAB, HIDDEN), (VOCAB - 1, HIDDEN), (HIDDEN,), ()])
+def test_another_output_than_the_embeddings_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    other = {"lm_head.weight": np.ones(shape, np.float32)}
+    base = make_base(tmp_path / "base", weights() | other)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: differs from the embeddings.*set tie_word"):
+        transplant(base, tmp_path / "student")
+
+
+def test_a_missing_output_has_a_hint(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: .*set tie_word_embeddings to true"):
+        transplant(base, tmp_path / "student")
+
+
 def without(name: str) -> dict[str, np.ndarray]:
     return {key: values for key, values in weights().items() if key != name}
 
