@@ -28,11 +28,7 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Cha
     """
     files = {"default": folder / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    found = [
-        {"name": name, "template": decode_text(file.read_bytes(), file, TokenizerError)}
-        for name, file in files.items()
-        if file.is_file()
-    ]
+    found = [{"name": name, "template": _read(file)} for name, file in files.items() if file.is_file()]
     if found:
         return found[0]["template"] if [each["name"] for each in found] == ["default"] else found
     template = tokenizer_config.get("chat_template")
@@ -49,6 +45,12 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Cha
             expected="Jinja text",
         )
     return template or None
+
+
+def _read(file: Path) -> str:
+    """A template with the line ends that Python's text mode, and so transformers, makes of it."""
+    text = decode_text(file.read_bytes(), file, TokenizerError)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def template_text(template: ChatTemplate | None) -> str:

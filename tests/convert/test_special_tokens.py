@@ -221,6 +221,12 @@ def test_the_file_of_the_chat_template_wins(tmp_path: Path) -> None:
     assert text == "FROM FILE <|im_start|>user\nx<|im_end|>\n"
 
 
+def test_line_ends_of_windows_in_a_chat_template(tmp_path: Path) -> None:
+    chat_folder(tmp_path, tokenizer_config_json=CHAT)
+    (tmp_path / "chat_template.jinja").write_bytes(TURN.replace("\n", "\r\n").encode())
+    assert load_vocabulary(tmp_path, tiny_config()).chat_template == TURN
+
+
 def test_templates_with_names_and_no_default_are_listed(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T " + TURN}, {"name": "rag", "template": "R " + TURN}]
     chat_folder(tmp_path, tokenizer_config_json=CHAT | {"chat_template": named})
