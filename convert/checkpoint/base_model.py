@@ -15,6 +15,7 @@ from sb_edge.arch.config import PositiveInt, read_config_json, rotary_settings
 from sb_edge.convert.checkpoint.folder import read_tensor_table
 from sb_edge.convert.checkpoint.safetensors_file import HEAD, TIED_HINT, TensorInfo, read_tensor, require_tied
 from sb_edge.convert.vocab.export import copy_tokenizer, write_tokenizer
+from sb_edge.convert.vocab.tokens import read_tokenizer_file
 from sb_edge.gguf.floats import to_float32
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.values import tensor_values
@@ -154,6 +155,9 @@ class HuggingFaceBase(BaseModelReader):
 
     def __init__(self, folder: Path) -> None:
         document = _read_config(folder / "config.json")
+        # Every token that ends an answer, as in transformers.
+        ends = read_tokenizer_file(folder / "generation_config.json").get("eos_token_id")
+        document |= {} if ends is None else {"eos_token_id": ends}
         super().__init__(
             folder,
             _shape_of_config(document, folder / "config.json"),

@@ -48,7 +48,7 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Cha
 
 
 def _read(file: Path) -> str:
-    """A template with the line ends that Python's text mode, and so transformers, makes of it."""
+    """Read a template as in text mode, which transformers uses: every line ends in a newline alone."""
     text = decode_text(file.read_bytes(), file, TokenizerError)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

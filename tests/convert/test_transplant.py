@@ -293,6 +293,15 @@ def test_a_missing_output_has_a_hint(tmp_path: Path) -> None:
         transplant(base, tmp_path / "student")
 
 
+def test_every_end_of_an_answer_is_kept(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", eos_token_id=7)
+    (base / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert transplant(base, tmp_path / "student").config.eos_token_id == [7, 9]
+    (base / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        transplant(base, tmp_path / "other")
+
+
 def without(name: str) -> dict[str, np.ndarray]:
     return {key: values for key, values in weights().items() if key != name}
 
