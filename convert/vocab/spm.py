@@ -119,7 +119,8 @@ def _normalizer(data: bytes) -> tuple[str, ...] | None:
     Fields of ModelProto (sentencepiece_model.proto): 3 normalizer_spec, in which 2 is precompiled_charsmap
     and 4 remove_extra_whitespaces (default true).
     """
-    spec = next((dict(_fields(value)) for field, value in _fields(data) if field == 3 and value), {})
+    specs = [value for field, value in _fields(data) if field == 3 and isinstance(value, bytes)]
+    spec = dict(_fields(specs[0])) if specs else {}
     rules = [name for name in SENTENCEPIECE_RULES if _charsmap(name) == spec.get(2)] if spec.get(2) else [""]
     if not rules:
         return None
