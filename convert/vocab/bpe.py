@@ -11,6 +11,7 @@ from sb_edge.arch.text_normalizer import UNICODE_STEPS
 from sb_edge.convert.vocab.tokens import (
     TokenTable,
     TokenType,
+    Vocabulary,
     read_added_tokens,
     read_tokenizer_file,
     read_vocab_map,
@@ -69,26 +70,9 @@ _TOKENIZER_CLASSES = {"Qwen2Tokenizer": ("qwen2", ("NFC",)), "GPT2Tokenizer": ("
 """Pre-tokenizer and normalization of transformers' tokenizer classes."""
 
 
-@dataclass(frozen=True)
-class Bpe:
-    """A byte-level BPE vocabulary.
-
-    Attributes:
-        table: the tokens.
-        merges: "left right" pairs, by rank.
-        pre: `tokenizer.ggml.pre`.
-        normalizer: steps of the normalization, names of `UNICODE_STEPS`.
-    """
-
-    table: TokenTable
-    merges: list[str]
-    pre: str
-    normalizer: tuple[str, ...]
-
-
 def load_tokenizer_json(
     document: Mapping[str, Any], path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]
-) -> Bpe:
+) -> Vocabulary:
     """Read a tokenizer.json that holds a byte-level BPE, and the tokens that other files in its folder add.
 
     Args:
@@ -113,7 +97,8 @@ def load_tokenizer_json(
     for token in read_added_tokens(path.parent, tokenizer_config, document):
         table.put_added(token)
     merges = _json_merges(model.get("merges"), vocab, path)
-    return Bpe(table, merges, pre, _normalizer(document.get("normalizer"), path))
+    normalizer = _normalizer(document.get("normalizer"), path)
+    return Vocabulary("gpt2", pre, table, merges=merges, normalizer=normalizer)
 
 
 def _pre_of(document: Mapping[str, Any], ignore_merges: bool, path: Path) -> str:
@@ -209,7 +194,7 @@ def _json_merges(merges: Any, vocab: dict[str, int], path: Path) -> list[str]:
     return result
 
 
-def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Vocabulary:
     """Read vocab.json and merges.txt, and the tokens that other files in the folder add.
 
     Args:
@@ -232,7 +217,9 @@ def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mappi
         table.put(token_id, text, TokenType.NORMAL, path)
     for token in read_added_tokens(folder, tokenizer_config, {}):
         table.put_added(token)
-    return Bpe(table, _text_merges(merges_path, vocab), *_parts_of_class(folder, tokenizer_config))
+    merges = _text_merges(merges_path, vocab)
+    pre, normalizer = _parts_of_class(folder, tokenizer_config)
+    return Vocabulary("gpt2", pre, table, merges=merges, normalizer=normalizer)
 
 
 def _parts_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sb_edge.convert.vocab.tokens import ChatTemplate
 from sb_edge.util.errors import TokenizerError
 from sb_edge.util.text_files import decode_text
-
-ChatTemplate = str | list[dict[str, str]]
-"""A Jinja template, or named ones: {"name": ..., "template": ...}."""
 
 
 def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:

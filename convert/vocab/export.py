@@ -26,6 +26,7 @@ _FILES = (
     "generation_config.json",
 )
 
+_HINT = "transplant the Hugging Face checkpoint instead, with its tokenizer files"
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
@@ -60,7 +61,7 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
             item="tokenizer.ggml.model",
             found=repr(keys.get("tokenizer.ggml.model")),
             expected="'gpt2'",
-            hint="transplant the Hugging Face checkpoint instead, with its tokenizer files",
+            hint=_HINT,
         )
     pre = PRE_TOKENIZERS.get(str(keys.get("tokenizer.ggml.pre")))
     if pre is None:
@@ -69,7 +70,7 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
             path=path,
             item="tokenizer.ggml.pre",
             found=repr(keys.get("tokenizer.ggml.pre")),
-            hint="transplant the Hugging Face checkpoint instead, with its tokenizer files",
+            hint=_HINT,
         )
     types = [TokenType(int(kind)) for kind in keys.get("tokenizer.ggml.token_type", [])]
     special = {name: number for name in _SPECIAL if (number := _number(keys, name, tokens)) is not None}

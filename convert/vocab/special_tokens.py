@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sb_edge.arch.config import SpikingBrainConfig
-from sb_edge.convert.vocab.chat_template import ChatTemplate, template_text
-from sb_edge.convert.vocab.tokens import TokenTable, is_token_id, read_tokenizer_file
+from sb_edge.convert.vocab.chat_template import template_text
+from sb_edge.convert.vocab.tokens import ChatTemplate, TokenTable, is_token_id, read_tokenizer_file
 from sb_edge.util.errors import TokenizerError
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 
 from sb_edge.arch.text_normalizer import SENTENCEPIECE_RULES, WHITESPACE
-from sb_edge.convert.vocab.tokens import TokenTable, TokenType, read_added_tokens
+from sb_edge.convert.vocab.tokens import TokenTable, TokenType, Vocabulary, read_added_tokens
 from sb_edge.util.errors import TokenizerError
 from sb_edge.util.text_files import refuse_lfs_pointer
 
@@ -20,28 +19,9 @@ _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _SPACE = "\u2581"
 
 
-@dataclass(frozen=True)
-class SentencePiece:
-    """A SentencePiece vocabulary.
-
-    Attributes:
-        table: the tokens.
-        scores: log probability or rank of each token.
-        add_space_prefix: a space is added before the text.
-        special: numbers of bos, eos, unk and pad in the model.
-        normalizer: steps of the normalization: one of `SENTENCEPIECE_RULES`, `WHITESPACE`.
-    """
-
-    table: TokenTable
-    scores: list[float]
-    add_space_prefix: bool
-    special: dict[str, int]
-    normalizer: tuple[str, ...]
-
-
 def load_sentencepiece(
     path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any], document: Mapping[str, Any]
-) -> SentencePiece:
+) -> Vocabulary:
     """Read a tokenizer.model and the tokens that other files in its folder add.
 
     Args:
@@ -91,8 +71,16 @@ def load_sentencepiece(
     }
     special = {name: number for name, number in numbers.items() if number >= 0}
     pieces = processor.EncodeAsPieces("a")
-    has_prefix = bool(pieces) and pieces[0].startswith(_SPACE)
-    return SentencePiece(table, scores, has_prefix, special, normalizer)
+    return Vocabulary(
+        "llama",
+        "default",
+        table,
+        special,
+        add_bos=True,
+        scores=scores,
+        add_space_prefix=bool(pieces) and pieces[0].startswith(_SPACE),
+        normalizer=normalizer,
+    )
 
 
 def _type(processor: SentencePieceProcessor, number: int) -> TokenType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +12,13 @@ import gguf
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.text_normalizer import NORMALIZER_KEY, normalizer_value
 from sb_edge.convert.vocab.bpe import load_tokenizer_json, load_vocab_and_merges
-from sb_edge.convert.vocab.chat_template import ChatTemplate, read_chat_template
+from sb_edge.convert.vocab.chat_template import read_chat_template
 from sb_edge.convert.vocab.special_tokens import special_tokens, tokens_before_text
 from sb_edge.convert.vocab.spm import load_sentencepiece
-from sb_edge.convert.vocab.tokens import TokenTable, read_tokenizer_file
+from sb_edge.convert.vocab.tokens import TokenTable, Vocabulary, read_tokenizer_file
 from sb_edge.util.errors import TokenizerError
 
 NO_VOCABULARY = "no_vocab"
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Content of the `tokenizer.*` keys of a GGUF.
-
-    Attributes:
-        model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
-        pre: name of the pre-tokenizer.
-        table: tokens with types and numbers.
-        scores: scores of the tokens; only SentencePiece.
-        merges: "left right" pairs, by rank; only BPE.
-        normalizer: steps of the normalization of texts, as in `text_normalizer`.
-        special: token number by "bos", "eos", "eot", "eom", "unk", "pad".
-        add_bos: a prompt begins with the bos token.
-        add_space_prefix: a prompt begins with a space; only SentencePiece.
-        chat_template: Jinja template, or a list of named templates.
-    """
-
-    model: str
-    pre: str
-    table: TokenTable
-    normalizer: tuple[str, ...]
-    special: dict[str, int]
-    add_bos: bool
-    scores: list[float] | None = None
-    merges: list[str] = field(default_factory=list)
-    add_space_prefix: bool | None = None
-    chat_template: ChatTemplate | None = None
 
 
 def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | None:
@@ -62,42 +33,21 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
     path = folder / "tokenizer.json"
     document = read_tokenizer_file(path)
     template = read_chat_template(folder, tokenizer_config)
-    spm = bpe = None
     if (folder / "tokenizer.model").is_file():
-        spm = load_sentencepiece(folder / "tokenizer.model", config.vocab_size, tokenizer_config, document)
-    elif path.is_file():
-        bpe = load_tokenizer_json(document, path, config.vocab_size, tokenizer_config)
-    elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
-        bpe = load_vocab_and_merges(folder, config.vocab_size, tokenizer_config)
-    found = spm or bpe
-    if found is None:
-        return None
-    own = spm.special if spm else {}
-    special = special_tokens(folder, tokenizer_config, config, found.table, template, own=own)
-    special, add_bos = _bos(special, tokenizer_config, document, path, by_default=spm is not None)
-    if spm:
-        return Vocabulary(
-            "llama",
-            "default",
-            spm.table,
-            spm.normalizer,
-            special,
-            add_bos,
-            scores=spm.scores,
-            add_space_prefix=spm.add_space_prefix,
-            chat_template=template,
+        vocabulary = load_sentencepiece(
+            folder / "tokenizer.model", config.vocab_size, tokenizer_config, document
         )
-    assert bpe is not None
-    return Vocabulary(
-        "gpt2",
-        bpe.pre,
-        bpe.table,
-        bpe.normalizer,
-        special,
-        add_bos,
-        merges=bpe.merges,
-        chat_template=template,
+    elif path.is_file():
+        vocabulary = load_tokenizer_json(document, path, config.vocab_size, tokenizer_config)
+    elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
+        vocabulary = load_vocab_and_merges(folder, config.vocab_size, tokenizer_config)
+    else:
+        return None
+    special = special_tokens(
+        folder, tokenizer_config, config, vocabulary.table, template, own=vocabulary.special
     )
+    special, add_bos = _bos(special, tokenizer_config, document, path, by_default=vocabulary.add_bos)
+    return replace(vocabulary, special=special, add_bos=add_bos, chat_template=template)
 
 
 def _bos(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from sb_edge.cli.params import PATH
 from sb_edge.util.errors import InferenceError
 from sb_edge.util.text_files import decode_text
 
@@ -29,7 +30,7 @@ def prompt_options(command: Command) -> Command:
     file_option = click.option(
         "-f",
         "--file",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Read the prompt from FILE; - for stdin.",
     )
     prompt_option = click.option("-p", "--prompt", help="Prompt; - reads standard input.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,13 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sb_edge.evaluate.perplexity import built_in
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
 from sb_edge.util.logits import log_softmax
 from sb_edge.util.progress import Advance
 from sb_edge.util.text_files import decode_text
+from sb_edge.util.validation import first_problem
 
 CONTEXT = 512
 """Maximum number of tokens of a question and its answer."""
@@ -75,7 +76,7 @@ def read_questions(file: Path | None) -> list[Question]:
         OSError: the file cannot be read.
     """
     if file is None:
-        data = (importlib.resources.files("sb_edge.evaluate") / "data" / "questions.jsonl").read_bytes()
+        data = built_in("questions.jsonl").encode()
     else:
         data = decode_text(file.read_bytes(), file, InferenceError).encode()
     found = []
@@ -83,13 +84,11 @@ def read_questions(file: Path | None) -> list[Question]:
         try:
             found.append(Question.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "line"
             raise InferenceError(
                 "is not a question",
                 path=file,
                 item=f"line {number}",
-                found=f"{place}: {first['msg']}",
+                found=first_problem(error, "line").line,
                 expected='{"kind": ..., "question": ..., "choices": [...], "answer": 0}',
             ) from None
     if not found:

@@ -39,6 +39,22 @@ def require_output(path: Path, inputs: Iterable[Path] = ()) -> None:
             raise OutputError("is the input", path=path, hint="choose another name")
 
 
+def require_folder(folder: Path | None) -> None:
+    """Create a folder for output if needed; call this before a long measurement.
+
+    Raises:
+        OutputError: `folder` is a file, or its parent folder does not exist.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise OutputError("the folder does not exist", path=folder.parent, hint="create it first") from None
+    except FileExistsError:
+        raise OutputError("is a file", path=folder, expected="a folder") from None
+
+
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success sync it and rename it to `path`.
