@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import gguf
 
 from sb_edge.util.errors import CheckpointError
 from sb_edge.util.json_files import read_json_object
+from sb_edge.util.text_files import decode_text
 
 _TEXT_KEYS = frozenset(
     f"general.{key}"
@@ -43,6 +45,9 @@ _TEXT_KEYS = frozenset(
         "sampling.sequence",
     ]
 )
+_FILES = ("README.md", "config.json", "generation_config.json")
+"""Files that gguf-py reads."""
+
 _LIST_KEYS = frozenset({"general.tags", "general.languages"})
 _MODEL_KEYS = frozenset({"general.base_models", "general.datasets"})
 _INTEGER_KEYS = frozenset(f"general.sampling.{key}" for key in ("top_k", "penalty_last_n", "mirostat"))
@@ -77,10 +82,12 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
     """
     overrides = {} if override is None else _load_override(override)
     try:
-        metadata = gguf.Metadata.load(override, folder.resolve(), None, n_params)
+        metadata = _load_plain(folder.resolve(), overrides, n_params)
         # gguf-py does not override the licence.
         metadata.license = overrides.get("general.license", metadata.license)
         _make_plain(metadata)
+    except CheckpointError:
+        raise
     except Exception as error:  # gguf-py and PyYAML do not document their errors for arbitrary model cards
         raise CheckpointError(
             "the model card cannot be read",
@@ -92,6 +99,20 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(n_params, n_params, 0, 0)
     return metadata
+
+
+def _load_plain(folder: Path, overrides: dict[str, Any], n_params: int) -> gguf.Metadata:
+    """gguf-py's metadata of a folder, from copies of its files without byte order marks."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "copy" / folder.name
+        copy.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            if (folder / name).is_file():
+                text = decode_text((folder / name).read_bytes(), folder / name, CheckpointError)
+                (copy / name).write_text(text, encoding="utf-8")
+        override = Path(temporary) / "override.json"
+        override.write_text(json.dumps(overrides), encoding="utf-8")
+        return gguf.Metadata.load(override, copy, None, n_params)
 
 
 def _load_override(path: Path) -> dict[str, Any]:

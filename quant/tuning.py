@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from sb_edge.evaluate.perplexity import text_tokens
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import SpikeError
 
@@ -61,7 +62,7 @@ def cut_text(model: Path, text: str, name: str, max_tokens: int = DEFAULT_TOKENS
         SpikeError: fewer than `MIN_TOKENS` tokens.
     """
     with Model(model, vocab_only=True) as vocabulary:
-        return Text(name, tuple(vocabulary.tokenize(text)[:max_tokens]))
+        return Text(name, tuple(text_tokens(vocabulary, text, max_tokens)))
 
 
 class Measured(Protocol):

@@ -11,7 +11,7 @@ from sb_edge.arch.sparse_plan import check_sparse
 from sb_edge.bench.rows.ratios import Ratio, speed_ratio
 from sb_edge.bench.rows.timing import Timing, summarize
 from sb_edge.bench.speed.interleaved import require_memory_for_both, time_interleaved
-from sb_edge.evaluate.perplexity import require_tokens, token_losses
+from sb_edge.evaluate.perplexity import require_tokens, text_tokens, token_losses
 from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.runtime.session import Model
@@ -85,7 +85,7 @@ def measure_sparse_speed(
     what = "the model, with its sparse layout and without,"
     require_memory_for_both(header, EngineSettings(sparse=False), EngineSettings(), n_prompt, n_gen, what)
     with Model(path, header=header, sparse=False) as dense, Model(path, header=header) as sparse:
-        tokens = dense.tokenize(text)[: max(max_tokens, n_prompt + n_gen)]
+        tokens = text_tokens(dense, text, max(max_tokens, n_prompt + n_gen))
         require_tokens(tokens, n_prompt + n_gen, name, "use a longer --text or a smaller --n-prompt")
         samples = time_interleaved(
             dense,

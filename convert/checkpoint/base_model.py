@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sb_edge.arch.config import PositiveInt, read_config_json
+from sb_edge.arch.config import PositiveInt, read_config_json, rotary_settings
 from sb_edge.convert.checkpoint.folder import read_tensor_table
-from sb_edge.convert.checkpoint.safetensors_file import TensorInfo, read_tensor
+from sb_edge.convert.checkpoint.safetensors_file import HEAD, TIED_HINT, TensorInfo, read_tensor, require_tied
 from sb_edge.convert.vocab.export import copy_tokenizer, write_tokenizer
+from sb_edge.convert.vocab.tokens import read_tokenizer_file
 from sb_edge.gguf.floats import to_float32
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.values import tensor_values
@@ -23,6 +24,9 @@ from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.validation import first_problem
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
+
+_DEFAULT_THETA = 10000.0
+_SCALING_KEYS = ("scaling.type", "scaling.factor", "scale_linear")
 
 _LAYER_NAMES = {
     "attn_norm.weight": ("input_layernorm.weight", "attn_norm.weight"),
@@ -124,7 +128,8 @@ class BaseModelReader(ABC):
         """
         stored = self._names.of(name)
         if stored not in self._stored:
-            raise CheckpointError("a tensor is missing", path=self.path, item=stored)
+            hint = TIED_HINT if name == HEAD else None
+            raise CheckpointError("a tensor is missing", path=self.path, item=stored, hint=hint)
         found = tuple(self._stored[stored].shape)
         if found != expected:
             raise CheckpointError(
@@ -151,12 +156,18 @@ class HuggingFaceBase(BaseModelReader):
 
     def __init__(self, folder: Path) -> None:
         document = _read_config(folder / "config.json")
+        # Every token that ends an answer, as in transformers.
+        ends = read_tokenizer_file(folder / "generation_config.json").get("eos_token_id")
+        document |= {} if ends is None else {"eos_token_id": ends}
         super().__init__(
             folder,
             _shape_of_config(document, folder / "config.json"),
             _Names(0, "model.layers.{}."),
             read_tensor_table(folder),
         )
+        embeddings = self._stored.get("model.embed_tokens.weight")
+        if self.shape.tie_word_embeddings and HEAD in self._stored and embeddings is not None:
+            require_tied(self._stored[HEAD], embeddings)
 
     def _ignored(self) -> set[str]:
         # Old versions of transformers stored it; it follows from the config.
@@ -249,13 +260,14 @@ def _shape_of_config(document: dict[str, Any], path: Path) -> BaseShape:
             found=repr(document["hidden_act"]),
             expected="'silu'",
         )
+    theta, is_scaled = rotary_settings(document, path)
     values = {
         "tie_word_embeddings": False,
         "num_key_value_heads": document.get("num_attention_heads"),
         **{key: value for key, value in document.items() if value is not None},
         "norm_eps": document.get("rms_norm_eps"),
-        "rope_theta": float(document.get("rope_theta") or 10000.0),
-        "rope_scaling": bool(document.get("rope_scaling")),
+        "rope_theta": _DEFAULT_THETA if theta is None else theta,
+        "rope_scaling": is_scaled,
     }
     shape = _validated(values, path, ConfigError)
     head_dim = document.get("head_dim")
@@ -291,16 +303,38 @@ def _shape_of_gguf(header: GgufHeader, path: Path) -> BaseShape:
     names = {tensor.name: tensor for tensor in header.tensors}
     values = {ours: header.metadata.get(f"{header.arch}.{theirs}") for ours, theirs in keys.items()}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
-    values["rope_theta"] = values["rope_theta"] or 10000.0
+    values["rope_theta"] = values["rope_theta"] or _DEFAULT_THETA
     values["tie_word_embeddings"] = "output.weight" not in names
-    values["rope_scaling"] = (
-        "rope_freqs.weight" in names or f"{header.arch}.rope.scaling.type" in header.metadata
-    )
+    values["rope_scaling"] = "rope_freqs.weight" in names or _is_rope_scaled(header)
     embeddings = names.get("token_embd.weight")
     values["vocab_size"] = embeddings.shape[0] if embeddings else None
     for key in ("bos_token_id", "eos_token_id"):
         values[key] = header.metadata.get(f"tokenizer.ggml.{key}")
-    return _validated(values, path, GgufError)
+    shape = _validated(values, path, GgufError)
+    head_dim = shape.hidden_size // shape.num_attention_heads
+    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        found = header.metadata.get(f"{header.arch}.{key}", head_dim)
+        if found != head_dim:
+            raise GgufError(
+                "is not the size of a head, which is not supported",
+                path=path,
+                item=f"{header.arch}.{key}",
+                found=found,
+                expected=head_dim,
+            )
+    return shape
+
+
+def _is_rope_scaled(header: GgufHeader) -> bool:
+    """True for scaled rotary frequencies by llama.cpp's rules.
+
+    A factor (`rope.scale_linear` in files of 2023) without a type is linear scaling.
+    """
+    keys = {key: header.metadata.get(f"{header.arch}.rope.{key}") for key in _SCALING_KEYS}
+    if keys["scaling.type"] not in (None, "none", "linear"):
+        return True
+    factor = next((keys[key] for key in _SCALING_KEYS[1:] if keys[key] is not None), 1.0)
+    return keys["scaling.type"] != "none" and factor not in (0.0, 1.0)
 
 
 def _validated(values: dict[str, Any], path: Path, kind: type[ConfigError] | type[GgufError]) -> BaseShape:

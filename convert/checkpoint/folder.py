@@ -21,6 +21,7 @@ from sb_edge.util.errors import CheckpointError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _DEFAULT_CHUNK = 1 << 20
+_PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 class Checkpoint:
@@ -120,8 +121,16 @@ def read_tensor_table(folder: Path) -> dict[str, TensorInfo]:
     Does not read config.json, and so also serves checkpoints of other architectures.
 
     Raises:
-        CheckpointError: there are no safetensors files, one is damaged, or the index differs from the shards.
+        CheckpointError: there are no safetensors files, one is damaged, the index differs from the shards, or
+            the folder holds an adapter.
     """
+    for name in _PEFT_FILES:
+        if (folder / name).is_file():
+            raise CheckpointError(
+                "belongs to a PEFT adapter, which is not part of the weights here",
+                path=folder / name,
+                hint="merge the adapter into its base (merge_and_unload of peft) and save that, or remove it",
+            )
     index = folder / INDEX_FILE
     if index.is_file():
         return _read_sharded(index)

@@ -16,8 +16,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from sb_edge.gguf.floats import to_float32
 from sb_edge.util.errors import CheckpointError
 from sb_edge.util.json_files import parse_json_object
+from sb_edge.util.text_files import refuse_lfs_pointer
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -47,6 +49,10 @@ _OTHER_DTYPES = frozenset(
         "C64",
     ]
 )
+HEAD = "lm_head.weight"
+"""The output matrix."""
+TIED_HINT = "if the output is tied to the embeddings, set tie_word_embeddings to true in config.json"
+_COMPARED_BYTES = 1 << 24
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -77,6 +83,26 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
     return raw.view(info.dtype).reshape(info.shape)
 
 
+def require_tied(head: TensorInfo, embeddings: TensorInfo) -> None:
+    """Check that a stored output matrix is the embeddings, to which config.json ties it.
+
+    Raises:
+        CheckpointError: it has other values.
+    """
+    rows = max(_COMPARED_BYTES // max(head.nbytes // max(head.shape[0], 1), 1), 1) if head.shape else 1
+    ours, theirs = read_tensor(head), read_tensor(embeddings)
+    if head.shape != embeddings.shape or any(
+        not np.array_equal(to_float32(ours[start : start + rows]), to_float32(theirs[start : start + rows]))
+        for start in range(0, head.shape[0], rows)
+    ):
+        raise CheckpointError(
+            "differs from the embeddings, to which tie_word_embeddings ties it",
+            path=head.file,
+            item=HEAD,
+            hint="set tie_word_embeddings to false in config.json to keep it, or remove this tensor",
+        )
+
+
 def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """Check the header of one safetensors file against the file, and list its tensors.
 
@@ -86,6 +112,8 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
+        refuse_lfs_pointer(file.read(64), path, CheckpointError)
+        file.seek(0)
         prefix = file.read(8)
         if len(prefix) < 8:
             raise CheckpointError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import (
     GATE_DOWN,
     GATE_MERGED,
@@ -17,6 +16,7 @@ from sb_edge.arch.tensors import (
     expected_tensors,
 )
 from sb_edge.convert.checkpoint.folder import Checkpoint
+from sb_edge.convert.checkpoint.safetensors_file import HEAD, TIED_HINT, require_tied
 from sb_edge.util.errors import CheckpointError
 
 _BIASES = ("q_proj", "k_proj", "v_proj")
@@ -130,12 +130,14 @@ def account_for_tensors(checkpoint: Checkpoint) -> tuple[TensorLayout, dict[str,
     names = set(checkpoint.names)
     _check_missing(checkpoint, table, names)
     for name in checkpoint.names:
-        if name not in table:
+        if name == HEAD and checkpoint.config.tie_word_embeddings:
+            require_tied(checkpoint.info(name), checkpoint.info("model.embeddings.weight"))
+        elif name not in table:
             raise CheckpointError(
                 "is not a tensor of this model",
                 path=checkpoint.info(name).file,
                 item=name,
-                hint=_unknown_hint(name, checkpoint.config),
+                hint=_unknown_hint(name),
             )
     for name, spec in table.items():
         info = checkpoint.info(name)
@@ -154,19 +156,16 @@ def account_for_tensors(checkpoint: Checkpoint) -> tuple[TensorLayout, dict[str,
 def _check_missing(checkpoint: Checkpoint, table: Iterable[str], names: set[str]) -> None:
     missing = [name for name in table if name not in names]
     if missing:
-        tied = "; if the output is tied to the embeddings, set tie_word_embeddings to true in config.json"
         raise CheckpointError(
             "is missing",
             path=checkpoint.folder,
             item=missing[0],
             found=f"{len(missing)} tensors missing" if len(missing) > 1 else None,
-            hint="fetch the checkpoint again" + (tied if missing[0] == "lm_head.weight" else ""),
+            hint=TIED_HINT if missing[0] == HEAD else "fetch the checkpoint again",
         )
 
 
-def _unknown_hint(name: str, config: SpikingBrainConfig) -> str:
-    if name == "lm_head.weight" and config.tie_word_embeddings:
-        return "config.json sets tie_word_embeddings: remove the tensor, or set it to false"
+def _unknown_hint(name: str) -> str:
     if ".gk_proj." in name or ".g_norm." in name:
         return "gates belong to GLA layers: check attn_layers in config.json"
     if "conv1d" in name:

@@ -3,60 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sb_edge.arch.text_normalizer import UNICODE_STEPS
 from sb_edge.convert.vocab.tokens import (
     TokenTable,
     TokenType,
     Vocabulary,
-    added_token,
     read_added_tokens,
     read_tokenizer_file,
     read_vocab_map,
 )
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.text_files import decode_text
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
-_PRE_TOKENIZERS = {
-    (("split", _QWEN2), ("bytes", False)): "qwen2",
-    (("split", _LLAMA3), ("bytes", False)): "llama-bpe",
-    (("digits", True), ("bytes", True)): "smollm",
-    (("bytes", True),): "gpt-2",
-}
-"""The engine's name (`tokenizer.ggml.pre`) of a pre-tokenizer in tokenizer.json."""
+Steps = tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """A pre-tokenizer of the engine (`tokenizer.ggml.pre`), and what the engine ties to its name.
+
+    Attributes:
+        steps: kind and setting of each step.
+        ignore_merges: a word that is a token is not built by merges.
+        add_bos: a text begins with bos if the GGUF does not say.
+    """
+
+    steps: Steps
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The pre-tokenizer of a tokenizer.json."""
+        nodes: list[dict[str, Any]] = []
+        for kind, value in self.steps:
+            if kind == "split":
+                pattern = {"Regex": value}
+                nodes.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+            elif kind == "digits":
+                nodes.append({"type": "Digits", "individual_digits": value})
+            else:
+                nodes.append({**_BYTES, "use_regex": value})
+        return {"type": "Sequence", "pretokenizers": nodes}
+
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+_LLAMA3_STEPS = (("split", _LLAMA3), ("bytes", False))
 
-_TOKENIZER_CLASSES = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
-_SUPPORTED = "the pre-tokenizer of qwen2, llama-bpe, smollm or gpt-2"
+PRE_TOKENIZERS = {
+    "qwen2": PreTokenizer((("split", _QWEN2), ("bytes", False))),
+    "llama-bpe": PreTokenizer(_LLAMA3_STEPS, ignore_merges=True, add_bos=True),
+    "smaug-bpe": PreTokenizer(_LLAMA3_STEPS),
+    "smollm": PreTokenizer((("digits", True), ("bytes", True))),
+    "gpt-2": PreTokenizer((("bytes", True),)),
+}
+"""Pre-tokenizers by their names in the engine; other names that the engine has for the same are not read."""
 
-
-def pre_tokenizer_json(pre: str) -> dict[str, Any] | None:
-    """The pre-tokenizer of tokenizer.json for a `tokenizer.ggml.pre`; None if it is unknown."""
-    steps = next((steps for steps, name in _PRE_TOKENIZERS.items() if name == pre), None)
-    if steps is None:
-        return None
-    nodes: list[dict[str, Any]] = []
-    for kind, value in steps:
-        if kind == "split":
-            nodes.append(
-                {"type": "Split", "pattern": {"Regex": value}, "behavior": "Isolated", "invert": False}
-            )
-        elif kind == "digits":
-            nodes.append({"type": "Digits", "individual_digits": value})
-        else:
-            nodes.append({**_BYTES, "use_regex": value})
-    return {"type": "Sequence", "pretokenizers": nodes}
+_TOKENIZER_CLASSES = {"Qwen2Tokenizer": ("qwen2", ("NFC",)), "GPT2Tokenizer": ("gpt-2", ())}
+"""Pre-tokenizer and normalization of transformers' tokenizer classes."""
 
 
-def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Vocabulary:
+def load_tokenizer_json(
+    document: Mapping[str, Any], path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]
+) -> Vocabulary:
     """Read a tokenizer.json that holds a byte-level BPE, and the tokens that other files in its folder add.
 
     Args:
+        document: its content.
         path: the tokenizer.json.
         vocab_size: number of tokens of the model.
         tokenizer_config: content of tokenizer_config.json.
@@ -65,49 +85,47 @@ def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[s
         TokenizerError: the file is damaged, or the engine does not support its model, pre-tokenizer or
             normalizer.
     """
-    document = read_tokenizer_file(path)
     model = document.get("model")
     if not isinstance(model, dict):
         raise TokenizerError("has no model", path=path, item="model", hint="fetch this file again")
     _check_model(model, document, path)
-    pre = _PRE_TOKENIZERS.get(_describe(document.get("pre_tokenizer"), path))
-    if pre is None:
+    pre = _pre_of(document, bool(model.get("ignore_merges")), path)
+    vocab = read_vocab_map(model.get("vocab"), path)
+    table = TokenTable(vocab_size)
+    for text, token_id in vocab.items():
+        table.put(token_id, text, TokenType.NORMAL, path)
+    for token in read_added_tokens(path.parent, tokenizer_config, document):
+        table.put_added(token)
+    merges = _json_merges(model.get("merges"), vocab, path)
+    normalizer = _normalizer(document.get("normalizer"), path)
+    return Vocabulary("gpt2", pre, table, merges=merges, normalizer=normalizer)
+
+
+def _pre_of(document: Mapping[str, Any], ignore_merges: bool, path: Path) -> str:
+    """The engine's name of a tokenizer.json's pre-tokenizer."""
+    steps = _describe(document.get("pre_tokenizer"), path)
+    names = [name for name, known in PRE_TOKENIZERS.items() if known.steps == steps]
+    if not names:
         raise TokenizerError(
             "is not known to the engine",
             path=path,
             item="pre_tokenizer",
             found=str(document.get("pre_tokenizer"))[:200],
-            expected=_SUPPORTED,
+            expected=f"the pre-tokenizer of {', '.join(PRE_TOKENIZERS)}",
         )
-    vocab = read_vocab_map(model.get("vocab"), path)
-    table = TokenTable(vocab_size)
-    for text, token_id in vocab.items():
-        table.put(token_id, text, TokenType.NORMAL, path)
-    added = document.get("added_tokens") or []
-    if not isinstance(added, list):
-        raise TokenizerError("is not a list", path=path, item="added_tokens")
-    for entry in added:
-        table.put_added(added_token(entry, entry.get("id") if isinstance(entry, dict) else None, path))
-    for token in read_added_tokens(path.parent, tokenizer_config):
-        table.put_added(token)
-    merges = _json_merges(model.get("merges"), vocab, path)
-    add_bos, add_eos = _post_processor(document)
-    return Vocabulary("gpt2", pre, table, add_bos=add_bos, add_eos=add_eos, merges=merges)
+    for name in names:
+        if PRE_TOKENIZERS[name].ignore_merges == ignore_merges:
+            return name
+    raise TokenizerError(
+        "is not supported with this pre-tokenizer",
+        path=path,
+        item="model.ignore_merges",
+        found=ignore_merges,
+        expected=f"{not ignore_merges}, as the engine has it for {names[0]}",
+    )
 
 
-def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
-    """True for each of begin and end if tokenizer.json's template adds a token there."""
-    processor = document.get("post_processor")
-    if not isinstance(processor, dict):
-        return False, False
-    for step in processor.get("processors", [processor]):
-        single = step.get("single") if isinstance(step, dict) else None
-        if isinstance(single, list) and single:
-            return "SpecialToken" in single[0], "SpecialToken" in single[-1]
-    return False, False
-
-
-def _check_model(model: dict[str, Any], document: dict[str, Any], path: Path) -> None:
+def _check_model(model: Mapping[str, Any], document: Mapping[str, Any], path: Path) -> None:
     kind = model.get("type")
     if kind != "BPE" or model.get("byte_fallback"):
         found = "BPE with byte fallback" if kind == "BPE" else repr(kind)
@@ -121,20 +139,29 @@ def _check_model(model: dict[str, Any], document: dict[str, Any], path: Path) ->
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise TokenizerError("is not supported", path=path, item=f"model.{key}", found=repr(model[key]))
-    normalizer = document.get("normalizer")
-    # The engine leaves Qwen2's NFC to its caller; other normalizers would change the tokens.
-    if normalizer is not None and (not isinstance(normalizer, dict) or normalizer.get("type") != "NFC"):
+
+
+def _normalizer(node: Any, path: Path) -> tuple[str, ...]:
+    """Steps of tokenizer.json's normalizer, names of `UNICODE_STEPS`."""
+    if node is None:
+        return ()
+    kind = node.get("type") if isinstance(node, dict) else None
+    if kind in UNICODE_STEPS:
+        return (str(kind),)
+    steps = node.get("normalizers") if kind == "Sequence" else None
+    if not isinstance(steps, list) or any(isinstance(step, dict) and "normalizers" in step for step in steps):
         raise TokenizerError(
-            "is not known to the engine",
+            "is not supported",
             path=path,
             item="normalizer",
-            found=str(normalizer)[:200],
-            expected="none or NFC",
+            found=str(node)[:200],
+            expected=f"none, or of {', '.join(UNICODE_STEPS)}",
         )
+    return tuple(name for step in steps for name in _normalizer(step, path))
 
 
-def _describe(node: Any, path: Path) -> tuple[tuple[str, object], ...]:
-    """A pre-tokenizer as a key of `_PRE_TOKENIZERS`; other settings make it unknown."""
+def _describe(node: Any, path: Path) -> Steps:
+    """A pre-tokenizer as `PreTokenizer.steps`; other settings make it unknown."""
     if not isinstance(node, dict):
         return ()
     kind = node.get("type")
@@ -156,8 +183,10 @@ def _describe(node: Any, path: Path) -> tuple[tuple[str, object], ...]:
 
 
 def _json_merges(merges: Any, vocab: dict[str, int], path: Path) -> list[str]:
-    if not isinstance(merges, list):
-        raise TokenizerError("has no merges", path=path, item="model.merges", hint="fetch this file again")
+    if not isinstance(merges, list) or not merges:
+        raise TokenizerError(
+            "has no merges", path=path, item="model.merges", hint="the engine needs at least one"
+        )
     result = []
     for number, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -186,18 +215,19 @@ def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mappi
     table = TokenTable(vocab_size)
     for text, token_id in vocab.items():
         table.put(token_id, text, TokenType.NORMAL, path)
-    for token in read_added_tokens(folder, tokenizer_config):
+    for token in read_added_tokens(folder, tokenizer_config, {}):
         table.put_added(token)
     merges = _text_merges(merges_path, vocab)
-    return Vocabulary("gpt2", _pre_of_class(folder, tokenizer_config), table, merges=merges)
+    pre, normalizer = _parts_of_class(folder, tokenizer_config)
+    return Vocabulary("gpt2", pre, table, merges=merges, normalizer=normalizer)
 
 
-def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
-    """The pre-tokenizer of the tokenizer's class, as these files name none; without a class: Qwen2's."""
+def _parts_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Pre-tokenizer and normalization of the tokenizer's class, absent from these files; else Qwen2's."""
     path = folder / "tokenizer_config.json"
     name = tokenizer_config.get("tokenizer_class") or "Qwen2Tokenizer"
-    pre = _TOKENIZER_CLASSES.get(str(name).removesuffix("Fast"))
-    if pre is None:
+    parts = _TOKENIZER_CLASSES.get(str(name).removesuffix("Fast"))
+    if parts is None:
         raise TokenizerError(
             "is not known to the engine",
             path=path,
@@ -206,18 +236,12 @@ def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
             expected=" or ".join(_TOKENIZER_CLASSES),
             hint="add a tokenizer.json, which describes the pre-tokenizer, to the folder",
         )
-    return pre
+    return parts
 
 
 def _text_merges(path: Path, vocab: dict[str, int]) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(
-            "is not valid UTF-8", path=path, found=str(error), hint="fetch this file again"
-        ) from None
     merges = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(decode_text(path.read_bytes(), path, TokenizerError).split("\n"), 1):
         line = line.removesuffix("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue

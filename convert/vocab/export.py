@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sb_edge.convert.vocab.bpe import pre_tokenizer_json
+from sb_edge.arch.text_normalizer import normalizer_steps
+from sb_edge.convert.vocab.bpe import PRE_TOKENIZERS
 from sb_edge.convert.vocab.tokens import TokenType
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.util.errors import GgufError
@@ -61,7 +63,7 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
             expected="'gpt2'",
             hint=_HINT,
         )
-    pre = pre_tokenizer_json(str(keys.get("tokenizer.ggml.pre")))
+    pre = PRE_TOKENIZERS.get(str(keys.get("tokenizer.ggml.pre")))
     if pre is None:
         raise GgufError(
             "unknown pre-tokenizer",
@@ -71,19 +73,23 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
             hint=_HINT,
         )
     types = [TokenType(int(kind)) for kind in keys.get("tokenizer.ggml.token_type", [])]
+    special = {name: number for name in _SPECIAL if (number := _number(keys, name, tokens)) is not None}
     added = [
         {"id": number, "content": tokens[number], "special": kind is TokenType.CONTROL, **_VERBATIM}
         for number, kind in enumerate(types)
         if kind in _ADDED
     ]
+    unused = {number for number, kind in enumerate(types) if kind is TokenType.UNUSED}
+    add_bos = "bos" in special and bool(keys.get("tokenizer.ggml.add_bos_token", pre.add_bos))
+    steps = [{"type": name} for name in normalizer_steps(header)]
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": pre,
-        "post_processor": None,
+        "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None,
+        "pre_tokenizer": pre.to_json(),
+        "post_processor": _begin(tokens[special["bos"]], special["bos"]) if add_bos else None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -93,34 +99,51 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "vocab": {text: number for number, text in enumerate(tokens)},
+            "ignore_merges": pre.ignore_merges,
+            "vocab": {text: number for number, text in enumerate(tokens) if number not in unused},
             "merges": merges,
         },
     }
     _dump(folder / "tokenizer.json", document)
-    _dump(folder / "tokenizer_config.json", _tokenizer_config(keys, tokens, added))
-
-
-_VERBATIM = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-
-
-def _tokenizer_config(keys: dict[str, Any], tokens: list[str], added: list[dict[str, Any]]) -> dict[str, Any]:
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
-        "add_bos_token": bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+        "add_bos_token": add_bos,
         "added_tokens_decoder": {
             str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added
         },
     }
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        number = keys.get(f"tokenizer.ggml.{key}_token_id")
-        if number is not None and 0 <= number < len(tokens):
-            config[f"{name}_token"] = tokens[number]
-    template = keys.get("tokenizer.chat_template")
-    if template:
-        config["chat_template"] = template
-    return config
+    config |= {f"{name}_token": tokens[special[name]] for name in special if name not in _ENDS}
+    if keys.get("tokenizer.chat_template"):
+        config["chat_template"] = keys["tokenizer.chat_template"]
+    _dump(folder / "tokenizer_config.json", config)
+    ends = [special[name] for name in ("eos", *_ENDS) if name in special]
+    if len(ends) > 1:
+        _dump(folder / "generation_config.json", {"eos_token_id": ends})
+
+
+_VERBATIM = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+_ENDS = ("eot", "eom")
+_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot", "eom": "eom"}
+"""Special tokens by transformers' names, with GGUF's."""
+
+
+def _number(keys: Mapping[str, Any], name: str, tokens: Sequence[str]) -> int | None:
+    """The number of a special token; None where the GGUF names none that exists."""
+    number = keys.get(f"tokenizer.ggml.{_SPECIAL[name]}_token_id")
+    return number if isinstance(number, int) and 0 <= number < len(tokens) else None
+
+
+def _begin(bos: str, number: int) -> dict[str, Any]:
+    """A post-processor that puts bos before a text."""
+    special = {"SpecialToken": {"id": bos, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": place}} for place, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, second],
+        "special_tokens": {bos: {"id": bos, "ids": [number], "tokens": [bos]}},
+    }
 
 
 def _dump(path: Path, document: dict[str, Any]) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 
+from sb_edge.arch.text_normalizer import SENTENCEPIECE_RULES, WHITESPACE
 from sb_edge.convert.vocab.tokens import TokenTable, TokenType, Vocabulary, read_added_tokens
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.text_files import refuse_lfs_pointer
 
 _ADDED_SCORE = -1000.0  # as in llama.cpp's converter
 _UNUSED_SCORE = -10000.0
@@ -17,35 +19,47 @@ _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _SPACE = "\u2581"
 
 
-def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Vocabulary:
+def load_sentencepiece(
+    path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any], document: Mapping[str, Any]
+) -> Vocabulary:
     """Read a tokenizer.model and the tokens that other files in its folder add.
 
     Args:
         path: the tokenizer.model.
         vocab_size: number of tokens of the model.
         tokenizer_config: content of tokenizer_config.json.
+        document: content of tokenizer.json; empty: there is none.
 
     Raises:
         TokenizerError: damaged, larger than the model's vocabulary, or not BPE: the engine merges by score,
             which is exact only for BPE.
     """
     data = path.read_bytes()
+    refuse_lfs_pointer(data, path, TokenizerError)
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)
         kind = _KINDS.get(_model_type(data), "unknown")
+        normalizer = _normalizer(data)
     except (RuntimeError, OSError, ValueError) as error:
         raise TokenizerError(
             "is not a SentencePiece model", path=path, found=str(error), hint="fetch this file again"
         ) from None
     if kind != "bpe":
         raise TokenizerError("has an unsupported type", path=path, found=kind, expected="bpe")
+    if normalizer is None:
+        raise TokenizerError(
+            "has a normalization of its own, which is not supported",
+            path=path,
+            item="normalizer_spec",
+            expected=f"identity or {', '.join(SENTENCEPIECE_RULES)}",
+        )
     table = TokenTable(vocab_size)
     scores = [_UNUSED_SCORE] * vocab_size
     for number in range(processor.GetPieceSize()):
         table.put(number, processor.IdToPiece(number), _type(processor, number), path)
         scores[number] = processor.GetScore(number)
-    for token in read_added_tokens(path.parent, tokenizer_config):
+    for token in read_added_tokens(path.parent, tokenizer_config, document):
         text = token.text if token.type == TokenType.CONTROL else token.text.replace(_SPACE, " ")
         table.put(token.token_id, text, token.type, token.path)
         scores[token.token_id] = _ADDED_SCORE
@@ -65,6 +79,7 @@ def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[st
         add_bos=True,
         scores=scores,
         add_space_prefix=bool(pieces) and pieces[0].startswith(_SPACE),
+        normalizer=normalizer,
     )
 
 
@@ -84,6 +99,25 @@ def _model_type(data: bytes) -> int:
         if field == 2 and isinstance(value, bytes):
             return next((kind for inner, kind in _fields(value) if inner == 3 and isinstance(kind, int)), 1)
     return 1
+
+
+def _normalizer(data: bytes) -> tuple[str, ...] | None:
+    """Steps of the normalization; None for rules that are not built into SentencePiece.
+
+    Fields of ModelProto (sentencepiece_model.proto): 3 normalizer_spec, in which 2 is precompiled_charsmap
+    and 4 remove_extra_whitespaces (default true).
+    """
+    specs = [value for field, value in _fields(data) if field == 3 and isinstance(value, bytes)]
+    spec = dict(_fields(specs[0])) if specs else {}
+    rules = [name for name in SENTENCEPIECE_RULES if _charsmap(name) == spec.get(2)] if spec.get(2) else [""]
+    if not rules:
+        return None
+    return tuple(filter(None, (rules[0], WHITESPACE if spec.get(4, 1) else "")))
+
+
+def _charsmap(rule: str) -> int | bytes | None:
+    """precompiled_charsmap of a rule that is built into SentencePiece."""
+    return dict(_fields(SentencePieceNormalizer(rule_name=rule).serialized_normalizer_spec())).get(2)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

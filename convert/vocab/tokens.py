@@ -13,6 +13,7 @@ from sb_edge.util.errors import TokenizerError
 from sb_edge.util.json_files import parse_json_object
 
 ChatTemplate = str | list[dict[str, str]]
+"""A Jinja template, or named ones: {"name": ..., "template": ...}."""
 
 
 class TokenType(IntEnum):
@@ -94,6 +95,11 @@ class TokenTable:
         self.texts[token_id], self.types[token_id] = text, kind
         self.ids[text] = token_id
 
+    def unused(self) -> int | None:
+        """The last unused number; None if there is none."""
+        numbers = range(self.size - 1, -1, -1)
+        return next((number for number in numbers if self.types[number] == TokenType.UNUSED), None)
+
     def put_added(self, token: AddedToken) -> None:
         """Set an added token.
 
@@ -113,10 +119,10 @@ class Vocabulary:
         table: tokens with types and numbers.
         scores: scores of the tokens; only SentencePiece.
         merges: "left right" pairs, by rank; only BPE.
-        special: token number by "bos", "eos", "eot", "unk", "pad".
+        special: token number by "bos", "eos", "eot", "eom", "unk", "pad".
         add_bos: a prompt begins with the bos token.
-        add_eos: a prompt ends with the eos token.
         add_space_prefix: a prompt begins with a space; only SentencePiece.
+        normalizer: steps of the normalization of texts, as in `text_normalizer`.
         chat_template: Jinja template, or a list of named templates.
     """
 
@@ -125,10 +131,10 @@ class Vocabulary:
     table: TokenTable
     special: dict[str, int] = field(default_factory=dict)
     add_bos: bool = False
-    add_eos: bool = False
     scores: list[float] | None = None
     merges: list[str] = field(default_factory=list)
     add_space_prefix: bool | None = None
+    normalizer: tuple[str, ...] = ()
     chat_template: ChatTemplate | None = None
 
 
@@ -169,17 +175,36 @@ def read_vocab_map(vocab: Any, path: Path) -> dict[str, int]:
     return vocab
 
 
-def read_added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> list[AddedToken]:
-    """The tokens that added_tokens.json and tokenizer_config.json add, by ascending number; the latter wins.
+def read_added_tokens(
+    folder: Path, tokenizer_config: Mapping[str, Any], document: Mapping[str, Any]
+) -> list[AddedToken]:
+    """The tokens that are added to the learned ones, by ascending number.
+
+    tokenizer_config.json precedes added_tokens.json, and that tokenizer.json.
 
     Args:
         folder: the checkpoint.
         tokenizer_config: content of its tokenizer_config.json.
+        document: content of its tokenizer.json; empty: there is none.
 
     Raises:
         TokenizerError: an entry is damaged.
     """
     tokens: dict[int, AddedToken] = {}
+    path = folder / "tokenizer.json"
+    added = document.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise TokenizerError("is not a list", path=path, item="added_tokens")
+    for entry in added:
+        token = _added_token(entry, entry.get("id") if isinstance(entry, dict) else None, path)
+        twice = tokens.setdefault(token.token_id, token)
+        if twice.text != token.text:
+            raise TokenizerError(
+                "conflicts with another token",
+                path=path,
+                item=f"{token.text!r} = {token.token_id}",
+                found=twice.text,
+            )
     path = folder / "added_tokens.json"
     for text, token_id in read_tokenizer_file(path).items():
         if not is_token_id(token_id):
@@ -192,11 +217,11 @@ def read_added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> list
     for number, entry in decoder.items():
         if not number.isascii() or not number.isdecimal():
             raise TokenizerError("is not a token number", path=path, item=f"added_tokens_decoder.{number}")
-        tokens[int(number)] = added_token(entry, int(number), path)
+        tokens[int(number)] = _added_token(entry, int(number), path)
     return [tokens[number] for number in sorted(tokens)]
 
 
-def added_token(entry: Any, token_id: Any, path: Path) -> AddedToken:
+def _added_token(entry: Any, token_id: Any, path: Path) -> AddedToken:
     """Check one added token: an object with `content` and `special`.
 
     Raises:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from sb_edge.convert.checkpoint.base_model import BaseModelReader
 from sb_edge.util.errors import TokenizerError
 from sb_edge.util.hashes import sha256_of
+from sb_edge.util.text_files import decode_text
 
 FILE = "tokenizer.json"
 
@@ -38,9 +39,10 @@ class Tokenizer:
                 raise TokenizerError(
                     "is missing", path=base.path, item=FILE, hint="save the base's fast tokenizer there"
                 )
+            text = decode_text(path.read_bytes(), base.path / FILE, TokenizerError)
             try:
                 # The library raises plain Exceptions, with what it found.
-                self._backend = Backend.from_str(path.read_text(encoding="utf-8"))
+                self._backend = Backend.from_str(text)
             except Exception as error:
                 raise TokenizerError("cannot be read", path=base.path, item=FILE, found=str(error)) from None
             self.sha256 = sha256_of(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,6 +188,47 @@ def read_config_json(path: Path) -> dict[str, Any]:
     )
 
 
+def rotary_settings(document: Mapping[str, Any], path: Path) -> tuple[Any, bool]:
+    """Base of the rotary frequencies and whether they are scaled, from any model's config.json.
+
+    transformers 5 writes `rope_parameters`, which hold the base as well; earlier versions `rope_theta` and
+    `rope_scaling`. As in transformers, `rope_scaling` precedes `rope_parameters`, and the base inside either
+    precedes `rope_theta`.
+
+    Args:
+        document: content of config.json.
+        path: the config.json, for messages.
+
+    Returns:
+        The base as it stands in the file (not checked; None: not given), and True for any scaling.
+
+    Raises:
+        ConfigError: damaged, one rotary embedding per kind of layer, or a partial one.
+    """
+    key = "rope_scaling" if document.get("rope_scaling") else "rope_parameters"
+    values = document.get(key) or {}
+    if not isinstance(values, dict):
+        raise ConfigError("is not a JSON object", path=path, item=key, found=repr(values)[:80])
+    if any(isinstance(value, dict) for value in values.values()):
+        raise ConfigError(
+            "rotary embeddings that differ between kinds of layers are not supported",
+            path=path,
+            item=key,
+            found=", ".join(map(str, values))[:80],
+        )
+    partial = values.get("partial_rotary_factor", document.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise ConfigError(
+            "rotary embedding of a part of each head is not supported",
+            path=path,
+            item="partial_rotary_factor",
+            found=repr(partial)[:80],
+            expected=1,
+        )
+    kind = values.get("rope_type", values.get("type", "linear" if "factor" in values else "default"))
+    return values.get("rope_theta", document.get("rope_theta")), kind != "default"
+
+
 def load_config(path: Path) -> SpikingBrainConfig:
     """Read and check a checkpoint's config.json.
 
@@ -216,8 +258,12 @@ def load_config(path: Path) -> SpikingBrainConfig:
             expected="false, as in every public release",
             hint="convert a checkpoint without them",
         )
+    theta, is_scaled = rotary_settings(document, path)
+    if is_scaled:
+        raise ConfigError("scaled rotary frequencies are not supported", path=path, item="rope_scaling")
+    rotary = {"rope_scaling": None} | ({} if theta is None else {"rope_theta": theta})
     try:
-        return SpikingBrainConfig.model_validate(document)
+        return SpikingBrainConfig.model_validate(document | rotary)
     except ValidationError as error:
         key, message, found, line = first_problem(error)
         if not key:

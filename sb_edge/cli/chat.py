@@ -20,7 +20,7 @@ from sb_edge.cli.generation_options import (
 )
 from sb_edge.cli.options import model_argument
 from sb_edge.cli.params import PATH
-from sb_edge.cli.prompts import read_prompt
+from sb_edge.cli.prompts import read_lines, read_prompt
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Stopping
@@ -84,7 +84,7 @@ def command(
         elif is_terminal:
             _converse(chat, _typed_lines(no_history), show_stats)
         else:
-            _converse(chat, (line.rstrip("\n") for line in sys.stdin), show_stats)
+            _converse(chat, read_lines(), show_stats)
         if save_session is not None:
             chat.save(save_session)
 

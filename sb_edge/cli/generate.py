@@ -24,6 +24,9 @@ from sb_edge.runtime.sampling import Sampling
 @click.command()
 @model_argument()
 @prompt_options
+@click.option(
+    "--no-parse-special", "plain", is_flag=True, help="Read special tokens in the prompt as ordinary text."
+)
 @click.option("--load-state", type=PATH, help="Continue a state of --save-state.")
 @click.option("--save-state", type=PATH, help="Save the state after the last token.")
 @click.option("--stats/--no-stats", default=True, help="Print tokens per second to standard error.")
@@ -34,6 +37,7 @@ from sb_edge.runtime.sampling import Sampling
 def command(
     model: str,
     prompt: str,
+    plain: bool,
     load_state: Path | None,
     save_state: Path | None,
     stats: bool,
@@ -47,7 +51,7 @@ def command(
     """
     with text_session(resolve_gguf(model), loading) as session:
         seen = session.load(load_state) if load_state else []
-        tokens = session.model.tokenize(prompt, add_special=not seen)
+        tokens = session.model.tokenize(prompt, parse_special=not plain, after=seen[-1] if seen else None)
         generation = Generation(session, tokens, sampling, stopping=stopping)
         for piece in generation:
             click.echo(piece, nl=False)

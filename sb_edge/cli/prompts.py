@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 import click
 
 from sb_edge.cli.params import PATH
-from sb_edge.util.files import reading_utf8
+from sb_edge.util.errors import InferenceError
+from sb_edge.util.text_files import decode_text
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,8 +24,8 @@ def prompt_options(command: Command) -> Command:
     def with_prompt(*, prompt: str | None, file: Path | None, **values: Any) -> Any:
         if (prompt is None) == (file is None):
             raise click.UsageError("Give a prompt with either -p or -f.")
-        text = read_prompt(file) if file is not None else prompt
-        return command(prompt=sys.stdin.read() if text == "-" and file is None else text, **values)
+        is_file = file is not None or prompt == "-"
+        return command(prompt=read_prompt(file or Path("-")) if is_file else prompt, **values)
 
     file_option = click.option(
         "-f",
@@ -43,5 +44,14 @@ def read_prompt(file: Path) -> str:
         InferenceError: not UTF-8.
     """
     data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    with reading_utf8(file):
-        return data.decode("utf-8")
+    return decode_text(data, file, InferenceError)
+
+
+def read_lines() -> Iterator[str]:
+    """Lines of standard input.
+
+    Raises:
+        InferenceError: a line is not UTF-8.
+    """
+    for line in sys.stdin.buffer:
+        yield decode_text(line, "standard input", InferenceError).rstrip("\n")

@@ -89,13 +89,15 @@ def _prompt(model: Model, distance: int, trial: int) -> tuple[list[int], list[in
     """Tokens of a prompt and of its answer."""
     rng = np.random.default_rng((_SEED, trial))
     key = "".join(map(str, rng.integers(10, size=_DIGITS)))
+    before = model.tokenize(_BEFORE.format(key=key))
+    text = before[-1]
     between: list[int] = []
     while len(between) < distance:
         sentences = [_FILLER[place] for place in rng.permutation(len(_FILLER))]
-        between += model.tokenize(" ".join(sentences) + "\n", add_special=False)
-    after = model.tokenize(_AFTER, add_special=False)
-    answer = model.tokenize(f"{_AFTER} {key}", add_special=False)[len(after) :]
-    return [*model.tokenize(_BEFORE.format(key=key)), *between[:distance], *after], answer
+        between += model.tokenize(" ".join(sentences) + "\n", after=text)
+    after = model.tokenize(_AFTER, after=text)
+    answer = model.tokenize(f"{_AFTER} {key}", after=text)[len(after) :]
+    return [*before, *between[:distance], *after], answer
 
 
 def _answers(session: Session, logits: np.ndarray, answer: Sequence[int]) -> bool:

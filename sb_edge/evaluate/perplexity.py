@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sb_edge.runtime.session import Model, OnTensor, Session
 from sb_edge.util.errors import InferenceError
-from sb_edge.util.files import reading_utf8
 from sb_edge.util.logits import log_softmax
+from sb_edge.util.text_files import decode_text
 
 EVALUATION_CHUNK = 128
 """Tokens evaluated at once; limits the memory for logits of a large vocabulary."""
@@ -55,8 +55,16 @@ def read_text(file: Path | None) -> tuple[str, str]:
     """
     if file is None:
         return held_out_text(), "held-out"
-    with reading_utf8(file):
-        return file.read_text(encoding="utf-8"), file.name
+    return decode_text(file.read_bytes(), file, InferenceError), file.name
+
+
+def text_tokens(model: Model, text: str, max_tokens: int) -> list[int]:
+    """The first tokens of a text to measure on, BOS included; control tokens that it spells out are text.
+
+    Raises:
+        InferenceError: the model has no vocabulary.
+    """
+    return model.tokenize(text, parse_special=False)[:max_tokens]
 
 
 def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: str | None = None) -> None:
@@ -89,7 +97,7 @@ def perplexity(
     Raises:
         InferenceError: the model has no vocabulary, or the text has fewer than two tokens.
     """
-    tokens = model.tokenize(text)[:max_tokens]
+    tokens = text_tokens(model, text, max_tokens)
     require_tokens(tokens, 2, model.path)
     found = predictions(model, tokens, n_batch=512, n_threads=n_threads, dtype=np.float64)
     nll = np.concatenate([nll for _, nll in found])

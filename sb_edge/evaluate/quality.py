@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.evaluate.perplexity import predictions, require_tokens
+from sb_edge.evaluate.perplexity import predictions, require_tokens, text_tokens
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import InferenceError
 from sb_edge.util.logits import kl_divergence
@@ -62,14 +62,16 @@ def compare_quality(
     spikes: float | None = None,
     n_threads: int | None = None,
 ) -> Quality:
-    """Evaluate a model and its base on the same chunks of a text, each chunk in a new context.
+    """Evaluate a model and its base on the same chunks of a text.
+
+    Each chunk has a new context, which begins with BOS where the vocabulary asks for it.
 
     Args:
         model_path, base_path: GGUFs with the same vocabulary.
         text: text that neither model was trained on.
         name: name of the text.
         max_tokens: maximum number of tokens of the text.
-        context: tokens per chunk.
+        context: tokens per chunk, BOS included.
         spikes: spike k of the model, as in `Model`; the base has no spikes.
         n_threads: None: number of physical cores.
 
@@ -78,16 +80,19 @@ def compare_quality(
         InferenceError: no vocabulary, different vocabularies, or a text of fewer than two tokens.
     """
     with Model(model_path, spikes=spikes) as model, Model(base_path) as base:
-        tokens = model.tokenize(text)[:max_tokens]
+        begin = model.first_tokens
+        tokens = text_tokens(model, text, max_tokens + len(begin))
         _require_same_vocabulary(model, base, text, tokens)
         require_tokens(tokens, 2, name)
-        chunks = [tokens[start : start + context] for start in range(0, len(tokens), context)]
+        del tokens[: len(begin)]
+        size = context - len(begin)
+        chunks = [[*begin, *tokens[start : start + size]] for start in range(0, len(tokens), size)]
         columns: list[Floats] = []
         with progress_bar("evaluating model and base, tokens", len(tokens)) as advance:
             for chunk in chunks:
                 if len(chunk) > 1:
                     columns.append(_compare(model, base, chunk, n_threads))
-                advance(len(chunk))
+                advance(len(chunk) - len(begin))
     nll, base_nll, kl, same = np.concatenate(columns, axis=1)
     ratio = math.exp(float((nll - base_nll).mean()))
     return Quality(
@@ -122,8 +127,8 @@ def _compare(model: Model, base: Model, tokens: Sequence[int], n_threads: int | 
     return np.concatenate(parts, axis=1)
 
 
-def _require_same_vocabulary(model: Model, base: Model, text: str, tokens: Sequence[int]) -> None:
-    if model.n_vocab != base.n_vocab or base.tokenize(text)[: len(tokens)] != list(tokens):
+def _require_same_vocabulary(model: Model, base: Model, text: str, tokens: list[int]) -> None:
+    if model.n_vocab != base.n_vocab or text_tokens(base, text, len(tokens)) != tokens:
         raise InferenceError(
             "has a different vocabulary from its base",
             path=model.path,

@@ -16,6 +16,7 @@ from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
 from sb_edge.util.logits import log_softmax
 from sb_edge.util.progress import Advance
+from sb_edge.util.text_files import decode_text
 from sb_edge.util.validation import first_problem
 
 CONTEXT = 512
@@ -74,7 +75,10 @@ def read_questions(file: Path | None) -> list[Question]:
         InferenceError: a line is not a question, or the file has none.
         OSError: the file cannot be read.
     """
-    data = built_in("questions.jsonl").encode() if file is None else file.read_bytes()
+    if file is None:
+        data = built_in("questions.jsonl").encode()
+    else:
+        data = decode_text(file.read_bytes(), file, InferenceError).encode()
     found = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
@@ -112,7 +116,7 @@ def answer_questions(
     hits: dict[str, list[tuple[bool, bool, float]]] = {"all": []}
     with Session(model, n_ctx=CONTEXT, n_threads=n_threads) as session:
         for question in questions:
-            prompt = model.tokenize(question.prompt)
+            prompt = model.tokenize(question.prompt, parse_special=False)
             sums = np.array([_log_probability(session, prompt, question, each) for each in question.choices])
             lengths = np.array([len(choice.encode()) for choice in question.choices])
             hit = (
@@ -128,7 +132,7 @@ def answer_questions(
 
 def _log_probability(session: Session, prompt: list[int], question: Question, choice: str) -> float:
     """log p of a choice after the question, nats; `prompt` holds the question's tokens."""
-    tokens = session.model.tokenize(f"{question.prompt} {choice}")
+    tokens = session.model.tokenize(f"{question.prompt} {choice}", parse_special=False)
     given = len(prompt)
     if tokens[:given] != prompt or len(tokens) == given:
         raise InferenceError("changes how its question is tokenized", item="choice", found=repr(choice))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sb_edge.arch import ARCH
 from sb_edge.arch.spike_plan import DEFAULT_K, PROJECTIONS, SpikePlan, require_k
 from sb_edge.evaluate.energy import Energy, estimate_energy
-from sb_edge.evaluate.perplexity import evaluate
+from sb_edge.evaluate.perplexity import evaluate, text_tokens
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spike_counters import SiteCounts, count_spikes
@@ -266,7 +266,7 @@ def measure(
     plan = model.spike_plan
     if plan is None:
         raise SpikeError("has no spikes to count", path=model.path, hint="set k with --spike-k")
-    tokens = model.tokenize(text)[:max_tokens]
+    tokens = text_tokens(model, text, max_tokens)
     with count_spikes(model) as counters:
         # All logits: without them the engine skips the part of the last layer after attention.
         for _ in evaluate(model, tokens, n_threads=n_threads):

@@ -19,6 +19,7 @@ import numpy as np
 
 from sb_edge.gguf.types import ARRAY, BOOL, GGML_TYPES, SCALARS, STRING
 from sb_edge.util.errors import GgufError
+from sb_edge.util.text_files import refuse_lfs_pointer
 
 _MAX_HEADER = 128 << 20
 _MAX_ARRAY = 1 << 24
@@ -262,6 +263,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[TensorEntry], FileLayou
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
+            file.seek(0)
+            refuse_lfs_pointer(file.read(64), path, GgufError)
             file.seek(0)
             return _parse(_Cursor(file, path, size), path, size)
     except FileNotFoundError:

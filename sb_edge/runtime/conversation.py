@@ -2,82 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Generator as PyGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from sb_edge.runtime.generation import Generation, Stopping
-from sb_edge.runtime.model import Model
+from sb_edge.runtime.plain_text import marked
 from sb_edge.runtime.sampling import Sampling
 from sb_edge.runtime.session import Session
-from sb_edge.util.errors import InferenceError, StateError
-
-Message = dict[str, str]
-
-
-class ChatTemplate:
-    """The Jinja template of a GGUF, run in a sandbox: files come from strangers.
-
-    Raises:
-        InferenceError: the model has no template, or one that is not valid.
-    """
-
-    def __init__(self, model: Model) -> None:
-        model.require_vocab()
-        source = model.chat_template
-        if source is None:
-            raise InferenceError(
-                "has no chat template",
-                path=model.path,
-                item="tokenizer.chat_template",
-                hint="use `sb-edge generate`, or convert a checkpoint whose tokenizer has one",
-            )
-        self._model = model
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = self._refuse
-        environment.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise self._error(error) from None
-
-    def render(self, messages: list[Message], *, answer_next: bool) -> str:
-        """The conversation as the model was trained to see it.
-
-        Args:
-            messages: {"role": ..., "content": ...}.
-            answer_next: end with the opening of the assistant's turn.
-        """
-        bos, eos = self._model.special_token("bos"), self._model.special_token("eos")
-        try:
-            text = self._template.render(
-                messages=messages,
-                add_generation_prompt=answer_next,
-                bos_token="" if bos is None else self._model.token_text(bos),
-                eos_token="" if eos is None else self._model.token_text(eos),
-            )
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise self._error(error) from None
-        # Where the vocabulary adds BOS by itself, one written by the template would double it.
-        if self._model.adds_bos and bos is not None:
-            text = text.removeprefix(self._model.token_text(bos))
-        return text
-
-    def _refuse(self, message: str) -> None:
-        raise TemplateError(message)
-
-    def _error(self, error: Exception) -> InferenceError:
-        return InferenceError(
-            "the chat template does not work",
-            path=self._model.path,
-            item="tokenizer.chat_template",
-            found=str(error) or type(error).__name__,
-        )
+from sb_edge.runtime.template import ChatTemplate, Message
+from sb_edge.util.errors import StateError
 
 
 @dataclass
@@ -163,11 +98,11 @@ class Conversation:
 
     def _new_tokens(self, prompt: str) -> list[int]:
         model = self.session.model
-        if self._seen and prompt.startswith(self._seen):
-            return model.tokenize(prompt[len(self._seen) :], add_special=False)
+        if self._seen and self._tokens and prompt.startswith(self._seen):
+            return model.tokenize_marked(prompt[len(self._seen) :], after=self._tokens[-1])
         self.session.clear()
         self._tokens = []
-        return model.tokenize(prompt)
+        return model.tokenize_marked(prompt)
 
     def _answer(self, generation: Generation, prompt: str) -> PyGenerator[str, None, None]:
         # Until the answer is complete the session holds something that `_seen` does not describe.
@@ -182,5 +117,5 @@ class Conversation:
             self.messages.append({"role": "assistant", "content": answer})
             if generation.stats.stopped != "stop" and self.session.position() < self.session.n_ctx:
                 generation.evaluate_rest()
-                self._seen = prompt + answer
+                self._seen = prompt + marked(answer, self.session.model.tokenization.control_texts)
             self._tokens += [*generation.prompt, *generation.tokens[: generation.evaluated]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.memory.check import require_memory_for_weights
 from sb_edge.memory.forecast import not_loaded
 from sb_edge.runtime.binding import clear_log, last_problem, library, typed
+from sb_edge.runtime.tokenization import SPACE_PREFIX_KEY, Tokenization, is_sentencepiece
 from sb_edge.util.errors import InferenceError, SpikeError
 
 _VALUE_BYTES = 1 << 20
@@ -70,10 +72,19 @@ class Model:
         params = lib.llama_model_default_params()
         params.load_mode = _load_mode(lib, use_mmap, use_mlock)
         params.vocab_only = vocab_only
-        overrides = _overrides(lib, {OVERRIDE_KEY: spikes, SPARSE_OVERRIDE_KEY: None if sparse else 0.0})
+        # `Tokenization` puts the space of a SentencePiece vocabulary where it belongs.
+        prefix = False if is_sentencepiece(self.header) else None
+        overrides = _overrides(
+            lib,
+            {
+                OVERRIDE_KEY: spikes,
+                SPARSE_OVERRIDE_KEY: None if sparse else 0.0,
+                SPACE_PREFIX_KEY: prefix,
+            },
+        )
         params.kv_overrides = overrides
         clear_log()
-        self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
+        self.handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.handle:
             raise not_loaded(self.path, last_problem() or f"architecture {self.header.arch!r}")
         self.vocab = lib.llama_model_get_vocab(self.handle)
@@ -184,24 +195,40 @@ class Model:
                 hint="convert a checkpoint that has its tokenizer files",
             )
 
-    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Text to token ids.
+    def tokenize(
+        self, text: str, add_special: bool = True, parse_special: bool = True, *, after: int | None = None
+    ) -> list[int]:
+        """Text to token ids; never with EOS, because every text here is there to be continued.
 
         Args:
             text: any Unicode text.
-            add_special: add BOS or EOS where the vocabulary asks for it.
+            add_special: begin with BOS where the vocabulary asks for it.
             parse_special: read special tokens written out in the text as themselves.
+            after: the token that the text follows, so that neither BOS nor, where that token is text, the
+                space of a SentencePiece vocabulary stands before it; None: the text is the first.
+
+        Raises:
+            InferenceError: no vocabulary, or a text that UTF-8 cannot hold.
         """
         self.require_vocab()
-        lib = library()
-        data = text.encode("utf-8")
-        size = len(data) + 16
-        while True:
-            tokens = (ctypes.c_int32 * size)()
-            count = lib.llama_tokenize(self.vocab, data, len(data), tokens, size, add_special, parse_special)
-            if count >= 0:
-                return list(tokens[:count])
-            size = -count
+        tokens = self.tokenization.encode(text, parse_special=parse_special, after=after)
+        return [*(self.first_tokens if add_special and after is None else []), *tokens]
+
+    def tokenize_marked(self, text: str, *, after: int | None = None) -> list[int]:
+        """Token ids of a chat that `ChatTemplate` rendered; arguments and errors as `tokenize`."""
+        tokens = self.tokenization.encode(text, parse_special=True, after=after, is_marked=True)
+        return [*(self.first_tokens if after is None else []), *tokens]
+
+    @property
+    def first_tokens(self) -> list[int]:
+        """The tokens that every text begins with: BOS where the vocabulary asks for it."""
+        bos = self.special_token("bos")
+        return [bos] if self.adds_bos and bos is not None else []
+
+    @cached_property
+    def tokenization(self) -> Tokenization:
+        """How text becomes tokens."""
+        return Tokenization(self.vocab, self.header)
 
     def token_piece(self, token: int) -> bytes:
         """The bytes that one token stands for; special tokens give nothing. Not always whole characters."""
@@ -224,9 +251,8 @@ class Model:
         return "" if text is None else text.decode("utf-8", "replace")
 
     def special_token(self, kind: str) -> int | None:
-        """The id of the "bos", "eos" or "eot" token, None if the vocabulary has none."""
-        token = int(getattr(library(), f"llama_vocab_{kind}")(self.vocab))
-        return None if token < 0 else token
+        """The id of the "bos", "eos", "eot", "unknown" or "padding" token, None if there is none."""
+        return self.tokenization.special(kind)
 
     @property
     def adds_bos(self) -> bool:
@@ -235,7 +261,7 @@ class Model:
 
     def is_end_of_generation(self, token: int) -> bool:
         """Whether a token ends an answer (EOS, EOT and their kin)."""
-        return bool(library().llama_vocab_is_eog(self.vocab, token))
+        return self.tokenization.is_end(token)
 
 
 def _load_mode(lib: Any, use_mmap: bool, use_mlock: bool) -> int:
@@ -245,14 +271,16 @@ def _load_mode(lib: Any, use_mmap: bool, use_mlock: bool) -> int:
     return int(lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE)
 
 
-def _overrides(lib: Any, values: Mapping[str, float | None]) -> Any:
+def _overrides(lib: Any, values: Mapping[str, float | bool | None]) -> Any:
     """llama.cpp's list of overridden keys, those that are not None, ended by an empty key; or None."""
     given = {key: value for key, value in values.items() if value is not None}
     if not given:
         return None
     overrides = (lib.llama_model_kv_override * (len(given) + 1))()
     for override, (key, value) in zip(overrides, given.items(), strict=False):
-        override.tag = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT
         override.key = key.encode()
-        override.value.val_f64 = float(value)
+        if isinstance(value, bool):
+            override.tag, override.value.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+        else:
+            override.tag, override.value.val_f64 = lib.LLAMA_KV_OVERRIDE_TYPE_FLOAT, float(value)
     return overrides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ class Session:
         adapters = (lib.llama_adapter_lora_p_ctypes * len(paths))()
         for index, path in enumerate(paths):
             clear_log()
-            adapters[index] = lib.llama_adapter_lora_init(self.model.handle, str(path).encode())
+            adapters[index] = lib.llama_adapter_lora_init(self.model.handle, os.fsencode(path))
             if not adapters[index]:
                 raise InferenceError(
                     "is not a LoRA adapter of this model",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sb_edge.util.errors import InferenceError, OutputError, SbEdgeError
+from sb_edge.util.errors import OutputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,15 +176,6 @@ def require_free_space(folder: Path, needed: int, what: str) -> None:
             expected=f"{needed / 2**20:.0f} MiB",
             hint="free some space or choose another folder",
         )
-
-
-@contextmanager
-def reading_utf8(path: Path, kind: type[SbEdgeError] = InferenceError) -> Iterator[None]:
-    """Turn the error of a block that decodes a file which is not UTF-8 into one of `kind`."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise kind("is not UTF-8 text", path=path, found=f"byte {error.start}") from None
 
 
 def write_all(fd: int, data: bytes | np.ndarray) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb_edge.util.errors import SbEdgeError
+from sb_edge.util.text_files import decode_text
 
 
 def read_json_object(path: Path, error: type[SbEdgeError], *, absent: str, hint: str) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def read_json_object(path: Path, error: type[SbEdgeError], *, absent: str, hint:
         hint: hint for a file that is not valid.
 
     Raises:
-        SbEdgeError: of kind `error`: not found, not valid JSON (the line is named) or not an object.
+        SbEdgeError: of kind `error`: not found, not UTF-8, not valid JSON (the line is named), no object.
     """
     try:
         data = path.read_bytes()
@@ -49,14 +50,14 @@ def parse_json_object(
         hint: hint for data that is not valid.
 
     Raises:
-        SbEdgeError: of kind `error`: not valid JSON (the line is named) or not an object.
+        SbEdgeError: of kind `error`: not UTF-8, not valid JSON (the line is named) or not an object.
     """
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
+        document = json.loads(decode_text(data, path, error), object_pairs_hook=pairs)
     except json.JSONDecodeError as problem:
         place = item or f"line {problem.lineno}"
         raise error("is not valid JSON", path=path, item=place, found=problem.msg, hint=hint) from None
-    except (UnicodeDecodeError, RecursionError) as problem:
+    except RecursionError as problem:
         raise error("is not valid JSON", path=path, item=item, found=str(problem), hint=hint) from None
     if not isinstance(document, dict):
         raise error("is not a JSON object", path=path, item=item, found=type(document).__name__)

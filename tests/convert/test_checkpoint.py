@@ -138,7 +138,7 @@ def test_file_that_goes_on(golden_copy):
     ("text", "problem"),
     [
         (b"{ ", "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8 text"),
         (b"[]", "not a JSON object"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}, "a": {}}', "a: is listed twice"),
@@ -343,3 +343,10 @@ def test_writer_keeps_an_earlier_folder(tmp_path):
     ):
         pass
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_rotary_parameters_of_transformers_5(golden_copy):
+    golden_copy.edit_config(rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert Checkpoint.open(golden_copy.folder).config.rope_theta == 5e5
+    golden_copy.edit_config(rope_parameters={"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0})
+    assert "rope_scaling: scaled rotary frequencies are not supported" in refusal(golden_copy.folder)

@@ -102,7 +102,17 @@ def test_unknown_tensor(golden_copy, name, hint):
 
 def test_tied_model_with_an_output(golden_copy):
     golden_copy.edit_config(tie_word_embeddings=True)
-    assert "lm_head.weight: is not a tensor of this model" in refusal(golden_copy.folder)
+    line = refusal(golden_copy.folder)
+    assert "lm_head.weight: differs from the embeddings" in line and "tie_word_embeddings to false" in line
+    tensors = golden_copy.tensors()
+    golden_copy.save(tensors | {"lm_head.weight": tensors["model.embeddings.weight"]})
+    _, table = account_for_tensors(Checkpoint.open(golden_copy.folder))
+    assert "lm_head.weight" not in table
+
+
+def test_an_adapter_beside_the_weights(golden_copy):
+    (golden_copy.folder / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json: belongs to a PEFT adapter" in refusal(golden_copy.folder)
 
 
 def test_misshapen_tensor(golden_copy):

@@ -103,9 +103,12 @@ def interleave(rows: np.ndarray, n_head: int) -> np.ndarray:
     )
 
 
-def write_llama_gguf(path: Path, arch: str = "llama") -> dict[str, np.ndarray]:
+def write_llama_gguf(path: Path, arch: str = "llama", **keys: object) -> dict[str, np.ndarray]:
     source = weights()
     writer = gguf.GGUFWriter(path, arch)
+    for key, value in keys.items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(f"{arch}.{key.replace('__', '.')}", value)
     writer.add_block_count(LAYERS)
     writer.add_context_length(2048)
     writer.add_embedding_length(HIDDEN)
@@ -171,6 +174,132 @@ def test_the_exported_tokenizer_loads_and_cuts_text_the_same(tmp_path: Path) -> 
     loaded = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert loaded.get_vocab_size() == VOCAB
     assert loaded.token_to_id("\u0101") == 1
+
+
+ROTARY = {"rope_theta": None}
+"""Changes of `config` for a file in which transformers 5 has written `rope_parameters`."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "theta"),
+    [
+        ({"rope_theta": 1e6}, 1e6),
+        (ROTARY, 10000),
+        (ROTARY | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1e6),
+        ({"rope_theta": 5.0, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 1e6),
+        ({"rope_theta": 1e6, "rope_scaling": {"rope_type": "default"}}, 1e6),
+        ({"rope_theta": 1e6, "rope_parameters": {"partial_rotary_factor": 1.0}}, 1e6),
+    ],
+)
+def test_the_base_of_the_rotary_frequencies_is_kept(
+    tmp_path: Path, changes: dict[str, object], theta: float
+) -> None:
+    report = transplant(make_base(tmp_path / "base", **changes), tmp_path / "student")
+    assert report.config.rope_theta == theta
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["rope_theta"] == theta
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, "--ignore-rope-scal"),
+        ({"rope_type": "linear", "factor": 4.0}, "--ignore-rope-scaling"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (
+            {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}},
+            "kinds of layers",
+        ),
+        ({"rope_type": "default", "rope_theta": "abc"}, "rope_theta"),
+        (["yarn"], "rope_parameters: is not a JSON object"),
+    ],
+)
+def test_rotary_parameters_that_cannot_be_kept_are_refused(
+    tmp_path: Path, parameters: dict[str, object] | list[str], message: str
+) -> None:
+    if isinstance(parameters, dict) and "rope_type" in parameters:
+        parameters = {"rope_theta": 1e6, **parameters}
+    base = make_base(tmp_path / "base", **ROTARY, rope_parameters=parameters)
+    with pytest.raises(ConfigError, match=message):
+        transplant(base, tmp_path / "student")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}, "--ignore-rope-scaling"),
+        ({"rope__scaling__type": "yarn"}, "--ignore-rope-scaling"),
+        ({"rope__scaling__factor": 4.0}, "--ignore-rope-scaling"),
+        ({"rope__scale_linear": 4.0}, "--ignore-rope-scaling"),
+        ({"rope__dimension_count": 8}, "rope.dimension_count"),
+        ({"attention__key_length": 32}, "attention.key_length"),
+    ],
+)
+def test_a_gguf_with_other_rotary_embeddings_is_refused(
+    tmp_path: Path, keys: dict[str, object], message: str
+) -> None:
+    write_llama_gguf(tmp_path / "base.gguf", **keys)
+    with pytest.raises((ConfigError, GgufError), match=message):
+        transplant(tmp_path / "base.gguf", tmp_path / "student")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope__scaling__type": "none"},
+        {"rope__scaling__type": "none", "rope__scaling__factor": 4.0},
+        {"rope__scaling__type": "linear"},
+        {"rope__scaling__factor": 1.0},
+        {"rope__dimension_count": 16, "attention__key_length": 16},
+    ],
+)
+def test_a_gguf_with_plain_rotary_embeddings_is_taken(tmp_path: Path, keys: dict[str, object]) -> None:
+    write_llama_gguf(tmp_path / "base.gguf", **keys)
+    assert transplant(tmp_path / "base.gguf", tmp_path / "student").config.rope_theta == 100000
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_adapter_in_the_folder_is_refused(tmp_path: Path, name: str, alone: bool) -> None:
+    base = make_base(tmp_path / "base")
+    (base / "model.safetensors").rename(base / name)
+    if not alone:
+        save_file(weights(), base / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}: belongs to a PEFT adapter.*; merge the adapter"):
+        transplant(base, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_stored_output_that_is_the_embeddings_is_taken(tmp_path: Path) -> None:
+    tensors = weights()
+    embeddings = tensors["model.embed_tokens.weight"]
+    base = make_base(tmp_path / "base", tensors | {"lm_head.weight": embeddings.copy()})
+    transplant(base, tmp_path / "student", dtype="f32")
+    student = Checkpoint.open(tmp_path / "student")
+    assert student.config.tie_word_embeddings and "lm_head.weight" not in student.names
+    np.testing.assert_array_equal(student.read("model.embeddings.weight"), embeddings)
+
+
+@pytest.mark.parametrize("shape", [(VOCAB, HIDDEN), (VOCAB - 1, HIDDEN), (HIDDEN,), ()])
+def test_another_output_than_the_embeddings_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    other = {"lm_head.weight": np.ones(shape, np.float32)}
+    base = make_base(tmp_path / "base", weights() | other)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: differs from the embeddings.*set tie_word"):
+        transplant(base, tmp_path / "student")
+
+
+def test_a_missing_output_has_a_hint(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: .*set tie_word_embeddings to true"):
+        transplant(base, tmp_path / "student")
+
+
+def test_every_end_of_an_answer_is_kept(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", eos_token_id=7)
+    (base / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert transplant(base, tmp_path / "student").config.eos_token_id == [7, 9]
+    (base / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        transplant(base, tmp_path / "other")
 
 
 def without(name: str) -> dict[str, np.ndarray]:

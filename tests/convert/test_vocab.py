@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from text_checkpoints import LLAMA3, QWEN2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from sb_edge.arch.config import SpikingBrainConfig
@@ -24,11 +25,6 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3 = QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
 
 
 def split(regex: str):
@@ -61,6 +57,7 @@ def train(pre: str = "qwen2") -> Tokenizer:
         vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.model.ignore_merges = pre == "llama-bpe"
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens(["<tool_call>"])
     return tokenizer
@@ -143,6 +140,7 @@ def test_no_tokenizer(tmp_path):
 
 
 def test_both_forms_say_the_same(json_folder, text_folder, tokenizer):
+    edit(json_folder / "tokenizer.json", lambda document: document.update(normalizer={"type": "NFC"}))
     first, second = (load_vocabulary(folder, make_config()) for folder in (json_folder, text_folder))
     assert first == second
     assert first.model == "gpt2" and first.pre == "qwen2"
@@ -163,8 +161,8 @@ def test_every_file_is_read_once(fixture, request, monkeypatch):
     read, original = [], Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), original(path))[1])
     load_vocabulary(folder, make_config())
-    vocab = "tokenizer.json" if fixture == "json_folder" else "vocab.json"
-    assert sorted(read) == sorted(["tokenizer_config.json", vocab])
+    files = ["tokenizer.json"] if fixture == "json_folder" else ["vocab.json", "merges.txt"]
+    assert sorted(read) == sorted(["tokenizer_config.json", *files])
 
 
 def test_end_of_turn_of_chatml(json_folder, tokenizer):
@@ -175,7 +173,7 @@ def test_end_of_turn_of_chatml(json_folder, tokenizer):
         "pad": number("<|endoftext|>"),
         "eot": number("<|im_end|>"),
     }
-    assert not vocabulary.add_bos and not vocabulary.add_eos and vocabulary.chat_template == CHATML
+    assert not vocabulary.add_bos and vocabulary.chat_template == CHATML
 
 
 def test_no_end_of_turn_without_a_template_or_if_it_is_eos(json_folder):
@@ -187,8 +185,11 @@ def test_no_end_of_turn_without_a_template_or_if_it_is_eos(json_folder):
 
 def test_special_tokens_fall_back_to_the_model(json_folder):
     edit(json_folder / "tokenizer_config.json", lambda document: document.update(eos_token=None))
-    special = load_vocabulary(json_folder, make_config(bos_token_id=5, eos_token_id=[7, 8])).special
-    assert special["bos"] == 5 and special["eos"] == 7
+    config = make_config(bos_token_id=5, eos_token_id=[7, 8])
+    special = load_vocabulary(json_folder, config).special
+    assert special["eos"] == 7 and "bos" not in special  # bos is null in tokenizer_config.json
+    edit(json_folder / "tokenizer_config.json", lambda document: document.pop("bos_token"))
+    assert load_vocabulary(json_folder, config).special["bos"] == 5
 
 
 def test_templates_in_a_file_and_with_names(json_folder):
@@ -196,6 +197,7 @@ def test_templates_in_a_file_and_with_names(json_folder):
     (json_folder / "chat_template.jinja").write_text("<|im_end|> {{ x }}")
     vocabulary = load_vocabulary(json_folder, make_config())
     assert vocabulary.chat_template == "<|im_end|> {{ x }}" and "eot" in vocabulary.special
+    (json_folder / "chat_template.jinja").unlink()
     named = [{"name": "default", "template": CHATML}, {"name": "tool", "template": "x"}]
     edit(json_folder / "tokenizer_config.json", lambda document: document.update(chat_template=named))
     assert load_vocabulary(json_folder, make_config()).chat_template == named
@@ -249,7 +251,10 @@ def test_gguf_holds_it(golden_copy, json_folder, tmp_path, tokenizer):
             lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex="."),
             "pre_tokenizer: is not known",
         ),
-        (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer: is not known"),
+        (lambda d: d.update(normalizer={"type": "StripAccents"}), "normalizer: is not supported"),
+        (lambda d: d.update(normalizer={"type": "Replace"}), "normalizer: is not supported"),
+        (lambda d: d.update(normalizer={"type": "Sequence", "normalizers": 3}), "normalizer: is not supp"),
+        (lambda d: d.update(normalizer="NFC"), "normalizer: is not supported"),
         (
             lambda d: d["model"].update(type="Unigram"),
             "model.type: is not a byte-level BPE (found 'Unigram')",
@@ -344,7 +349,7 @@ def test_merges_that_are_empty_or_binary(text_folder):
     (text_folder / "merges.txt").write_text("#version: 0.2\n")
     assert "has no merges" in refusal(text_folder)
     (text_folder / "merges.txt").write_bytes(b"\xff\xfe\x00")
-    assert "is not valid UTF-8" in refusal(text_folder)
+    assert "is not UTF-8 text" in refusal(text_folder)
 
 
 def test_merges_with_windows_line_ends(text_folder):
@@ -359,7 +364,7 @@ def test_merges_with_windows_line_ends(text_folder):
     [
         (b'{\n\n"a": 1,}', r"vocab\.json: line 3: is not valid JSON"),
         (b"[]", "is not a JSON object"),
-        (b"\xff", "is not valid JSON"),
+        (b"\xff", "is not UTF-8 text"),
         (b'{"a":' * 100_000, "is not valid JSON"),
     ],
 )
@@ -377,11 +382,12 @@ def test_template_processing_asks_for_bos(json_folder):
     processor = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<|endoftext|>"}}, {"Sequence": {"id": "A"}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [300]}},
     }
     edit(json_folder / "tokenizer.json", lambda document: document.update(post_processor=processor))
     edit(json_folder / "tokenizer_config.json", lambda document: document.pop("add_bos_token"))
     vocabulary = load_vocabulary(json_folder, make_config())
-    assert vocabulary.add_bos and not vocabulary.add_eos
+    assert vocabulary.add_bos and vocabulary.special["bos"] == 300
 
 
 def test_nfc_is_accepted(tmp_path, tokenizer):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import gguf
 import pytest
 import sentencepiece
-from test_vocab import make_config, train, train_sentencepiece
+from test_vocab import train, train_sentencepiece
+from text_checkpoints import tiny_config, vocabulary_gguf
 
-from sb_edge.convert.vocab.vocabulary import add_vocabulary, load_vocabulary
 from sb_edge.runtime.model import Model
 
 pytestmark = pytest.mark.engine
@@ -24,25 +21,11 @@ TEXTS = [
 ]
 
 
-def vocabulary_only(folder: Path, path: Path, vocab_size: int) -> Path:
-    """A GGUF with keys and no tensors."""
-    writer = gguf.GGUFWriter(path, "llama")
-    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length", "head_count"):
-        getattr(writer, f"add_{key}")(32)
-    writer.add_layer_norm_rms_eps(1e-5)
-    add_vocabulary(writer, load_vocabulary(folder, make_config(vocab_size=vocab_size)))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    return path
-
-
 @pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "smollm", "gpt-2"])
 def test_byte_level_bpe(tmp_path, pre):
     tokenizer = train(pre)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with Model(vocabulary_only(tmp_path, tmp_path / "v.gguf", 320), vocab_only=True) as model:
+    with Model(vocabulary_gguf(tmp_path, tmp_path / "v.gguf"), vocab_only=True) as model:
         for text in TEXTS:
             expected = tokenizer.encode(text, add_special_tokens=False).ids
             assert model.tokenize(text, add_special=False) == expected, text
@@ -53,6 +36,8 @@ def test_byte_level_bpe(tmp_path, pre):
 def test_sentencepiece(tmp_path):
     path = train_sentencepiece(tmp_path, "bpe")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    with Model(vocabulary_only(tmp_path, tmp_path / "v.gguf", 330), vocab_only=True) as model:
+    with Model(
+        vocabulary_gguf(tmp_path, tmp_path / "v.gguf", tiny_config(vocab_size=330)), vocab_only=True
+    ) as model:
         for text in ("The quick brown fox", "It's 1234 Grüße 世界", "spiking brains"):
             assert model.tokenize(text, add_special=False) == processor.EncodeAsIds(text), text
