@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ from sb_edge.quant.sparse.zone_tuning import Candidate, Trial, ZoneTuning, tune_
 from sb_edge.quant.tuning_text import Text, require_length
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import SparseError
-from sb_edge.util.files import require_free_space, require_output
+from sb_edge.util.files import require_free_space, require_output, scratch_folder
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.progress import progress_bar
 
@@ -196,8 +195,7 @@ def quantize_sparse(
     for layer, order in orders.items():
         norms[layer, "ffn_down"] = norms[layer, "ffn_down"][order]
     found: list[SparseLayout] = []
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.partial-", dir=target.parent) as name:
-        folder = Path(name)
+    with scratch_folder(target) as folder:
         floats = header
         if orders:
             require_free_space(folder, header.nbytes, "the model with its neurons reordered")

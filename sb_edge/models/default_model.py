@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from sb_edge.engine import cache_root
 from sb_edge.models.cache_folder import locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.errors import GgufError
-from sb_edge.util.files import atomic_output
+from sb_edge.util.files import atomic_output, scratch_folder
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.packages import Pinned, fetch_file
 
@@ -76,8 +75,8 @@ def default() -> Path:
     base = default_base()
     with locked(target):
         if not target.is_file():
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
+            with scratch_folder(target) as scratch:
+                checkpoint, plain = scratch / "checkpoint", scratch / "f16.gguf"
                 transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
                 _write_model_card(checkpoint)
                 convert_checkpoint(checkpoint, plain, outtype="f16")
