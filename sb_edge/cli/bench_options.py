@@ -13,6 +13,7 @@ from sb_edge.bench.rows.compare import comparison_table, first_against_others
 from sb_edge.bench.rows.results import write_csv, write_markdown
 from sb_edge.bench.rows.row_tables import format_speed, results_table
 from sb_edge.bench.speed.run import TimeBudget, run
+from sb_edge.cli.file_options import OutputFile
 from sb_edge.cli.options import (
     FLASH_ATTN_CHOICE,
     KV_TYPE_NAMES,
@@ -28,7 +29,6 @@ from sb_edge.cli.options import (
 from sb_edge.cli.params import CommaSeparated, TokenCounts
 from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
 from sb_edge.system.cpu import default_threads
-from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
 from sb_edge.util.progress import stderr
 
@@ -185,7 +185,7 @@ def running_options(command: Command) -> Command:
         click.option(
             "-o",
             "--output",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=OutputFile(),
             help="JSON Lines file to append rows to; finished rows are not measured again.",
         ),
         click.option(
@@ -194,13 +194,11 @@ def running_options(command: Command) -> Command:
             help="Cache prefilled contexts in OUTPUT.contexts for later runs.",
         ),
         json_option,
-        click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write CSV."),
-        click.option(
-            "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table."
-        ),
+        click.option("--csv", type=OutputFile(), help="Write CSV."),
+        click.option("--markdown", type=OutputFile(), help="Write a Markdown table."),
         click.option(
             "--plot",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=OutputFile(),
             help="Write a plot: .png, .svg or .pdf.",
         ),
     )(command)
@@ -211,8 +209,6 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
     if running.keep_contexts and running.output is None:
         raise click.UsageError("--keep-contexts needs --output, beside which it keeps them")
     plot, json_target = running.plot, running.json_target
-    json_file = None if json_target in (None, "-") else Path(json_target)
-    _require_folders(running.csv, running.markdown, plot, json_file)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
     models = models_of(names, running.baselines, running.baseline_flash_attn)
@@ -277,13 +273,6 @@ def cache_types(type_k: Sequence[str], type_v: Sequence[str]) -> tuple[tuple[str
 
 def _repeat(types: Sequence[str], count: int) -> Sequence[str]:
     return types if len(types) == count else [*types] * count
-
-
-def _require_folders(*files: Path | None) -> None:
-    """Find out before measuring for minutes, not after, that a result has nowhere to go."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise OutputError("the folder does not exist", path=file.parent, hint="create it first")
 
 
 def show_row(row: Row, done: int, total: int) -> None:

@@ -9,6 +9,7 @@ import click
 
 from sb_edge.bench.rows.compare import compare_rows, comparison_table, select_model
 from sb_edge.bench.rows.results import read_rows
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option
 from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
@@ -38,7 +39,7 @@ class RowsOf(click.ParamType):
         return Path(file), model
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @click.argument("ours", metavar="A", type=RowsOf())
 @click.argument("theirs", metavar="B", type=RowsOf())
 @json_option
@@ -57,12 +58,12 @@ def compare(ours: tuple[Path, str | None], theirs: tuple[Path, str | None], json
     emit([one.to_json() for one in comparisons], json_target, render)
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @click.argument("files", metavar="ROWS...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     default=Path("report.html"),
     show_default=True,
     help="The page.",

@@ -12,6 +12,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import (
     loading_options,
     model_argument,
@@ -33,13 +34,15 @@ HELP = """/clear        Begin a new conversation
 /exit         End (or Ctrl-D); Ctrl-C stops an answer"""
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument()
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking (repeatable).")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Say the text of FILE; - for stdin.")
 @click.option("-sys", "--system-prompt", "system", help="System message.")
 @click.option("--load-session", type=click.Path(path_type=Path), help="Continue a saved conversation.")
-@click.option("--save-session", type=click.Path(path_type=Path), help="Save the conversation at the end.")
+@click.option(
+    "--save-session", type=OutputFile(replaces="load_session"), help="Save the conversation at the end."
+)
 @click.option("--no-history", is_flag=True, help="Keep no history of typed lines.")
 @click.option(
     "--stats/--no-stats",

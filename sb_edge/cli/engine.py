@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import json_option
 from sb_edge.engine import build_engine, find_engine
 from sb_edge.engine.checkout import refresh_patches
@@ -72,7 +73,7 @@ def build(portable: bool, debug: bool, patches: PatchChoice, jobs: int | None, f
     click.echo(engine.prefix)
 
 
-@command.command("info")
+@command.command("info", cls=FileCommand)
 @_portable
 @_debug
 @_patches

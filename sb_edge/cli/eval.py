@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option, model_argument, threads_option, tokens_option
 from sb_edge.cli.params import CommaSeparated, TokenCounts
 from sb_edge.cli.spike_options import SpikeK
@@ -42,7 +43,7 @@ class Trials(CommaSeparated):
         return number
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument()
 @click.option("--base", required=True, help="GGUF of the base model; `default-base` for `default`.")
 @click.option(
@@ -79,7 +80,7 @@ class Trials(CommaSeparated):
     type=SpikeSettings(),
     help="Spike settings to compare: file (as the file says), 0 (none), or a k: file,0,3.  [default: file]",
 )
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table.")
+@click.option("--markdown", type=OutputFile(), help="Write a Markdown table.")
 @threads_option
 @json_option
 def command(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import (
     loading_options,
     model_argument,
@@ -20,11 +21,13 @@ from sb_edge.runtime.open import Loading, text_session
 from sb_edge.runtime.sampling import Sampling
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument()
 @prompt_options
 @click.option("--load-state", type=click.Path(path_type=Path), help="Continue a state of --save-state.")
-@click.option("--save-state", type=click.Path(path_type=Path), help="Save the state after the last token.")
+@click.option(
+    "--save-state", type=OutputFile(replaces="load_state"), help="Save the state after the last token."
+)
 @click.option("--stats/--no-stats", default=True, help="Print tokens per second to standard error.")
 @stopping_options
 @sampling_options

@@ -17,6 +17,7 @@ from sb_edge.arch.config import ARCH
 from sb_edge.arch.layer_map import recurrent_layers, vocabulary_size
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import check_sparse, sparse_values
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import cache_type_option, json_option, model_argument, tokens_option
 from sb_edge.cli.spike_options import coded_k
 from sb_edge.gguf.reader import read_header
@@ -38,7 +39,7 @@ LAYER_KINDS = {
 }
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument("file")
 @tokens_option(
     "-c",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import json_option
 from sb_edge.models.registry import BUILT_IN
 from sb_edge.util.output import emit, format_bytes
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command("models")
+@click.command("models", cls=FileCommand)
 @json_option
 def command(json_target: str | None) -> None:
     """List the built-in models.

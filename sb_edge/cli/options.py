@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from sb_edge.cli.file_options import OutputFile
 from sb_edge.cli.params import Tokens
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.runtime.generation import Stopping
@@ -26,6 +27,7 @@ FLASH_ATTN_CHOICE = click.Choice(["auto", "on", "off"])
 json_option = click.option(
     "--json",
     "json_target",
+    type=OutputFile(path_type=str),
     metavar="FILE",
     help="Write results as JSON to FILE; - for standard output, without the table.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 from rich.table import Table
 
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import json_option, model_argument, tokens_option
 from sb_edge.cli.params import CommaSeparated
 from sb_edge.evaluate.parity import agreement as parity
@@ -36,7 +37,7 @@ class PieceSizes(CommaSeparated):
         return int(text)
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument("gguf")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option(

@@ -26,6 +26,7 @@ from sb_edge.cli.bench_options import (
     n_gen_option,
     show_row,
 )
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import integer_option, json_option, spike_k_option, threads_option
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
@@ -42,7 +43,7 @@ def command() -> None:
     """Check the benchmark, the memory forecast and the operators."""
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @depths_option("4096")
 @n_gen_option
@@ -67,7 +68,7 @@ def fill(
     emit([check.to_json() for check in checks], json_target, render)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @depths_option("4096,32768")
 @integer_option("-p", "--n-prompt", default=600, help="Prompt tokens to evaluate.")
@@ -116,7 +117,7 @@ def memory(
     emit([case.to_json() for case in cases], json_target, render)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.option(
     "--size",
     "size_gib",
@@ -153,7 +154,7 @@ def convert(
     emit(results, json_target, render)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @integer_option("-r", "--repetitions", default=10, help="Number of interleaved pairs.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write plots to FOLDER.")
 @threads_option
@@ -171,7 +172,7 @@ def sparse(repetitions: int, plot: Path | None, threads: int | None, json_target
     emit(curves, json_target, lambda console: console.print(curve_table(curves)))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("distribution", type=click.Choice(["gaussian", "laplacian"]))
 @click.option("--spike-k", type=SpikeK(), default=DEFAULT_K, show_default=True, help="k of the coding.")
 @integer_option("--rows", default=1024, help="Random rows of 4096 channels.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option, share_option, threads_option, tokens_option
 from sb_edge.cli.quantize import check_type
 from sb_edge.engine import find_engine
@@ -18,9 +19,9 @@ from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
 from sb_edge.util.output import emit, format_bytes
 
 
-@click.command("sparsify")
+@click.command("sparsify", cls=FileCommand)
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=OutputFile())
 @click.option(
     "--type", "qtype", metavar="TYPE", default=COPY, show_default=True, help="Quantize to this type as well."
 )

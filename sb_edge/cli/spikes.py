@@ -11,6 +11,7 @@ from rich.console import Console
 from sb_edge.arch.coding import Coding
 from sb_edge.bench.spikes.sweep import sweep_k
 from sb_edge.bench.spikes.tuning_table import tuning_table
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import (
     integer_option,
     json_option,
@@ -63,23 +64,23 @@ def command() -> None:
     """Set, tune, count, draw and sweep a model's spikes."""
 
 
-@command.command("set")
+@command.command("set", cls=FileCommand)
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=OutputFile())
 @click.argument("k", type=SpikeK(zero=True))
 @projections_option
 def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...] | None) -> None:
     """Copy a GGUF with spikes of this K at its projections; 0 removes them.
 
-    Weights are not changed. OUT may be IN.
+    Weights are not changed.
     """
     quantize(resolve_gguf(source), target, COPY, spike_k=k, spike_projections=spike_projections)
     click.echo(f"{target}: {format_bytes(target.stat().st_size)}")
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=OutputFile())
 @projections_option
 @click.option("--text", required=True, type=click.Path(path_type=Path), help="Tuning text (required).")
 @share_option("--budget", K_BUDGET, "Allowed rise of perplexity over that without spikes.")
@@ -126,7 +127,7 @@ def tune(
     click.echo(f"{target}: {format_bytes(target.stat().st_size)}")
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument()
 @text_option
 @spike_k_option
@@ -164,7 +165,7 @@ def stats(
     emit(report, json_target, lambda console: console.print(stats_table(report, layers=layers)))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument()
 @click.option("--k", "ks", type=Ks(), default="2,2.5,3,3.5,4", show_default=True, help="Values of k.")
 @text_option
@@ -208,7 +209,7 @@ def sweep(
     emit(result, json_target, lambda console: console.print(sweep_table(result)))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument()
 @click.option("-p", "--prompt", required=True, help="Prompt to draw.")
 @integer_option("--layer", default=0, help="Layer, from 0.", least=0)
@@ -228,7 +229,7 @@ def sweep(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     help="Picture to write: .png, .svg or .pdf.  [default: raster.png and raster.svg]",
 )
 @threads_option

@@ -84,7 +84,7 @@ def save_state(
         "sha256": _checksum(state, ids, text),
         **({"text": text} if text else {}),
     }
-    with atomic_output(path) as partial:
+    with atomic_output(path, inputs=header.files) as partial:
         save_file({"state": np.frombuffer(state, dtype=np.uint8), "tokens": ids}, partial, metadata)
 
 

@@ -48,8 +48,9 @@ def require_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     """
     target, found = _destination(path)
     if found is None:
-        if not target.parent.is_dir():
-            raise OutputError("the folder does not exist", path=target.parent, hint="create it first")
+        folder = target.parent if path.is_symlink() else path.parent
+        if not folder.is_dir():
+            raise OutputError("the folder does not exist", path=folder, hint="create it first")
     elif stat.S_ISDIR(found.st_mode):
         raise OutputError("is a folder", path=path, expected="a file name")
     elif not stat.S_ISREG(found.st_mode):
