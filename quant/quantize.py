@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import change_plan, check_plan
 from sb_edge.arch.sparse_plan import check_sparse
 from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.engine import Engine, find_engine
 from sb_edge.engine.process import run_tool
-from sb_edge.gguf.reader import read_header
 from sb_edge.gguf.types import GGML_TYPES
 from sb_edge.system.cpu import usable_cpus
 from sb_edge.util.errors import GgufError, OutputError
@@ -89,7 +89,7 @@ def quantize(
         EngineError: no engine.
     """
     engine = engine or find_engine()
-    header = read_header(source)
+    header = read_model(source)
     plan = change_plan(header, spike_k, spike_projections)
     if check_sparse(header) is not None and qtype.upper() != COPY:
         raise GgufError(

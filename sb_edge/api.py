@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.gguf.reader import read_header
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.models.registry import resolve_gguf
@@ -68,7 +68,7 @@ def load(
         EngineError: the engine is not built (`sb-edge engine build`).
     """
     path = resolve_gguf(model)
-    header = read_header(path)
+    header = read_model(path)
     require_memory(header, ctx_size, EngineSettings(cache_type_k, cache_type_v, spikes=spike_k))
     loaded = LoadedModel(path, header=header, spikes=spike_k, is_checked=True)
     try:

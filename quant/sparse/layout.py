@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from sb_edge.arch.config import ARCH
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import (
     COLUMN_BLOCK,
@@ -26,7 +27,7 @@ from sb_edge.arch.sparse_plan import (
 )
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.gguf.floats import encoder
-from sb_edge.gguf.reader import GgufHeader, TensorEntry, read_header
+from sb_edge.gguf.reader import GgufHeader, TensorEntry
 from sb_edge.gguf.rewrite import with_tensors
 from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.gguf.values import tensor_bytes, tensor_values
@@ -181,7 +182,7 @@ def quantize_sparse(
     _require_share("max_density", max_density, 1)
     require_length(text)
     require_length(held_out)
-    header = read_header(source)
+    header = read_model(source)
     require_output(target, header.files)
     usable, left_out = _projections(header, allow_requantize)
     norms = {key: _column_norms(tensor) for key, tensor in usable.items()}
@@ -199,10 +200,10 @@ def quantize_sparse(
         floats = header
         if orders:
             require_free_space(folder, header.nbytes, "the model with its neurons reordered")
-            floats = read_header(write_reordered(header, folder, orders))
+            floats = read_model(write_reordered(header, folder, orders))
 
         def finish(written: Path) -> None:
-            rows = {tensor.name: tensor for tensor in read_header(written).tensors}
+            rows = {tensor.name: tensor for tensor in read_model(written).tensors}
             candidates = [
                 Candidate(key, norms[key], curves[key], rows[row_name(*key)].nbytes) for key in usable
             ]
@@ -274,7 +275,7 @@ class _Layout:
 
     def write_chosen(self, written: Path, keys: Sequence[Key]) -> int:
         """Add the layout of some projections, as it is in `path`, to the file; return the bytes."""
-        tensors = {tensor.name: tensor for tensor in read_header(self.path).tensors}
+        tensors = {tensor.name: tensor for tensor in read_model(self.path).tensors}
         planned = self._planned(keys)
 
         def data(tensor: PlannedTensor) -> Iterator[np.ndarray]:

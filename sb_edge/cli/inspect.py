@@ -15,12 +15,12 @@ from rich.text import Text
 
 from sb_edge.arch.config import ARCH
 from sb_edge.arch.layer_map import recurrent_layers, vocabulary_size
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import check_sparse, sparse_values
 from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import cache_type_option, json_option, model_argument, tokens_option
 from sb_edge.cli.spike_options import coded_k
-from sb_edge.gguf.reader import read_header
 from sb_edge.util.errors import EngineError
 from sb_edge.util.output import emit, format_bytes
 
@@ -59,7 +59,7 @@ def command(
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
     """
-    header = read_header(_resolve(file))
+    header = read_model(_resolve(file))
     document = describe(header, n_ctx, tensors, type_k, type_v)
     emit(document, json_target, lambda console: render(document, console))
 

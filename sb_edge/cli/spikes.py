@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from sb_edge.arch.coding import Coding
+from sb_edge.arch.model_check import read_model
 from sb_edge.bench.spikes.sweep import sweep_k
 from sb_edge.bench.spikes.tuning_table import tuning_table
 from sb_edge.cli.file_options import FileCommand, OutputFile
@@ -25,7 +26,6 @@ from sb_edge.cli.params import CommaSeparated
 from sb_edge.cli.spike_options import SpikeK, projections_option
 from sb_edge.evaluate.perplexity import read_text
 from sb_edge.evaluate.spike_stats import engine_k, measure
-from sb_edge.gguf.reader import read_header
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import COPY, quantize
 from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET as K_BUDGET
@@ -272,7 +272,7 @@ def raster(
 def _load(name: str, spike_k: float | None) -> Model:
     """A model with its spikes on; prints a note where the k is a default."""
     path = resolve_gguf(name)
-    header = read_header(path)
+    header = read_model(path)
     k = engine_k(header, spike_k)
     if k is not None and spike_k is None:
         stderr.print(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 from filelock import FileLock, Timeout
 
-from sb_edge.util.errors import EngineError
+from sb_edge.util.errors import EngineError, OutputError
 from sb_edge.util.files import atomic_output, sync_tree
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.progress import stderr
@@ -127,24 +126,39 @@ class BuildCache:
                 continue
 
 
-def remembered_sha256(path: Path) -> str:
-    """SHA-256 of a large file, remembered in the cache folder for the same size, time, inode and place.
+def remembered(what: str, files: Sequence[Path], find: Callable[[], str]) -> str:
+    """A fact about files, remembered in the cache folder for their place, device, inode, size and time.
 
-    A benchmark names the model that it measured by its hash; reading gigabytes again for each run
-    would only cost time.
+    Args:
+        what: name of the fact and all else that it depends on.
+        files: the files.
+        find: finds the fact; what it raises is not remembered.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: a file cannot be read.
     """
-    stat = path.stat()
-    identity = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
-    memory = cache_root() / "hashes" / sha256_of_bytes(identity.encode())
+    parts = [what]
+    for path in files:
+        stat = path.stat()
+        place = f"{path.resolve()} {stat.st_dev} {stat.st_ino}"
+        parts.append(f"{place} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
+    memory = cache_root() / "facts" / sha256_of_bytes("\n".join(parts).encode(errors="surrogateescape"))
     if memory.is_file():
-        found = memory.read_text(encoding="ascii", errors="replace")
-        if re.fullmatch(r"[0-9a-f]{64}", found):
-            return found
-    found = sha256_of(path)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_output(memory) as partial:
-        partial.write_text(found, encoding="ascii")
+        content, _, digest = memory.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+        if digest == sha256_of_bytes(content.encode(errors="replace")):
+            return content
+    found = find()
+    with suppress(OSError, OutputError):  # a cache that cannot be written to only costs time
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_output(memory) as partial:
+            partial.write_text(f"{found}\n{sha256_of_bytes(found.encode())}", encoding="utf-8")
     return found
+
+
+def remembered_sha256(*files: Path) -> str:
+    """SHA-256 of large files, one after another; reading gigabytes again for each run would only cost time.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return remembered("sha256", files, lambda: sha256_of(*files))

@@ -14,6 +14,7 @@ from sb_edge.arch.layer_map import vocabulary_size
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY
 from sb_edge.arch.spike_plan import OVERRIDE_KEY
 from sb_edge.engine import find_engine
+from sb_edge.engine.cache import remembered
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.util.errors import EngineError, GgufError, InferenceError
@@ -196,6 +197,21 @@ def _extrapolate(header: GgufHeader, n_ctx: int, settings: EngineSettings) -> Me
 def forecast_weights(header: GgufHeader, spikes: float | None = None, sparse: bool = True) -> MemoryForecast:
     """As `forecast`, for a model without any context."""
     return _weights(header, _simulate(header, _overrides(spikes, sparse)))
+
+
+def require_loadable(header: GgufHeader) -> None:
+    """Let a process of its own load the file first, which a hostile file may end; once for each file.
+
+    Raises:
+        GgufError: the engine cannot load the file.
+        EngineError: the engine is not built.
+    """
+
+    def load() -> str:
+        _simulate(header, {})
+        return "yes"
+
+    remembered(f"loaded by {find_engine().info.key}", header.files, load)
 
 
 def _weights(header: GgufHeader, simulated: dict[str, Any]) -> MemoryForecast:

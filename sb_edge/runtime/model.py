@@ -10,16 +10,17 @@ from types import TracebackType
 from typing import Any
 
 from sb_edge.arch.layer_map import recurrent_layers
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import effective_plan
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_values
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
-from sb_edge.gguf.reader import GgufHeader, read_header
+from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import require_memory_for_weights
+from sb_edge.memory.forecast import require_loadable
 from sb_edge.runtime.binding import clear_log, last_problem, library
 from sb_edge.util.errors import GgufError, InferenceError, SpikeError
 
 _VALUE_BYTES = 1 << 20
-_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 
 class Model:
@@ -27,7 +28,7 @@ class Model:
 
     Args:
         path: the GGUF, or the first file of a split one.
-        header: what `read_header` made of the file, where it has been called already.
+        header: what `read_model` made of the file, where it has been called already.
         use_mmap: map the weights instead of reading them.
         use_mlock: keep the weights in physical memory.
         vocab_only: load the vocabulary alone.
@@ -56,8 +57,8 @@ class Model:
         is_checked: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.header = read_header(self.path) if header is None else header
-        _refuse_what_aborts(self.header)
+        self.header = read_model(self.path) if header is None else header
+        require_loadable(self.header)
         self.spike_plan = effective_plan(self.header, spikes)
         self.spikes = spikes
         plan = check_sparse(self.header)
@@ -265,17 +266,3 @@ def _overrides(lib: Any, values: Mapping[str, float | None]) -> Any:
         override.key = key.encode()
         override.value.val_f64 = float(value)
     return overrides
-
-
-def _refuse_what_aborts(header: GgufHeader) -> None:
-    """Check what the engine only asserts, which would end the process."""
-    key = f"{header.arch}.block_count"
-    layers = header.metadata.get(key)
-    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS:
-        raise GgufError(
-            "impossible number of layers",
-            path=header.files[0],
-            item=key,
-            found="nothing" if layers is None else layers,
-            expected=f"1 to {_MAX_LAYERS}",
-        )

@@ -190,7 +190,8 @@ class Session:
             float32 [n_vocab], or [len(tokens), n_vocab].
 
         Raises:
-            InferenceError: no tokens, a token id outside the vocabulary, or the context is full.
+            InferenceError: no tokens, a token id outside the vocabulary, the context is full, or the logits
+                are not finite.
         """
         self._check(tokens, seq_id)
         n_vocab = self.model.n_vocab
@@ -204,7 +205,19 @@ class Session:
             if n_outputs:
                 logits = library().llama_get_logits(self.handle)
                 rows.append(np.ctypeslib.as_array(logits, shape=(n_outputs, n_vocab)).copy())
+                self._require_finite(rows[-1])
         return np.concatenate(rows) if all_logits else rows[-1][-1]
+
+    def _require_finite(self, logits: np.ndarray) -> None:
+        """Refuse noise; a maximum is cheap and passes NaN on."""
+        largest = logits.max(axis=-1)
+        if not np.isfinite(largest).all():
+            raise InferenceError(
+                "computes logits that are not finite",
+                path=self.model.path,
+                found=largest[~np.isfinite(largest)][0],
+                hint="its weights may hold NaN or infinity; fetch or convert it again",
+            )
 
     def _check(self, tokens: Sequence[int], seq_id: int) -> None:
         if not len(tokens):

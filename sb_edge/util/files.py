@@ -73,8 +73,8 @@ def atomic_output(path: Path, *, inputs: Iterable[Path] = (), check: Check | Non
 
     Args:
         path, inputs: as for `require_output`.
-        check: called with the synced temporary file before it takes the name; reads it back and raises where
-            the content is not what was written.
+        check: called with the synced temporary file before it takes the name; reads it back and raises if it
+            differs from the data written.
 
     Raises:
         OutputError: as `require_output`, or the folder is not writable, or the device is full.
@@ -283,7 +283,7 @@ def remove_abandoned(folder: Path) -> None:
     try:
         names = [name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]  # noqa: PTH208
     except OSError:
-        return  # writing there will say what is wrong
+        return  # the write itself reports it
     for name in names:
         if _is_abandoned(folder / name):
             _remove(folder / name)

@@ -94,7 +94,7 @@ def test_the_place_of_an_output_is_checked_before_the_command_runs(
 ) -> None:
     (tmp_path / "file").touch()
     for parts in SOURCES:
-        # The input is no model, no text and no results: whatever read it first would complain of that.
+        # A command that read this empty input first would complain of its content.
         assert complaint in refusal(capsys, *line(parts, tmp_path / "file", tmp_path / target))
 
 

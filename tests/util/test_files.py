@@ -143,7 +143,7 @@ def test_an_earlier_file_keeps_its_mode(tmp_path: Path) -> None:
 def test_a_file_that_does_not_read_back_gets_no_name(tmp_path: Path) -> None:
     def check(partial: Path) -> None:
         if partial.read_text() != "whole":
-            raise OutputError("is not what was written", path=tmp_path / "out")
+            raise OutputError("differs from the text", path=tmp_path / "out")
 
     (tmp_path / "out").write_text("earlier")
     for text, kept in (("half", "earlier"), ("whole", "whole")):
