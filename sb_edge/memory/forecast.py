@@ -281,12 +281,14 @@ _NO_CONTEXT = 3  # exit status of the tool
 
 def _problem(log: list[str], status: int) -> str:
     """The line of the log that says most, without its function name."""
-    if status < 0:
-        return f"the engine stopped with signal {-status}"
-    lines = [line for line in log if "error" in line or "failed" in line] or log
+    for word in ("GGML_ASSERT", "error", "failed", ""):
+        lines = [line for line in log if word in line]
+        if lines:
+            break
     line = lines[-1] if lines else f"exit status {status}"
     function, _, message = line.partition(": ")
-    return message if message and " " not in function else line
+    found = message if message and " " not in function else line
+    return f"the engine stopped with signal {-status}: {found}" if status < 0 else found
 
 
 def _vocabulary_entries(header: GgufHeader) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
+from sb_edge.engine.cache import remembered_sha256
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import (
     DEFAULT_UBATCH,
@@ -20,7 +22,7 @@ from sb_edge.memory.forecast import (
 )
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
 from sb_edge.runtime.model import Model
-from sb_edge.runtime.state import SavedState, load_state, save_state
+from sb_edge.runtime.state import SavedState, StateOwner, load_state, save_state
 from sb_edge.system.cpu import default_threads, fast_cpus, kept_on
 from sb_edge.util.errors import InferenceError, StateError
 
@@ -81,6 +83,7 @@ class Session:
         self.n_threads = n_threads or default_threads()
         self._cpus = fast_cpus(self.n_threads)
         self.type_k, self.type_v = type_k, type_v
+        self._loras: list[Path] = []
         self._callback_error: BaseException | None = None
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx * (1 if kv_unified else n_seq_max)
@@ -167,6 +170,7 @@ class Session:
                     found=last_problem(),
                     expected=f"an adapter GGUF for {self.model.path.name}",
                 )
+        self._loras = list(paths)
         scales = (ctypes.c_float * len(paths))(*[1.0] * len(paths))
         lib.llama_set_adapters_lora(self.handle, adapters, len(paths), scales)
 
@@ -287,8 +291,13 @@ class Session:
                 hint="the context may be smaller or its KV types may differ from when the state was saved",
             )
 
+    def _owner(self) -> StateOwner:
+        loras = [remembered_sha256(path) for path in self._loras]
+        settings = [repr(self.model.spike_plan), self.model.sparse_plan is not None, loras]
+        return StateOwner(self.model.header, self.type_k, self.type_v, json.dumps(settings))
+
     def save(self, path: Path, tokens: Sequence[int], seq_id: int = 0, *, text: str = "") -> None:
-        """Write a sequence to a file, with the tokens that it has seen and a fingerprint of the weights.
+        """Write a sequence to a file, with the tokens that it has seen and what it belongs to.
 
         Args:
             path: The file.
@@ -299,7 +308,7 @@ class Session:
         Raises:
             OutputError: the file cannot be written.
         """
-        save_state(path, self.model.header, self.seq_state(seq_id), tokens, (self.type_k, self.type_v), text)
+        save_state(path, self._owner(), self.seq_state(seq_id), tokens, text)
 
     def load(self, path: Path, seq_id: int = 0) -> list[int]:
         """As `load_saved`; returns the tokens that the sequence has seen."""
@@ -311,7 +320,7 @@ class Session:
         Raises:
             StateError: damaged, from other weights, or other KV types; nothing is changed then.
         """
-        saved = load_state(path, self.model.header, (self.type_k, self.type_v))
+        saved = load_state(path, self._owner())
         tokens = saved.tokens
         if len(tokens) > self.n_ctx:
             raise StateError(
