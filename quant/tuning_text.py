@@ -40,7 +40,7 @@ def cut_text(model: Path, text: str, name: str, max_tokens: int = DEFAULT_TOKENS
         SpikeError: fewer than `MIN_TOKENS` tokens.
     """
     with Model(model, vocab_only=True) as vocabulary:
-        return require_length(Text(name, tuple(vocabulary.tokenize(text)[:max_tokens])))
+        return require_length(Text(name, tuple(vocabulary.first_tokens(text, max_tokens))))
 
 
 def require_length(text: Text) -> Text:

@@ -87,7 +87,7 @@ def measure_sparse_speed(
     what = "the model, with its sparse layout and without,"
     require_memory_for_both(header, EngineSettings(sparse=False), EngineSettings(), n_prompt, n_gen, what)
     with Model(path, header=header, sparse=False) as dense, Model(path, header=header) as sparse:
-        tokens = dense.tokenize(text)[: max(max_tokens, n_prompt + n_gen)]
+        tokens = dense.first_tokens(text, max(max_tokens, n_prompt + n_gen))
         require_tokens(tokens, n_prompt + n_gen, name, "use a longer --text or a smaller --n-prompt")
         samples = time_interleaved(
             dense,

@@ -108,7 +108,7 @@ def record_input(
         )
     if projection not in PROJECTIONS:
         raise SpikeError("no such projection", found=repr(projection), expected=" ".join(PROJECTIONS))
-    tokens = model.tokenize(prompt)[:max_tokens]
+    tokens = model.first_tokens(prompt, max_tokens)
     if not tokens:
         raise InferenceError("no tokens to evaluate", path=model.path)
     recorded = record_counts(model, tokens, layers=[layer], projections=[projection], n_threads=n_threads)

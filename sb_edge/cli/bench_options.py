@@ -26,7 +26,7 @@ from sb_edge.cli.options import (
     threads_option,
     ubatch_option,
 )
-from sb_edge.cli.params import CommaSeparated, TokenCounts
+from sb_edge.cli.params import CommaSeparated, Real, TokenCounts
 from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
 from sb_edge.system.cpu import default_threads
 from sb_edge.util.output import emit
@@ -178,7 +178,7 @@ def running_options(command: Command) -> Command:
         ),
         click.option(
             "--time-budget",
-            type=click.FloatRange(0),
+            type=Real(0),
             metavar="SECONDS",
             help="Stop starting new measurements after SECONDS; list the skipped ones.",
         ),

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sb_edge.cli.options import integer_option, tokens_option
+from sb_edge.cli.params import Real
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.cli.transplant import parse_layers
 from sb_edge.distill import require_training
@@ -123,7 +124,7 @@ class StageValue(click.ParamType):
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--save-every",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     default=300,
     show_default=True,
     help="Seconds between checkpoints.",

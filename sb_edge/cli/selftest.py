@@ -28,6 +28,7 @@ from sb_edge.cli.bench_options import (
 )
 from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import integer_option, json_option, spike_k_option, threads_option
+from sb_edge.cli.params import Real
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.util.output import emit, format_bytes
@@ -121,7 +122,7 @@ def memory(
 @click.option(
     "--size",
     "size_gib",
-    type=click.FloatRange(1),
+    type=Real(1),
     default=2.0,
     show_default=True,
     help="Size of the checkpoint in GiB.",

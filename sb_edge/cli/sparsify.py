@@ -9,6 +9,7 @@ import click
 
 from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option, share_option, threads_option, tokens_option
+from sb_edge.cli.params import Real
 from sb_edge.cli.quantize import check_type
 from sb_edge.engine import find_engine
 from sb_edge.evaluate.perplexity import read_text
@@ -30,7 +31,7 @@ from sb_edge.util.output import emit, format_bytes
 @tokens_option("--tokens", default=DEFAULT_TOKENS, help="Maximum number of tokens of a text.", least=64)
 @click.option(
     "--max-density",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Real(0, 1, min_open=True),
     default=DEFAULT_MAX_DENSITY,
     show_default=True,
     help="Share of active channels beyond which a token takes the dense product.",

@@ -89,7 +89,7 @@ def perplexity(
     Raises:
         InferenceError: the model has no vocabulary, or the text has fewer than two tokens.
     """
-    tokens = model.tokenize(text)[:max_tokens]
+    tokens = model.first_tokens(text, max_tokens)
     require_tokens(tokens, 2, model.path)
     found = predictions(model, tokens, n_batch=512, n_threads=n_threads, dtype=np.float64)
     nll = np.concatenate([nll for _, nll in found])

@@ -78,7 +78,7 @@ def compare_quality(
         InferenceError: no vocabulary, different vocabularies, or a text of fewer than two tokens.
     """
     with Model(model_path, spikes=spikes) as model, Model(base_path) as base:
-        tokens = model.tokenize(text)[:max_tokens]
+        tokens = model.first_tokens(text, max_tokens)
         _require_same_vocabulary(model, base, text, tokens)
         require_tokens(tokens, 2, name)
         chunks = [tokens[start : start + context] for start in range(0, len(tokens), context)]
@@ -123,7 +123,7 @@ def _compare(model: Model, base: Model, tokens: Sequence[int], n_threads: int | 
 
 
 def _require_same_vocabulary(model: Model, base: Model, text: str, tokens: Sequence[int]) -> None:
-    if model.n_vocab != base.n_vocab or base.tokenize(text)[: len(tokens)] != list(tokens):
+    if model.n_vocab != base.n_vocab or base.first_tokens(text, len(tokens)) != list(tokens):
         raise InferenceError(
             "has a different vocabulary from its base",
             path=model.path,

@@ -266,7 +266,7 @@ def measure(
     plan = model.spike_plan
     if plan is None:
         raise SpikeError("has no spikes to count", path=model.path, hint="set k with --spike-k")
-    tokens = model.tokenize(text)[:max_tokens]
+    tokens = model.first_tokens(text, max_tokens)
     with count_spikes(model) as counters:
         # All logits: without them the engine skips the part of the last layer after attention.
         for _ in evaluate(model, tokens, n_threads=n_threads):

@@ -17,6 +17,9 @@ from sb_edge.util.errors import InferenceError
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's numbers of the types that a KV cache can have."""
 
+MAX_THREADS = 512
+"""The engine's own limit (GGML_MAX_N_THREADS), which it does not check."""
+
 _LEVEL_DEBUG = 1
 _LEVEL_WARN = 3
 _LEVEL_CONTINUE = 5

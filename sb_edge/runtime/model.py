@@ -21,6 +21,7 @@ from sb_edge.runtime.binding import clear_log, last_problem, library
 from sb_edge.util.errors import GgufError, InferenceError, SpikeError
 
 _VALUE_BYTES = 1 << 20
+_CUT_TOKENS = 256
 
 
 class Model:
@@ -212,6 +213,16 @@ class Model:
             if count >= 0:
                 return list(tokens[:count])
             size = -count
+
+    def first_tokens(self, text: str, count: int) -> list[int]:
+        """The first `count` tokens of a text, of which no more than needed is read."""
+        size = 16 * count + 1024
+        while True:
+            tokens = self.tokenize(text[:size])
+            # The end of a piece may be cut unlike the whole text.
+            if size >= len(text) or len(tokens) >= count + _CUT_TOKENS:
+                return tokens[:count]
+            size *= 2
 
     def token_piece(self, token: int) -> bytes:
         """The bytes that one token stands for; special tokens give nothing. Not always whole characters."""

@@ -11,13 +11,29 @@ from sb_edge.runtime.binding import clear_log, last_problem, library, quiet_stde
 from sb_edge.runtime.session import Session
 from sb_edge.util.errors import InferenceError
 
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 1e6),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.01, 100),
+    "repeat_last_n": (0, 2**20),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "seed": (0, 2**32 - 2),  # the last number of 32 bits draws a seed in the engine
+}
+"""Smallest and largest value of each number in `Sampling`."""
+
+_GREEDY_BELOW = 1e-6
+"""Logits divided by a smaller temperature leave the range of float32."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     """llama.cpp's sampling options and their defaults.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, and so is everything below 1e-6.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the likeliest; 0 keeps all.
@@ -41,6 +57,13 @@ class Sampling:
     seed: int | None = None
     grammar: str | None = None
     json_schema: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InferenceError: a number is outside its range in `RANGES`."""
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InferenceError("is out of range", item=name, found=value, expected=f"{least} to {most}")
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -66,9 +89,9 @@ class Sampler:
         if penalties != (1.0, 0.0, 0.0):
             n_vocab = self._session.model.n_vocab
             chain.append(lib.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, *penalties))
-        if sampling.temperature <= 0:
+        if sampling.temperature < _GREEDY_BELOW:
             return [*chain, lib.llama_sampler_init_greedy()]
-        seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+        seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
         return [
             *chain,
             lib.llama_sampler_init_top_k(sampling.top_k),

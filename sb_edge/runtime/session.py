@@ -20,7 +20,15 @@ from sb_edge.memory.forecast import (
     FlashChoice,
     uses_flash_attention,
 )
-from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
+from sb_edge.runtime.binding import (
+    MAX_THREADS,
+    clear_log,
+    ggml_base,
+    kv_type,
+    last_problem,
+    library,
+    recent_log,
+)
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import SavedState, StateOwner, load_state, save_state
 from sb_edge.system.cpu import default_threads, fast_cpus, kept_on
@@ -80,7 +88,11 @@ class Session:
     ) -> None:
         lib = library()
         self.model = model
-        self.n_threads = n_threads or default_threads()
+        self.n_threads = default_threads() if n_threads is None else n_threads
+        if not 1 <= self.n_threads <= MAX_THREADS:
+            raise InferenceError(
+                "impossible number of threads", found=self.n_threads, expected=f"1 to {MAX_THREADS}"
+            )
         self._cpus = fast_cpus(self.n_threads)
         self.type_k, self.type_v = type_k, type_v
         self._loras: list[Path] = []

@@ -189,7 +189,7 @@ def prompt_tokens(model: Model, text: str | None, recording: Path | None, n_toke
         ParityError: an empty text, a damaged recording, or a prompt longer than the model's context.
     """
     if text is not None:
-        tokens = model.tokenize(text)[:n_tokens]
+        tokens = model.tokenize(text) if n_tokens is None else model.first_tokens(text, n_tokens)
     elif recording is not None:
         recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
         tokens = recorded.input_ids[:n_tokens].tolist()
