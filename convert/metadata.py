@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import yaml
 
 from sb_edge.util.errors import CheckpointError
+from sb_edge.util.input_files import read_text_input
 from sb_edge.util.json_files import read_json_object
 
 _TEXT_KEYS = frozenset(
@@ -59,6 +61,9 @@ _NUMBER_KEYS = frozenset(
         "mirostat_eta",
     ]
 )
+_MAX_CARD = 1 << 16
+"""Characters of a model card's header."""
+
 OVERRIDE_KEYS = _TEXT_KEYS | _LIST_KEYS | _MODEL_KEYS | _INTEGER_KEYS | _NUMBER_KEYS
 """The keys that a `--metadata` file may set."""
 
@@ -76,6 +81,7 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
             has the wrong type.
     """
     overrides = {} if override is None else _load_override(override)
+    _refuse_yaml_bomb(folder / "README.md")
     try:
         metadata = gguf.Metadata.load(override, folder.resolve(), None, n_params)
         # gguf-py does not override the licence.
@@ -92,6 +98,29 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(n_params, n_params, 0, 0)
     return metadata
+
+
+def _refuse_yaml_bomb(card: Path) -> None:
+    """Refuse a header whose aliases could expand without end, or one that is not a header's size."""
+    if not card.exists():
+        return
+    text = read_text_input(card, CheckpointError)
+    header = text.partition("\n---")[0] if text.startswith("---") else ""
+    if len(header) > _MAX_CARD:
+        raise CheckpointError(
+            "the YAML header is too large",
+            path=card,
+            found=f"{len(header)} characters",
+            expected=f"at most {_MAX_CARD}",
+        )
+    try:
+        has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(header, yaml.SafeLoader))
+    except yaml.YAMLError:
+        return  # reported where the header is read
+    if has_alias:
+        raise CheckpointError(
+            "the YAML header uses aliases, which are refused", path=card, hint="write the values out"
+        )
 
 
 def _load_override(path: Path) -> dict[str, Any]:

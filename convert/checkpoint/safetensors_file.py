@@ -6,6 +6,7 @@ Headers are checked field by field before any data is read, because errors must 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from sb_edge.util.errors import CheckpointError
+from sb_edge.util.input_files import open_input
 from sb_edge.util.json_files import parse_json_object
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -84,8 +86,8 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: not safetensors or truncated, data overlaps or is out of range, or a type is not F32,
             F16 or BF16.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_input(path, CheckpointError) as file:
+        size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         if len(prefix) < 8:
             raise CheckpointError(

@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceProcessor
 
 from sb_edge.convert.vocab.tokens import TokenTable, TokenType, read_added_tokens
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.input_files import read_input
 
 _ADDED_SCORE = -1000.0  # as in llama.cpp's converter
 _UNUSED_SCORE = -10000.0
@@ -47,7 +48,7 @@ def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[st
         TokenizerError: damaged, larger than the model's vocabulary, or not BPE: the engine merges by score,
             which is exact only for BPE.
     """
-    data = path.read_bytes()
+    data = read_input(path, TokenizerError)
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)

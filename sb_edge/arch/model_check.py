@@ -145,7 +145,7 @@ def _check_vocabulary(header: GgufHeader) -> None:
         if values is None and not needed:
             continue
         sound = isinstance(values, np.ndarray) and values.dtype.kind in kinds and values.dtype.itemsize == 4
-        if not sound or len(values) != len(tokens):
+        if not isinstance(values, np.ndarray) or not sound or len(values) != len(tokens):
             found = "nothing" if values is None else f"{len(np.atleast_1d(values))} values"
             raise _error(header, key, "is not one 32-bit number a token", found, len(tokens))
 

@@ -26,6 +26,7 @@ from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading, text_session
 from sb_edge.runtime.sampling import Sampling
+from sb_edge.util.errors import SbEdgeError
 
 HELP = """/clear        Begin a new conversation
 /save FILE    Save the conversation and its state
@@ -78,17 +79,19 @@ def command(
         chat = Conversation(session, sampling, system, stopping)
         if load_session is not None:
             chat.load(load_session)
-        if prompts or file is not None:
-            for text in [*prompts, *([] if file is None else [read_prompt(file)])]:
-                if is_terminal:
-                    click.secho(f"> {text}", bold=True)
-                _answer(chat, text, show_stats)
-        elif is_terminal:
-            _converse(chat, _typed_lines(no_history), show_stats)
-        else:
-            _converse(chat, (line.rstrip("\n") for line in sys.stdin), show_stats)
-        if save_session is not None:
-            chat.save(save_session)
+        try:
+            if prompts or file is not None:
+                for text in [*prompts, *([] if file is None else [read_prompt(file)])]:
+                    if is_terminal:
+                        click.secho(f"> {text}", bold=True)
+                    _answer(chat, text, show_stats)
+            elif is_terminal:
+                _converse(chat, _typed_lines(no_history), show_stats, keep_on=True)
+            else:
+                _converse(chat, (line.rstrip("\n") for line in sys.stdin), show_stats)
+        finally:
+            if save_session is not None:
+                chat.save(save_session)
 
 
 def _typed_lines(no_history: bool) -> Iterator[str]:
@@ -116,18 +119,28 @@ def _history_file() -> Path:
     return file
 
 
-def _converse(chat: Conversation, lines: Iterator[str], stats: bool) -> None:
+def _converse(chat: Conversation, lines: Iterator[str], stats: bool, *, keep_on: bool = False) -> None:
+    """Answer each line.
+
+    Args:
+        chat: The conversation.
+        lines: What is said, or commands.
+        stats: Print tokens per second.
+        keep_on: Go on after an error, which somebody reads.
+    """
     for line in lines:
         text = line.strip()
         if text == "/exit":
             return
-        if text.startswith("/") and _command(chat, *text.split(maxsplit=1)):
-            continue
-        if text:
-            try:
+        try:
+            if text and not (text.startswith("/") and _command(chat, *text.split(maxsplit=1))):
                 _answer(chat, text, stats)
-            except KeyboardInterrupt:
-                click.echo(err=True)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+        except SbEdgeError as error:
+            if not keep_on:
+                raise
+            click.echo(f"error: {error}", err=True)
 
 
 def _command(chat: Conversation, name: str, argument: str | None = None) -> bool:

@@ -19,6 +19,7 @@ from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.generation import Generation, Stopping
 from sb_edge.runtime.open import Loading, text_session
 from sb_edge.runtime.sampling import Sampling
+from sb_edge.util.errors import StateError
 
 
 @click.command(cls=FileCommand)
@@ -48,14 +49,22 @@ def command(
     MODEL is a GGUF or a built-in model. The text goes to standard output as it is generated.
     """
     with text_session(resolve_gguf(model), loading) as session:
-        seen = session.load(load_state) if load_state else []
-        tokens = session.model.tokenize(prompt, add_special=not seen)
-        generation = Generation(session, tokens, sampling, stopping=stopping)
-        for piece in generation:
-            click.echo(piece, nl=False)
-        click.echo()
-        if save_state:
-            generation.evaluate_rest()
-            session.save(save_state, [*seen, *tokens, *generation.tokens])
+        saved = session.load_saved(load_state) if load_state else None
+        seen, pending = (saved.tokens, saved.pending) if saved else ([], [])
+        tokens = [*pending, *session.model.tokenize(prompt, add_special=saved is None)]
+        if saved and not tokens:
+            raise StateError(
+                "the text has ended, so nothing follows it", path=load_state, hint="give a prompt to continue"
+            )
+        generation = Generation(session, tokens, sampling, history=seen, stopping=stopping)
+        try:
+            for piece in generation:
+                click.echo(piece, nl=False)
+            click.echo()
+        finally:
+            if save_state and generation.has_read_prompt:
+                # The last token has not been evaluated: its logits are where the text goes on.
+                whole, count = [*seen, *tokens, *generation.tokens], len(seen) + generation.seen
+                session.save(save_state, whole[:count], pending=whole[count:])
         if stats:
             click.echo(str(generation.stats), err=True)

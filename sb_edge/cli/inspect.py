@@ -21,7 +21,7 @@ from sb_edge.arch.sparse_plan import check_sparse, sparse_values
 from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import cache_type_option, json_option, model_argument, tokens_option
 from sb_edge.cli.spike_options import coded_k
-from sb_edge.util.errors import EngineError
+from sb_edge.util.errors import EngineError, printable
 from sb_edge.util.output import emit, format_bytes
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def render(document: dict[str, Any], console: Console) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in _facts(document):
-        grid.add_row(label, Text(_printable(value)))
+        grid.add_row(Text(printable(label)), Text(printable(value)))
     console.print(grid)
     _print_tensors(document, console)
 
@@ -294,10 +294,5 @@ def _print_tensors(document: dict[str, Any], console: Console) -> None:
     for tensor in document.get("tensors", []):
         shape = "x".join(map(str, tensor["shape"]))
         size = format_bytes(tensor["nbytes"])
-        line = f"{_printable(tensor['name']):32} {tensor['type']:8} {shape:>16} {size:>10}"
+        line = f"{printable(tensor['name']):32} {tensor['type']:8} {shape:>16} {size:>10}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Control characters made visible; they could rewrite the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

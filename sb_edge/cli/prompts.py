@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.input_files import read_input
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,7 +42,7 @@ def read_prompt(file: Path) -> str:
     Raises:
         InferenceError: not UTF-8.
     """
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    data = sys.stdin.buffer.read() if str(file) == "-" else read_input(file, InferenceError)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

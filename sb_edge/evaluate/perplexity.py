@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.input_files import read_text_input
 from sb_edge.util.logits import log_softmax
 
 EVALUATION_CHUNK = 128
@@ -48,15 +49,12 @@ def read_text(file: Path | None) -> tuple[str, str]:
     """Read a UTF-8 text file; return the text and the file name. None: `held_out_text` and "held-out".
 
     Raises:
-        InferenceError: the file is not UTF-8.
+        InferenceError: not a regular file, or not UTF-8.
         OSError: the file cannot be read.
     """
     if file is None:
         return held_out_text(), "held-out"
-    try:
-        return file.read_text(encoding="utf-8"), file.name
-    except UnicodeDecodeError as error:
-        raise InferenceError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
+    return read_text_input(file, InferenceError), file.name
 
 
 def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: str | None = None) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.input_files import read_input
 from sb_edge.util.logits import log_softmax
 from sb_edge.util.progress import Advance
 
@@ -76,7 +77,7 @@ def read_questions(file: Path | None) -> list[Question]:
     if file is None:
         data = (importlib.resources.files("sb_edge.evaluate") / "data" / "questions.jsonl").read_bytes()
     else:
-        data = file.read_bytes()
+        data = read_input(file, InferenceError)
     found = []
     for number, line in enumerate(data.splitlines(), 1):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -70,16 +71,22 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Sampler:
-    """A chain of samplers; reads the logits of a session's last output."""
+    """A chain of samplers; reads the logits of a session's last output.
 
-    def __init__(self, session: Session, sampling: Sampling) -> None:
+    Args:
+        session: The session.
+        sampling: How tokens are chosen.
+        recent: Tokens before the first one to choose, of which the penalties see the last.
+    """
+
+    def __init__(self, session: Session, sampling: Sampling, recent: Sequence[int] = ()) -> None:
         lib = library()
         self._session = session
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        for sampler in self._samplers(sampling):
+        for sampler in self._samplers(sampling, recent):
             lib.llama_sampler_chain_add(self._chain, sampler)
 
-    def _samplers(self, sampling: Sampling) -> list[Any]:
+    def _samplers(self, sampling: Sampling, recent: Sequence[int]) -> list[Any]:
         lib = library()
         chain = []
         grammar = _grammar(sampling)
@@ -89,6 +96,8 @@ class Sampler:
         if penalties != (1.0, 0.0, 0.0):
             n_vocab = self._session.model.n_vocab
             chain.append(lib.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, *penalties))
+            for token in recent[-sampling.repeat_last_n :] if sampling.repeat_last_n else ():
+                lib.llama_sampler_accept(chain[-1], token)
         if sampling.temperature < _GREEDY_BELOW:
             return [*chain, lib.llama_sampler_init_greedy()]
         seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed

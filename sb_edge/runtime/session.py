@@ -308,19 +308,28 @@ class Session:
         settings = [repr(self.model.spike_plan), self.model.sparse_plan is not None, loras]
         return StateOwner(self.model.header, self.type_k, self.type_v, json.dumps(settings))
 
-    def save(self, path: Path, tokens: Sequence[int], seq_id: int = 0, *, text: str = "") -> None:
+    def save(
+        self,
+        path: Path,
+        tokens: Sequence[int],
+        seq_id: int = 0,
+        *,
+        pending: Sequence[int] = (),
+        text: str = "",
+    ) -> None:
         """Write a sequence to a file, with the tokens that it has seen and what it belongs to.
 
         Args:
             path: The file.
             tokens: Token ids that the sequence has seen.
             seq_id: The sequence.
+            pending: Token ids that follow them, which it has not seen.
             text: Text to keep beside them.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        save_state(path, self._owner(), self.seq_state(seq_id), tokens, text)
+        save_state(path, self._owner(), self.seq_state(seq_id), tokens, pending, text)
 
     def load(self, path: Path, seq_id: int = 0) -> list[int]:
         """As `load_saved`; returns the tokens that the sequence has seen."""
@@ -334,13 +343,13 @@ class Session:
         """
         saved = load_state(path, self._owner())
         tokens = saved.tokens
-        if len(tokens) > self.n_ctx:
+        if len(tokens) + len(saved.pending) > self.n_ctx:
             raise StateError(
                 "does not fit the context",
                 path=path,
                 found=f"{len(tokens)} tokens",
                 expected=f"at most {self.n_ctx}",
-                hint="ask for a larger --context",
+                hint="ask for a larger --ctx-size",
             )
         self.set_seq_state(saved.data, seq_id)
         if self.position(seq_id) != len(tokens):

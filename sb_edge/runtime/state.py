@@ -26,11 +26,13 @@ class SavedState:
     Attributes:
         data: The engine's bytes.
         tokens: Token ids that the sequence has seen.
+        pending: Token ids that follow them, to be evaluated first when the text goes on.
         text: What the caller saved beside them, such as a conversation; "" for nothing.
     """
 
     data: bytes
     tokens: list[int]
+    pending: list[int]
     text: str
 
 
@@ -59,6 +61,7 @@ def save_state(
     owner: StateOwner,
     state: bytes,
     tokens: Sequence[int],
+    pending: Sequence[int] = (),
     text: str = "",
 ) -> None:
     """Write a state file, complete or not at all.
@@ -66,18 +69,23 @@ def save_state(
     Raises:
         OutputError: it cannot be written.
     """
-    ids = np.asarray(tokens, dtype=np.int32)
+    ids, following = np.asarray(tokens, dtype=np.int32), np.asarray(pending, dtype=np.int32)
     metadata = {
         "format": _FORMAT,
         "model": owner.identity(),
         "kv_types": f"{owner.type_k},{owner.type_v}",
-        "sha256": _checksum(state, ids, text),
+        "sha256": _checksum(state, ids, following, text),
         **({"text": text} if text else {}),
     }
     with atomic_output(path, inputs=owner.header.files) as partial:
         partial.touch()  # a folder that cannot be written to is found here, with its reason
         try:
-            save_file({"state": np.frombuffer(state, dtype=np.uint8), "tokens": ids}, partial, metadata)
+            values: dict[str, np.ndarray] = {
+                "state": np.frombuffer(state, dtype=np.uint8),
+                "tokens": ids,
+                "pending": following,
+            }
+            save_file(values, partial, metadata)
         except SafetensorError as error:
             raise OutputError("cannot be written", path=path, found=str(error)) from None
 
@@ -93,16 +101,17 @@ def load_state(path: Path, owner: StateOwner) -> SavedState:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT or set(file.keys()) != {"state", "tokens"}:
+            if metadata.get("format") != _FORMAT or set(file.keys()) != {"state", "tokens", "pending"}:
                 raise StateError("is not a saved state", path=path, expected=f"format {_FORMAT}")
-            state, ids = file.get_tensor("state"), file.get_tensor("tokens")
+            state, ids, following = (file.get_tensor(name) for name in ("state", "tokens", "pending"))
     except (SafetensorError, OSError) as error:
         raise StateError("is damaged", path=path, found=str(error), hint="save it again") from None
     data, text = state.tobytes(), metadata.get("text", "")
     if (
         state.dtype != np.uint8
         or ids.dtype != np.int32
-        or metadata.get("sha256") != _checksum(data, ids, text)
+        or following.dtype != np.int32
+        or metadata.get("sha256") != _checksum(data, ids, following, text)
     ):
         raise StateError("is damaged", path=path, found="another checksum", hint="save it again")
     if metadata.get("kv_types") != f"{owner.type_k},{owner.type_v}":
@@ -119,8 +128,8 @@ def load_state(path: Path, owner: StateOwner) -> SavedState:
             path=path,
             hint="continue with the GGUF, the spikes and the adapters that the state was saved with",
         )
-    return SavedState(data, ids.tolist(), text)
+    return SavedState(data, ids.tolist(), following.tolist(), text)
 
 
-def _checksum(state: bytes, ids: np.ndarray, text: str) -> str:
-    return sha256_of_bytes(ids.tobytes(), state, text.encode())
+def _checksum(state: bytes, ids: np.ndarray, following: np.ndarray, text: str) -> str:
+    return sha256_of_bytes(ids.tobytes(), b"|", following.tobytes(), state, text.encode())
