@@ -61,6 +61,7 @@ _NUMBER_KEYS = frozenset(
         "mirostat_eta",
     ]
 )
+_MAX_BRACKETS = 1000
 _MAX_CARD = 1 << 16
 """Characters of a model card's header."""
 
@@ -112,6 +113,14 @@ def _refuse_yaml_bomb(card: Path) -> None:
             path=card,
             found=f"{len(header)} characters",
             expected=f"at most {_MAX_CARD}",
+        )
+    brackets = header.count("[") + header.count("{")
+    if brackets > _MAX_BRACKETS:
+        raise CheckpointError(
+            "the YAML header is nested too deeply",
+            path=card,
+            found=f"{brackets} brackets",
+            expected=f"at most {_MAX_BRACKETS}",
         )
     try:
         has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(header, yaml.SafeLoader))

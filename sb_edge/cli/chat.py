@@ -116,6 +116,7 @@ def _history_file() -> Path:
     file = Path(platformdirs.user_state_dir("sb-edge")) / "chat-history"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file.touch(mode=0o600)
+    file.chmod(0o600)  # an earlier one may have been made by another program
     return file
 
 

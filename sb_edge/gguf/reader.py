@@ -157,6 +157,22 @@ def read_header(path: Path) -> GgufHeader:
     return GgufHeader(arch, metadata, tensors, files)
 
 
+def scalar_types(path: Path) -> dict[str, str]:
+    """numpy's names of the types of a file's numbers, by key.
+
+    Raises:
+        GgufError: not a GGUF, truncated or corrupt.
+    """
+    spans, types = read_layout(path).keys, {}
+    with open_input(path, GgufError) as file:
+        for key, (begin, _) in spans.items():
+            file.seek(begin + 8 + len(key.encode()))
+            kind = int.from_bytes(file.read(4), "little")
+            if kind in SCALARS and kind != BOOL:
+                types[key] = SCALARS[kind].name
+    return types
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Any], list[TensorEntry]]:
     """Keys and tensors of any GGUF file, such as one part of a model or an importance matrix.
 

@@ -17,8 +17,9 @@ from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import require_memory_for_weights
 from sb_edge.memory.forecast import require_loadable
-from sb_edge.runtime.binding import clear_log, last_problem, library
+from sb_edge.runtime.binding import clear_log, last_problem, library, recent_log
 from sb_edge.util.errors import GgufError, InferenceError, SpikeError
+from sb_edge.util.progress import stderr
 
 _VALUE_BYTES = 1 << 20
 _CUT_TOKENS = 256
@@ -83,6 +84,13 @@ class Model:
                 path=self.path,
                 found=last_problem() or f"architecture {self.header.arch!r}",
                 hint="check it with `sb-edge inspect`",
+            )
+        if any("failed to mlock" in line for line in recent_log()):
+            stderr.print(
+                f"{self.path}: the weights are not kept in physical memory; raise the limit (ulimit -l)",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         self.vocab = lib.llama_model_get_vocab(self.handle)
 

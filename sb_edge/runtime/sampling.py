@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Smallest and largest value of each number in `Sampling`."""
 
+_MAX_NESTING = 256
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _GREEDY_BELOW = 1e-6
 """Logits divided by a smaller temperature leave the range of float32."""
 
@@ -111,6 +115,7 @@ class Sampler:
         ]
 
     def _grammar_sampler(self, grammar: str) -> Any:
+        _refuse_deep_nesting(grammar)
         clear_log()
         vocab = self._session.model.vocab
         with quiet_stderr():  # the engine prints the grammar as well
@@ -134,6 +139,31 @@ class Sampler:
         return int(library().llama_sampler_sample(self._chain, self._session.handle, -1))
 
 
+def _refuse_deep_nesting(grammar: str) -> None:
+    """The engine's parser calls itself for each parenthesis."""
+    depth = deepest = 0
+    for bracket in re.sub(r'"(\\.|[^"\\])*"|\[(\\.|[^\]\\])*\]|#.*', "", grammar):
+        depth += (bracket == "(") - (bracket == ")")
+        deepest = max(deepest, depth)
+    if deepest > _MAX_NESTING:
+        raise InferenceError(
+            "the grammar is nested too deeply", found=f"{deepest} levels", expected=f"at most {_MAX_NESTING}"
+        )
+
+
+def _refuse_bounds(schema: Any) -> None:
+    """The converter leaves these out without a word."""
+    if isinstance(schema, dict):
+        kinds = schema.get("type")
+        is_number = bool({"number", "integer"} & set(kinds if isinstance(kinds, list) else [kinds]))
+        for key in _BOUNDS & set(schema) if is_number else ():
+            raise InferenceError(
+                "bounds of numbers are not supported", item=key, found=schema[key], hint="leave it out"
+            )
+    for each in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _refuse_bounds(each)
+
+
 def _grammar(sampling: Sampling) -> str | None:
     """The grammar as GBNF, from whichever of the two options is given."""
     if sampling.json_schema is None:
@@ -143,6 +173,8 @@ def _grammar(sampling: Sampling) -> str | None:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:
-        return str(json_schema_to_gbnf(sampling.json_schema))
+        _refuse_bounds(json.loads(sampling.json_schema))
+        # A string of JSON holds no raw control characters.
+        return str(json_schema_to_gbnf(sampling.json_schema)).replace(r'[^"\\]', r'[^"\\\x7F\x00-\x1F]')
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise InferenceError("the JSON schema cannot be used", found=str(error)[:120] or None) from None

@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
+from sb_edge.arch.lora_check import check_lora
 from sb_edge.engine.cache import remembered_sha256
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import (
@@ -166,13 +167,15 @@ class Session:
         """Apply LoRA adapters, each with scale 1; they stay until the model is closed.
 
         Raises:
-            InferenceError: not an adapter of this model.
+            GgufError: not a GGUF, or not an adapter of this model.
+            InferenceError: the engine refuses it.
         """
         if not paths:
             return
         lib = library()
         adapters = (lib.llama_adapter_lora_p_ctypes * len(paths))()
         for index, path in enumerate(paths):
+            check_lora(path, self.model.header)
             clear_log()
             adapters[index] = lib.llama_adapter_lora_init(self.model.handle, str(path).encode())
             if not adapters[index]:
