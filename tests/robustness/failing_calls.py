@@ -46,7 +46,7 @@ def writers(tiny: Path, checkpoint: Path, rows: Path) -> list[Writer]:
         Writer("convert in parts", ("convert", checkpoint, "--split-max-size", "500K", "-o", "OUT.gguf")),
         Writer("quantize", ("quantize", tiny, "OUT", "Q8_0")),
         Writer("spikes set", ("spikes", "set", tiny, "OUT", "3")),
-        Writer("init", ("init", "tiny", "-o", "OUT"), is_folder=True),
+        Writer("init", ("init", "--preset", "tiny", "-o", "OUT"), is_folder=True),
         Writer("upcycle", ("upcycle", checkpoint, "-o", "OUT", "--experts", "2"), is_folder=True),
         Writer("inspect --json", ("inspect", tiny, "--json", "OUT")),
         Writer("bench report", ("bench", "report", rows, "-o", "OUT")),
@@ -141,17 +141,19 @@ def check(trials: Iterator[Trial], per_call: int, seed: int) -> Figures:
 
 def _judge(trial: Trial, label: str, outcome: tuple[int, int, str], figures: Figures) -> None:
     status, _, problem = outcome
-    if status == 0:
-        # A call whose failure does no harm, such as a map that is read instead.
-        whole = trial.content()
-        is_sound = trial.run("none", 0)[0] == 0 and _same(whole, trial.content())
-        figures.count(label, "did not matter" if is_sound else "exit status 0", bad=not is_sound)
-    elif status < 0 or "Traceback" in problem or problem.count("error: ") != 1:
+    left, is_unchanged = trial.content(), trial.is_unchanged()
+    errors = [line for line in problem.splitlines() if line.startswith("error: ")]
+    is_line = len(errors) == 1 and "Traceback" not in problem
+    # Complete is what a call after the last rename leaves, or one whose failure does no harm.
+    is_complete = not is_unchanged and trial.run("none", 0)[0] == 0 and _same(left, trial.content())
+    if status < 0 or (status and not is_line):
         figures.count(label, "traceback or signal", bad=True, detail=f"{status} {problem[-300:]}")
-    elif not trial.is_unchanged():
-        figures.count(label, "broken output", bad=True, detail=" ".join(trial.content()))
+    elif not is_unchanged and not is_complete:
+        figures.count(label, "broken output", bad=True, detail=" ".join(left))
+    elif status == 0 and is_unchanged:
+        figures.count(label, "exit status 0", bad=True)
     else:
-        figures.count(label, "refused", bad=False)
+        figures.count(label, "refused" if is_unchanged else "complete", bad=False)
 
 
 def _same(one: dict[str, bytes], other: dict[str, bytes]) -> bool:
