@@ -9,7 +9,7 @@ import numpy as np
 from sb_edge.gguf.reader import GgufHeader, TensorEntry, read_tensors
 from sb_edge.gguf.values import tensor_values
 from sb_edge.util.errors import GgufError
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
 
 _SUMS = ".in_sum2"
 
@@ -52,12 +52,7 @@ def require_matching_imatrix(imatrix: Path, header: GgufHeader) -> None:
         _check_entry(imatrix, entries[name], weights[name])
     absent = [name for name in weights if name not in entries]
     if absent:
-        stderr.print(
-            f"{imatrix}: has no entry for {len(absent)} of {len(weights)} matrices, such as {absent[0]}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        note(f"{imatrix}: has no entry for {len(absent)} of {len(weights)} matrices, such as {absent[0]}")
 
 
 def _check_entry(imatrix: Path, entry: TensorEntry, weight: TensorEntry) -> None:

@@ -19,7 +19,8 @@ from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.util.errors import OutputError
 from sb_edge.util.files import atomic_output, write_all
 from sb_edge.util.input_files import open_input
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
+from sb_edge.util.validation import first_problem
 
 ROW_START = b'{"' + next(iter(Row.model_fields)).encode() + b'":'
 """Beginning of every line of a results file; identifies a torn line."""
@@ -135,12 +136,7 @@ def _parse_rows(stream: IO[bytes], path: Path) -> _Content:
     for number, line in enumerate(stream, start=1):
         torn = not line.endswith(b"\n")
         if torn and _is_torn_row(line):
-            stderr.print(
-                f"{path}: line {number} is incomplete and left out",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            note(f"{path}: line {number} is incomplete and left out")
             return _Content(rows, good_bytes, ends_without_newline=False)
         rows.append(_parse_row(line, number, path))
         good_bytes += len(line)
@@ -153,13 +149,11 @@ def _parse_row(line: bytes, number: int, path: Path) -> Row:
     try:
         return Row.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise OutputError(
             "is not a benchmark row",
             path=path,
             item=f"line {number}",
-            found=f"{where}: {first['msg']}" if where else first["msg"],
+            found=first_problem(error).line,
             hint="choose another results file, or remove this line",
         ) from None
 

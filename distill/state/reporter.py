@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sb_edge.distill.parallel import World
 from sb_edge.distill.state.training_state import Progress
-from sb_edge.util.progress import Advance, progress_bar, stderr
+from sb_edge.util.progress import Advance, note, progress_bar, stderr
 
 INTERVAL = 30.0
 """Seconds between two lines."""
@@ -83,12 +83,9 @@ class Reporter:
         self._shown = now = time.monotonic()
         rate = self._trained / max(now - self._started, 1e-9)
         left = sum(map(self._tokens, range(done, self._steps))) / rate
-        stderr.print(
+        note(
             f"stage {self._name}, step {done} of {self._steps}: {self._losses()}; "
-            f"{rate:.0f} tokens/s, {_duration(left)} left",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"{rate:.0f} tokens/s, {_duration(left)} left"
         )
         self._seen.clear()
 

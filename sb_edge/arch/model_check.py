@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.layer_map import layer_count
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.types import BLOCK_SIZES

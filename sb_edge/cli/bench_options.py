@@ -12,12 +12,14 @@ import click
 from sb_edge.bench.rows.compare import comparison_table, first_against_others
 from sb_edge.bench.rows.results import write_csv, write_markdown
 from sb_edge.bench.rows.row_tables import format_speed, results_table
+from sb_edge.bench.speed.plan import BenchModel
 from sb_edge.bench.speed.run import TimeBudget, run
 from sb_edge.cli.file_options import OutputFile
 from sb_edge.cli.options import (
     FLASH_ATTN_CHOICE,
     KV_TYPE_NAMES,
     cache_type_option,
+    choice_option,
     flash_attn_option,
     gathered,
     integer_option,
@@ -26,31 +28,21 @@ from sb_edge.cli.options import (
     threads_option,
     ubatch_option,
 )
-from sb_edge.cli.params import CommaSeparated, Real, TokenCounts
-from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
+from sb_edge.cli.params import CommaSeparated, OneOf, Real, TokenCounts
+from sb_edge.models.registry import BASELINES, default_baselines, resolve_gguf
 from sb_edge.system.cpu import default_threads
 from sb_edge.util.output import emit
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
 
 if TYPE_CHECKING:
     from sb_edge.bench.rows.row import Row
-    from sb_edge.bench.speed.plan import BenchModel, BenchSettings, FillChoice
-    from sb_edge.bench.speed.run import TimeBudget
+    from sb_edge.bench.speed.plan import BenchSettings, FillChoice
     from sb_edge.memory.forecast import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class KvTypes(CommaSeparated):
-    """Types of a cache: `f16,q8_0`."""
-
-    name = "types"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """A type's name."""
-        if text.lower() not in KV_TYPE_NAMES:
-            self.fail(f"unknown type {text!r}; choose from {', '.join(KV_TYPE_NAMES)}", param, ctx)
-        return text.lower()
+KV_TYPES = CommaSeparated(OneOf(KV_TYPE_NAMES, "unknown type {!r}; choose from"), "types")
 
 
 def depths_option(default: str) -> Callable[[Command], Command]:
@@ -123,8 +115,8 @@ class Running:
 def cache_options(command: Command) -> Command:
     """`--cache-type-k`, `--cache-type-v` and `--flash-attn`."""
     return option_list(
-        cache_type_option("k", KvTypes()),
-        cache_type_option("v", KvTypes()),
+        cache_type_option("k", KV_TYPES),
+        cache_type_option("v", KV_TYPES),
         flash_attn_option,
     )(command)
 
@@ -155,7 +147,7 @@ def running_options(command: Command) -> Command:
         click.option(
             "--baseline",
             "baselines",
-            type=click.Choice(["base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b", "none"]),
+            type=click.Choice([*BASELINES, "none"]),
             multiple=True,
             help="Baseline to measure as well.  [default: base for `default`, llama-1b for `1b`]",
         ),
@@ -164,12 +156,11 @@ def running_options(command: Command) -> Command:
             type=FLASH_ATTN_CHOICE,
             help="Flash attention of the baselines.  [default: as --flash-attn]",
         ),
-        click.option(
+        choice_option(
             "--fill",
-            type=click.Choice(["auto", "real", "synthetic"]),
-            default="auto",
-            show_default=True,
-            help="Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
+            ["auto", "real", "synthetic"],
+            "auto",
+            "Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
         ),
         click.option(
             "--one-at-a-time",
@@ -196,11 +187,7 @@ def running_options(command: Command) -> Command:
         json_option,
         click.option("--csv", type=OutputFile(), help="Write CSV."),
         click.option("--markdown", type=OutputFile(), help="Write a Markdown table."),
-        click.option(
-            "--plot",
-            type=OutputFile(),
-            help="Write a plot: .png, .svg or .pdf.",
-        ),
+        click.option("--plot", type=OutputFile(), help="Write a plot: .png, .svg or .pdf."),
     )(command)
 
 
@@ -240,7 +227,13 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
             console.print()
             console.print(comparison_table(comparisons))
 
-    emit([row.to_json() for row in rows], json_target, render)
+    emit(rows, json_target, render)
+
+
+def resolve_model(name: str) -> BenchModel:
+    """As `resolve_gguf`, with the name under which a benchmark shows it."""
+    path = resolve_gguf(name)
+    return BenchModel(path.stem if Path(name).suffix == ".gguf" else name, path)
 
 
 def models_of(
@@ -279,17 +272,11 @@ def show_row(row: Row, done: int, total: int) -> None:
     """One line on standard error for a row that was measured just now."""
     cache = f"{row.type_k}/{row.type_v}"
     how = "not measured" if row.fill == "fitted" else f"{row.fill} fill"
-    stderr.print(
-        f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {how}: {format_speed(row)} t/s",
-        highlight=False,
-        markup=False,
-    )
+    note(f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {how}: {format_speed(row)} t/s")
 
 
 def _say_what_is_left_out(budget: TimeBudget, output: Path | None) -> None:
     if not budget.left_out:
         return
     advice = "the same command continues" if output else "with --output a later run would continue"
-    stderr.print(
-        f"time budget spent; left out: {', '.join(budget.left_out)}; {advice}", highlight=False, markup=False
-    )
+    note(f"time budget spent; left out: {', '.join(budget.left_out)}; {advice}")

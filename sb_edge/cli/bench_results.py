@@ -11,12 +11,11 @@ from sb_edge.bench.rows.compare import compare_rows, comparison_table, select_mo
 from sb_edge.bench.rows.results import read_rows
 from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option
+from sb_edge.cli.params import PATH
 from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sb_edge.bench.rows.row import Row
 
 
@@ -51,22 +50,13 @@ def compare(ours: tuple[Path, str | None], theirs: tuple[Path, str | None], json
     from the bootstrap, over pairs where both were interleaved.
     """
     comparisons = compare_rows(_rows(*ours), _rows(*theirs))
-
-    def render(console: Console) -> None:
-        console.print(comparison_table(comparisons))
-
-    emit([one.to_json() for one in comparisons], json_target, render)
+    emit(comparisons, json_target, lambda console: console.print(comparison_table(comparisons)))
 
 
 @click.command(cls=FileCommand)
-@click.argument("files", metavar="ROWS...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="ROWS...", nargs=-1, required=True, type=PATH)
 @click.option(
-    "-o",
-    "--output",
-    type=OutputFile(),
-    default=Path("report.html"),
-    show_default=True,
-    help="The page.",
+    "-o", "--output", type=OutputFile(), default=Path("report.html"), show_default=True, help="The page."
 )
 def report(files: tuple[Path, ...], output: Path) -> None:
     """One self-contained HTML page of measured rows.

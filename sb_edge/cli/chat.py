@@ -13,13 +13,14 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
 from sb_edge.cli.file_options import FileCommand, OutputFile
-from sb_edge.cli.options import (
+from sb_edge.cli.generation_options import (
     loading_options,
-    model_argument,
     sampling_options,
     stopping_options,
     verbose_option,
 )
+from sb_edge.cli.options import model_argument
+from sb_edge.cli.params import PATH
 from sb_edge.cli.prompts import read_prompt
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.conversation import Conversation
@@ -38,9 +39,9 @@ HELP = """/clear        Begin a new conversation
 @click.command(cls=FileCommand)
 @model_argument()
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking (repeatable).")
-@click.option("-f", "--file", type=click.Path(path_type=Path), help="Say the text of FILE; - for stdin.")
+@click.option("-f", "--file", type=PATH, help="Say the text of FILE; - for stdin.")
 @click.option("-sys", "--system-prompt", "system", help="System message.")
-@click.option("--load-session", type=click.Path(path_type=Path), help="Continue a saved conversation.")
+@click.option("--load-session", type=PATH, help="Continue a saved conversation.")
 @click.option(
     "--save-session", type=OutputFile(replaces="load_session"), help="Save the conversation at the end."
 )

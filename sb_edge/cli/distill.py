@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from sb_edge.cli.options import integer_option, tokens_option
-from sb_edge.cli.params import Real
+from sb_edge.cli.options import choice_option, integer_option, tokens_option
+from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.cli.transplant import parse_layers
 from sb_edge.distill import require_training
@@ -57,15 +57,10 @@ class StageValue(click.ParamType):
 
 
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("base", type=PATH)
 @recipe_option
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option(
-    "--text",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Train on this file or folder (repeatable).",
-)
+@click.option("-o", "--output", required=True, type=PATH, help="Folder of the run.")
+@click.option("--text", multiple=True, type=PATH, help="Train on this file or folder (repeatable).")
 @click.option("--find-text", is_flag=True, help="Train on free documentation found on this machine.")
 @tokens_option(
     "--find-tokens", default=None, help="Limit --find-text to N tokens (random documents).  [default: all]"
@@ -76,7 +71,7 @@ class StageValue(click.ParamType):
 @click.option(
     "--start-from",  # not --start, which torchrun takes for the beginning of an option of its own
     "start",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="RUN",
     help="Start from the GLA layers, and adapters of equal rank, of another run of this base.",
 )
@@ -129,13 +124,7 @@ class StageValue(click.ParamType):
     show_default=True,
     help="Seconds between checkpoints.",
 )
-@click.option(
-    "--outtype",
-    type=click.Choice(["f32", "f16", "bf16"]),
-    default="f32",
-    show_default=True,
-    help="Type of the student.",
-)
+@choice_option("--outtype", ["f32", "f16", "bf16"], "f32", "Type of the student.")
 @click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")
 def command(
     base: Path,

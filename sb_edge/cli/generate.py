@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.file_options import FileCommand, OutputFile
-from sb_edge.cli.options import (
+from sb_edge.cli.generation_options import (
     loading_options,
-    model_argument,
     sampling_options,
     stopping_options,
     verbose_option,
 )
+from sb_edge.cli.options import model_argument
+from sb_edge.cli.params import PATH
 from sb_edge.cli.prompts import prompt_options
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.generation import Generation, Stopping
@@ -25,7 +26,7 @@ from sb_edge.util.errors import StateError
 @click.command(cls=FileCommand)
 @model_argument()
 @prompt_options
-@click.option("--load-state", type=click.Path(path_type=Path), help="Continue a state of --save-state.")
+@click.option("--load-state", type=PATH, help="Continue a state of --save-state.")
 @click.option(
     "--save-state", type=OutputFile(replaces="load_state"), help="Save the state after the last token."
 )

@@ -10,8 +10,9 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from sb_edge.cli.params import PATH
 from sb_edge.util.errors import InferenceError
-from sb_edge.util.input_files import read_input
+from sb_edge.util.input_files import read_text_input
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -29,7 +30,7 @@ def prompt_options(command: Command) -> Command:
     file_option = click.option(
         "-f",
         "--file",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Read the prompt from FILE; - for stdin.",
     )
     prompt_option = click.option("-p", "--prompt", help="Prompt; - reads standard input.")
@@ -42,8 +43,9 @@ def read_prompt(file: Path) -> str:
     Raises:
         InferenceError: not UTF-8.
     """
-    data = sys.stdin.buffer.read() if str(file) == "-" else read_input(file, InferenceError)
+    if str(file) != "-":
+        return read_text_input(file, InferenceError)
     try:
-        return data.decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InferenceError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None

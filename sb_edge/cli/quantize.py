@@ -9,6 +9,7 @@ import click
 
 from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import THREADS
+from sb_edge.cli.params import PATH
 from sb_edge.engine import find_engine
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantization_types, quantize, tensor_types
@@ -28,7 +29,7 @@ def check_type(value: str | None, known: Iterable[str], parameter: str) -> None:
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT", type=OutputFile())
 @click.argument("qtype", metavar="TYPE")
-@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix made by llama-imatrix.")
+@click.option("--imatrix", type=PATH, help="Importance matrix made by llama-imatrix.")
 @click.option("-t", "--threads", type=THREADS, help="Number of threads.  [default: all CPUs]")
 @click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is.")
 @click.option("--pure", is_flag=True, help="Use one type for every tensor, no mixture.")

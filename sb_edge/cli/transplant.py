@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.options import integer_option
-from sb_edge.cli.params import Real
+from sb_edge.cli.params import PATH, Real
 from sb_edge.convert.transplant import transplant
 from sb_edge.models.registry import resolve_gguf
 
 
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.argument("base", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="Folder to create.")
 @click.option(
     "--gla-layers",
     help="Layers that become GLA: 0,2,4 or 6-9.  [default: the even layers]",
@@ -31,7 +31,7 @@ from sb_edge.models.registry import resolve_gguf
 )
 @click.option(
     "--trained",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Take the window and what training changed from the trained.gguf of `distill`; its GLA layers, or "
     "some of them by --gla-layers.",

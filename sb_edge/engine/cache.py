@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from sb_edge.util.errors import EngineError, OutputError
-from sb_edge.util.files import atomic_output, sync_tree
-from sb_edge.util.hashes import sha256_of, sha256_of_bytes
-from sb_edge.util.progress import stderr
+from sb_edge.util.errors import EngineError
+from sb_edge.util.files import sync_tree
+from sb_edge.util.hashes import sha256_of_bytes
+from sb_edge.util.progress import note
 
 MANIFEST = "engine.json"
 """Written last into a prefix, which is then renamed into place: a prefix with it is complete."""
-
-
-def cache_root() -> Path:
-    """`SB_EDGE_CACHE`, or the user's cache folder for sb-edge."""
-    chosen = os.environ.get("SB_EDGE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("sb-edge"))
 
 
 def content_key(content: dict[str, Any]) -> str:
@@ -80,18 +71,13 @@ class BuildCache:
                 self._build(name, build)
         return self.prefix(name)
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> AcquireReturnProxy:
         lock = FileLock(self.root / "locks" / f"{name}.lock")
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
-            stderr.print(f"another process is building {name}: waiting for it", highlight=False)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            note(f"another process is building {name}: waiting for it")
+            return lock.acquire()
 
     def _build(self, name: str, build: Callable[[Path, Path], None]) -> None:
         work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self.root / "work"))
@@ -124,41 +110,3 @@ class BuildCache:
                     shutil.rmtree(work, ignore_errors=True)
             except Timeout:
                 continue
-
-
-def remembered(what: str, files: Sequence[Path], find: Callable[[], str]) -> str:
-    """A fact about files, remembered in the cache folder for their place, device, inode, size and time.
-
-    Args:
-        what: name of the fact and all else that it depends on.
-        files: the files.
-        find: finds the fact; what it raises is not remembered.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    parts = [what]
-    for path in files:
-        stat = path.stat()
-        place = f"{path.resolve()} {stat.st_dev} {stat.st_ino}"
-        parts.append(f"{place} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
-    memory = cache_root() / "facts" / sha256_of_bytes("\n".join(parts).encode(errors="surrogateescape"))
-    if memory.is_file():
-        content, _, digest = memory.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-        if digest == sha256_of_bytes(content.encode(errors="replace")):
-            return content
-    found = find()
-    with suppress(OSError, OutputError):  # a cache that cannot be written to only costs time
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_output(memory) as partial:
-            partial.write_text(f"{found}\n{sha256_of_bytes(found.encode())}", encoding="utf-8")
-    return found
-
-
-def remembered_sha256(*files: Path) -> str:
-    """SHA-256 of large files, one after another; reading gigabytes again for each run would only cost time.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    return remembered("sha256", files, lambda: sha256_of(*files))

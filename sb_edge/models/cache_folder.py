@@ -7,9 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sb_edge.engine import cache_root
-from sb_edge.engine.cache import remembered_sha256
 from sb_edge.util.files import atomic_output
+from sb_edge.util.user_cache import cache_root, remembered_sha256
 
 
 def models_folder() -> Path:

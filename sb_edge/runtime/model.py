@@ -6,7 +6,6 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from sb_edge.arch.layer_map import recurrent_layers
@@ -16,10 +15,10 @@ from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_v
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import require_memory_for_weights
-from sb_edge.memory.forecast import require_loadable
-from sb_edge.runtime.binding import clear_log, last_problem, library, recent_log
-from sb_edge.util.errors import GgufError, InferenceError, SpikeError
-from sb_edge.util.progress import stderr
+from sb_edge.memory.forecast import not_loaded, require_loadable
+from sb_edge.runtime.binding import clear_log, last_problem, library, recent_log, typed
+from sb_edge.util.errors import InferenceError, SpikeError
+from sb_edge.util.progress import note
 
 _VALUE_BYTES = 1 << 20
 _CUT_TOKENS = 256
@@ -79,27 +78,15 @@ class Model:
         clear_log()
         self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
         if not self.handle:
-            raise GgufError(
-                "the engine cannot load it",
-                path=self.path,
-                found=last_problem() or f"architecture {self.header.arch!r}",
-                hint="check it with `sb-edge inspect`",
-            )
+            raise not_loaded(self.path, last_problem() or f"architecture {self.header.arch!r}")
         if any("failed to mlock" in line for line in recent_log()):
-            stderr.print(
-                f"{self.path}: the weights are not kept in physical memory; raise the limit (ulimit -l)",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            note(f"{self.path}: the weights are not kept in physical memory; raise the limit (ulimit -l)")
         self.vocab = lib.llama_model_get_vocab(self.handle)
 
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -116,9 +103,8 @@ class Model:
         """
         if k != 0:
             require_k(k, f"k of {projection} in layer {layer}")
-        change = library()._lib.llama_spikingbrain_set_spike_k
-        change.restype = ctypes.c_bool
-        change.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float]
+        arguments = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float)
+        change = typed(library()._lib, "llama_spikingbrain_set_spike_k", ctypes.c_bool, *arguments)
         if self.spike_plan is None or not change(self.handle, layer, projection.encode(), k):
             raise SpikeError("was not coded when the model was loaded", item=f"{projection} of layer {layer}")
         self.spike_plan = self.spike_plan.with_k(layer, projection, k, len(self.recurrent_layers))

@@ -7,22 +7,20 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from sb_edge.arch.lora_check import check_lora
-from sb_edge.engine.cache import remembered_sha256
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import (
     DEFAULT_UBATCH,
     FLASH_ATTN,
     EngineSettings,
     FlashChoice,
+    no_context,
     uses_flash_attention,
 )
 from sb_edge.runtime.binding import (
-    MAX_THREADS,
     clear_log,
     ggml_base,
     kv_type,
@@ -32,8 +30,9 @@ from sb_edge.runtime.binding import (
 )
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import SavedState, StateOwner, load_state, save_state
-from sb_edge.system.cpu import default_threads, fast_cpus, kept_on
+from sb_edge.system.cpu import MAX_THREADS, default_threads, fast_cpus, kept_on
 from sb_edge.util.errors import InferenceError, StateError
+from sb_edge.util.user_cache import remembered_sha256
 
 __all__ = ["Model", "Session"]
 
@@ -134,12 +133,7 @@ class Session:
         clear_log()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
-            raise InferenceError(
-                "the engine cannot make a context",
-                path=model.path,
-                found=last_problem(),
-                hint="ask for a smaller --ctx-size, or other KV cache types",
-            )
+            raise no_context(model.path, last_problem())
         self.kv_bytes, self.state_bytes = _memory_sizes(recent_log())
         self.n_ctx = int(lib.llama_n_ctx_seq(self.handle))
         self.n_batch = int(lib.llama_n_batch(self.handle))
@@ -151,9 +145,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sb_edge.engine.cache import remembered_sha256
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.util.errors import OutputError, StateError
 from sb_edge.util.files import atomic_output
 from sb_edge.util.hashes import sha256_of_bytes
+from sb_edge.util.user_cache import remembered_sha256
 
 _FORMAT = "sb-edge-state-2"
 

@@ -65,6 +65,22 @@ def require_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise OutputError("the folder is not writable", path=target.parent, hint="choose another folder")
 
 
+def require_folder(folder: Path | None) -> None:
+    """Create a folder for output if needed; call this before a long measurement.
+
+    Raises:
+        OutputError: `folder` is a file, or its parent folder does not exist.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise OutputError("the folder does not exist", path=folder.parent, hint="create it first") from None
+    except FileExistsError:
+        raise OutputError("is a file", path=folder, expected="a folder") from None
+
+
 @contextmanager
 def atomic_output(path: Path, *, inputs: Iterable[Path] = (), check: Check | None = None) -> Iterator[Path]:
     """Yield a temporary name; on success sync the file and rename it to `path`, or copy it to a stream.
