@@ -102,7 +102,7 @@ def transplant(
     shapes = {name: (spec.shape, target) for name, spec in table.items()}
     if adapter is not None:
         adapter.require(fingerprint(base), table)
-    # Of the largest tensor: float32, as stored, as float32 again, and a flag for each value.
+    # A value is held as float32, as stored, as float32 again, and with a flag.
     bytes_each = 4 + target.itemsize + 4 + 1
     largest = max(math.prod(shape) for shape, _ in shapes.values())
     require_working_memory(bytes_each * largest, "the largest tensor", base)

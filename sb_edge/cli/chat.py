@@ -126,7 +126,7 @@ def _converse(chat: Conversation, lines: Iterator[str], stats: bool, *, keep_on:
 
     Args:
         chat: The conversation.
-        lines: What is said, or commands.
+        lines: Turns of the user, or commands.
         stats: Print tokens per second.
         keep_on: Go on after an error, which somebody reads.
     """

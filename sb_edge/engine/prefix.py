@@ -95,6 +95,7 @@ class Engine:
                 "the engine has no such program", path=path, hint="see `ls $(sb-edge engine path)/bin`"
             )
         self._require_built(f"bin/{name}", remembered_sha256)
+        self.require_libraries()
         return path
 
     def require_libraries(self) -> None:

@@ -59,7 +59,6 @@ class Model:
     ) -> None:
         self.path = Path(path)
         self.header = read_model(self.path) if header is None else header
-        require_loadable(self.header)
         self.spike_plan = effective_plan(self.header, spikes)
         self.spikes = spikes
         plan = check_sparse(self.header)
@@ -69,6 +68,7 @@ class Model:
                 projection.read_zones()
             if not is_checked:
                 require_memory_for_weights(self.header, spikes, sparse=sparse)
+        require_loadable(self.header)
         lib = library()
         params = lib.llama_model_default_params()
         params.load_mode = _load_mode(lib, use_mmap, use_mlock)

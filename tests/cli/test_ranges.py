@@ -1,4 +1,4 @@
-"""Numbers on the command line: out of range is bad usage, whatever the engine would make of it."""
+"""Numbers on the command line: out of range is bad usage."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Trial:
         return done.returncode, count, done.stderr
 
     def content(self) -> dict[str, bytes]:
-        """What is in the folder, by name."""
+        """Content of the files in the folder, by name."""
         return {
             str(file.relative_to(self.folder)): file.read_bytes()
             for file in sorted(self.folder.rglob("*"))

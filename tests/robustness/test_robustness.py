@@ -1,4 +1,4 @@
-"""A minute of the robustness suite, from its fixed seeds; `make robustness` runs all of it."""
+"""A minute of the robustness suite, from its fixed seeds; `make robustness` runs the whole."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_a_turn_that_does_not_fit_is_left_out(model: Model) -> None:
             answer(chat, LONG)
         assert (chat.messages, session.position()) == before
         generation, _ = answer(chat, "Name another.")
-        assert len(generation.prompt) < 64  # what was read stays read
+        assert len(generation.prompt) < 64  # earlier turns are not read again
 
 
 def test_an_interrupted_answer_is_read_once(model: Model) -> None:
