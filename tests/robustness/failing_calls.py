@@ -131,8 +131,8 @@ def check(trials: Iterator[Trial], per_call: int, seed: int) -> Figures:
                 continue
             chance = random.Random(f"{seed} {name}")
             every = range(1, count + 1)
-            chosen = every if count <= per_call else chance.sample(every, per_call)
-            for nth in sorted({*chosen, count} - {0}):
+            chosen = every if count <= per_call else chance.sample(every, per_call - 1)
+            for nth in sorted({*chosen, count} - {0}):  # the last one is the likeliest to be overlooked
                 error = chance.choice(errors)
                 label = f"{name} {nth} of {count} ({errno.errorcode[error]})"
                 _judge(trial, label, trial.run(call, nth, error), figures)
