@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluation test lint dev engine docs upstream-tests sanitize clean
+.PHONY: help demo evaluation test lint dev engine docs upstream-tests sanitize robustness clean
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
@@ -18,6 +18,7 @@ help:
 	@echo "make dev             environment with every tool, and pre-commit"
 	@echo "make upstream-tests  llama.cpp's own tests on the patched tree"
 	@echo "make sanitize        the operators and the architecture under ASan and UBSan"
+	@echo "make robustness      20,000 hostile GGUFs, state files, failing system calls (a night)"
 	@echo "make docs            regenerate docs/cli.md, docs/api.md, docs/results and the chart"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -71,6 +72,9 @@ upstream-tests: engine
 sanitize: $(VENV)/.core
 	$(BIN)/sb-edge engine build --debug
 	SB_EDGE_ENGINE_VARIANT=debug $(BIN)/python -m sb_edge.engine.upstream_tests
+
+robustness: $(VENV)/.test engine
+	$(BIN)/python tests/robustness
 
 clean:
 	rm -rf build out $(VENV)

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import yaml
 
 from sb_edge.util.errors import CheckpointError
+from sb_edge.util.input_files import read_text_input
 from sb_edge.util.json_files import read_json_object
 from sb_edge.util.text_files import decode_text
 
@@ -64,6 +66,10 @@ _NUMBER_KEYS = frozenset(
         "mirostat_eta",
     ]
 )
+_MAX_BRACKETS = 1000
+_MAX_CARD = 1 << 16
+"""Characters of a model card's header."""
+
 OVERRIDE_KEYS = _TEXT_KEYS | _LIST_KEYS | _MODEL_KEYS | _INTEGER_KEYS | _NUMBER_KEYS
 """The keys that a `--metadata` file may set."""
 
@@ -81,6 +87,7 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
             has the wrong type.
     """
     overrides = {} if override is None else _load_override(override)
+    _refuse_yaml_bomb(folder / "README.md")
     try:
         metadata = _load_plain(folder.resolve(), overrides, n_params)
         # gguf-py does not override the licence.
@@ -113,6 +120,37 @@ def _load_plain(folder: Path, overrides: dict[str, Any], n_params: int) -> gguf.
         override = Path(temporary) / "override.json"
         override.write_text(json.dumps(overrides), encoding="utf-8")
         return gguf.Metadata.load(override, copy, None, n_params)
+
+
+def _refuse_yaml_bomb(card: Path) -> None:
+    """Refuse a header whose aliases could expand without end, or one that is not a header's size."""
+    if not card.exists():
+        return
+    text = read_text_input(card, CheckpointError)
+    header = text.partition("\n---")[0] if text.startswith("---") else ""
+    if len(header) > _MAX_CARD:
+        raise CheckpointError(
+            "the YAML header is too large",
+            path=card,
+            found=f"{len(header)} characters",
+            expected=f"at most {_MAX_CARD}",
+        )
+    brackets = header.count("[") + header.count("{")
+    if brackets > _MAX_BRACKETS:
+        raise CheckpointError(
+            "the YAML header is nested too deeply",
+            path=card,
+            found=f"{brackets} brackets",
+            expected=f"at most {_MAX_BRACKETS}",
+        )
+    try:
+        has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(header, yaml.SafeLoader))
+    except yaml.YAMLError:
+        return  # reported where the header is read
+    if has_alias:
+        raise CheckpointError(
+            "the YAML header uses aliases, which are refused", path=card, hint="write the values out"
+        )
 
 
 def _load_override(path: Path) -> dict[str, Any]:

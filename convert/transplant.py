@@ -18,6 +18,7 @@ from sb_edge.convert.checkpoint.base_model import BaseModelReader, fingerprint, 
 from sb_edge.convert.checkpoint.random_weights import normal
 from sb_edge.convert.checkpoint.safetensors_file import DTYPES
 from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
+from sb_edge.memory.check import require_working_memory
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.progress import progress_bar
 
@@ -101,6 +102,10 @@ def transplant(
     shapes = {name: (spec.shape, target) for name, spec in table.items()}
     if adapter is not None:
         adapter.require(fingerprint(base), table)
+    # A value is held as float32, as stored, as float32 again, and with a flag.
+    bytes_each = 4 + target.itemsize + 4 + 1
+    largest = max(math.prod(shape) for shape, _ in shapes.values())
+    require_working_memory(bytes_each * largest, "the largest tensor", base)
     origins: Counter[Origin] = Counter()
     with (
         CheckpointWriter(folder, config, shapes) as writer,

@@ -23,7 +23,7 @@ from sb_edge.distill.text.corpus import Corpus, open_corpus, write_corpus
 from sb_edge.distill.text.gather import TextRequest, documents
 from sb_edge.distill.text.tokenizer import Tokenizer
 from sb_edge.util.errors import OutputError, TrainingError
-from sb_edge.util.files import remove_partials
+from sb_edge.util.files import remove_abandoned
 from sb_edge.util.hashes import sha256_of
 
 TEXT = "text"
@@ -95,7 +95,7 @@ def distill(
         raise OutputError("is a file", path=folder, expected="a folder, or no such name") from None
     with joined(device) as world, _locked(folder, world):
         if not world.rank:
-            remove_partials(folder)
+            remove_abandoned(folder)
         source = load_base(base, world.device, ignore_rope_scaling=recipe.ignore_rope_scaling)
         corpus = _corpus(source, folder / TEXT, text, world)
         if text_only:

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import change_plan, check_plan
 from sb_edge.arch.sparse_plan import check_sparse
+from sb_edge.arch.spike_plan import SPIKE_KEYS
 from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.engine import Engine, find_engine
 from sb_edge.engine.process import run_tool
-from sb_edge.gguf.reader import read_header
+from sb_edge.gguf.reader import require_written
 from sb_edge.gguf.types import GGML_TYPES
+from sb_edge.quant.imatrix import require_matching_imatrix
 from sb_edge.system.cpu import usable_cpus
 from sb_edge.util.errors import GgufError, OutputError
 from sb_edge.util.files import atomic_output, require_free_space, require_output
@@ -71,7 +74,7 @@ def quantize(
         qtype: a name out of `quantization_types`, in any case.
         imatrix: an importance matrix made by llama-imatrix; the very small types need one.
         n_threads: None: all CPUs.
-        leave_output_tensor: keep output.weight as it is.
+        leave_output_tensor: keep output.weight as it is, or the embeddings where they are the output.
         pure: every tensor in the one type, no mixture.
         allow_requantize: accept tensors that are quantized already, at a loss.
         output_tensor_type: a ggml type for output.weight.
@@ -93,7 +96,7 @@ def quantize(
         EngineError: no engine.
     """
     engine = engine or find_engine()
-    header = read_header(source)
+    header = read_model(source)
     plan = change_plan(header, spike_k, spike_projections)
     if check_sparse(header) is not None and qtype.upper() != COPY:
         raise GgufError(
@@ -107,11 +110,18 @@ def quantize(
     for name, chosen in (("output tensor", output_tensor_type), ("token embedding", token_embedding_type)):
         if chosen is not None:
             _require_type(f"{name} type", chosen, tensor_types())
-    if imatrix is not None and not imatrix.is_file():
-        raise GgufError(
-            "not found", path=imatrix, hint="make one with llama-imatrix, in bin/ of `sb-edge engine path`"
-        )
-    require_output(target, [source, *header.files])
+    inputs = [source, *header.files, *([] if imatrix is None else [imatrix])]
+    require_output(target, inputs)
+    if imatrix is not None:
+        require_matching_imatrix(imatrix, header)
+    types = {tensor.name: tensor.type for tensor in header.tensors}
+    if leave_output_tensor and "output.weight" not in types:
+        output_tensor_type = output_tensor_type or types.get("token_embd.weight")  # they are the output
+    kept = [key for key in header.metadata if not key.startswith(("split.", SPIKE_KEYS))]
+
+    def check(partial: Path) -> None:
+        require_written(partial, kept, types, target)
+
     options: dict[str, str | bool | None] = {
         "--imatrix": None if imatrix is None else str(imatrix.absolute()),
         "--leave-output-tensor": leave_output_tensor,
@@ -121,9 +131,9 @@ def quantize(
         "--token-embedding-type": token_embedding_type,
     }
     job = _Job(engine, source, qtype, _arguments(options), n_threads)
-    with atomic_output(target) as partial:
+    with atomic_output(target, inputs=inputs, check=check) as partial:
         partial.touch()  # A folder that cannot be written to is found here, with its reason.
-        require_free_space(target.parent, job.result_size(), str(target))
+        require_free_space(partial.parent, job.result_size(), str(target))
         job.run(partial, target, len(header.tensors))
         if plan != check_plan(header):
             try:

@@ -18,6 +18,8 @@ from sb_edge.bench.rows.row import Row, RowKey
 from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.util.errors import OutputError
 from sb_edge.util.files import atomic_output, write_all
+from sb_edge.util.input_files import open_input
+from sb_edge.util.progress import note
 from sb_edge.util.validation import first_problem
 
 ROW_START = b'{"' + next(iter(Row.model_fields)).encode() + b'":'
@@ -116,13 +118,13 @@ def _line(row: Row) -> bytes:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a results file, even while another process writes it; a torn last line is ignored.
+    """Read a results file, even while another process writes it; a torn last line is left out, and said.
 
     Raises:
         OutputError: the file is missing, not readable, or not a results file.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with open_input(Path(path), OutputError) as stream:
             return _parse_rows(stream, path).rows
     except OSError as error:
         raise OutputError(f"cannot be read: {error.strerror}", path=path) from error
@@ -134,6 +136,7 @@ def _parse_rows(stream: IO[bytes], path: Path) -> _Content:
     for number, line in enumerate(stream, start=1):
         torn = not line.endswith(b"\n")
         if torn and _is_torn_row(line):
+            note(f"{path}: line {number} is incomplete and left out")
             return _Content(rows, good_bytes, ends_without_newline=False)
         rows.append(_parse_row(line, number, path))
         good_bytes += len(line)

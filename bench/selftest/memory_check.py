@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.bench.speed.measure import TOKEN_SEED
 from sb_edge.bench.speed.plan import BenchModel
-from sb_edge.gguf.reader import read_header
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import EngineSettings, MemoryForecast, forecast
 from sb_edge.runtime.binding import library
@@ -91,7 +91,7 @@ def compare_memory(
     threads = n_threads or default_threads()
     planned = []
     for model in models:
-        header = read_header(model.path)
+        header = read_model(model.path)
         for n_ctx in contexts:
             for each in settings:
                 require_memory(header, n_ctx, each, context_option="--depths")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.sparse_plan import check_sparse
 from sb_edge.bench.rows.ratios import Ratio, speed_ratio
 from sb_edge.bench.rows.timing import Timing, summarize
 from sb_edge.bench.speed.interleaved import require_memory_for_both, time_interleaved
 from sb_edge.evaluate.perplexity import require_tokens, text_tokens, token_losses
-from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.sparse_counters import SparseCounts, count_products
@@ -79,7 +79,7 @@ def measure_sparse_speed(
         GgufError, InferenceError: the model is damaged, has no vocabulary, or the text is too short.
         OutOfMemoryForecast: the two sides do not fit in memory; nothing was loaded.
     """
-    header = read_header(path)
+    header = read_model(path)
     if check_sparse(header) is None:
         raise SparseError("has no sparse layout", path=path, hint="make one with `sb-edge sparsify`")
     what = "the model, with its sparse layout and without,"

@@ -6,8 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import psutil
 
+from sb_edge.memory.check import Room
 from sb_edge.system.cpu import fast_cpus, kept_on
 from sb_edge.util.errors import SbEdgeError
 
@@ -41,7 +41,7 @@ def read_bandwidth(n_threads: int, *, buffer_bytes: int | None = None, passes: i
             "read_bandwidth needs at least one thread, one pass and 8 bytes per thread",
             found=f"{n_threads} threads, {passes} passes, {buffer_bytes} bytes",
         )
-    size = min(buffer_bytes, psutil.virtual_memory().available // MEMORY_SHARE)
+    size = min(buffer_bytes, Room.now().physical // MEMORY_SHARE)
     # Untouched pages would all map to one cached page of zeros, so the buffer is written.
     buffer = np.ones(max(size // 8, n_threads), dtype=np.uint64)
     parts = np.array_split(buffer, n_threads)

@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 
 from sb_edge.arch import ARCH
+from sb_edge.arch.model_check import read_model
 from sb_edge.bench.rows.row import Fill, RowKey
 from sb_edge.bench.speed.context_fill import CHUNK
 from sb_edge.engine.machine import Machine
-from sb_edge.gguf.reader import GgufHeader, padded, read_header
+from sb_edge.gguf.reader import GgufHeader, padded
 from sb_edge.memory.check import FLOAT_TYPES
 from sb_edge.memory.forecast import DEFAULT_UBATCH, FLASH_ATTN, FlashChoice
 from sb_edge.util.errors import SbEdgeError
@@ -229,7 +230,7 @@ def examine(model: BenchModel) -> Subject:
     Raises:
         GgufError: the file is missing, truncated or corrupt.
     """
-    header = read_header(model.path)
+    header = read_model(model.path)
     digest = sha256_of_bytes(*(bytes.fromhex(remembered_sha256(file)) for file in header.files))
     return Subject(model.name, model.path, header, digest, model.flash_attn)
 

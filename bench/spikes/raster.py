@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sb_edge.arch.coding import UNSIGNED, Coding, encode, steps
 from sb_edge.arch.spike_plan import PROJECTIONS
+from sb_edge.evaluate.perplexity import text_tokens
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spike_counters import record_counts
 from sb_edge.util.errors import InferenceError, SpikeError
@@ -108,7 +109,7 @@ def record_input(
         )
     if projection not in PROJECTIONS:
         raise SpikeError("no such projection", found=repr(projection), expected=" ".join(PROJECTIONS))
-    tokens = model.tokenize(prompt)[:max_tokens]
+    tokens = text_tokens(model, prompt, max_tokens, parse_special=True)
     if not tokens:
         raise InferenceError("no tokens to evaluate", path=model.path)
     recorded = record_counts(model, tokens, layers=[layer], projections=[projection], n_threads=n_threads)

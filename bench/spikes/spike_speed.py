@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.bench.rows.timing import Timing, summarize
 from sb_edge.bench.speed.interleaved import Sample, require_memory_for_both, time_interleaved
 from sb_edge.bench.speed.measure import TOKEN_SEED
 from sb_edge.evaluate.spike_stats import engine_k
-from sb_edge.gguf.reader import read_header
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.runtime.session import Model
 from sb_edge.util.output import json_fields
@@ -83,7 +83,7 @@ def measure_spike_speed(
         OutOfMemoryForecast: the two sides do not fit in memory; nothing was loaded.
     """
     rng = np.random.default_rng(TOKEN_SEED)
-    header = read_header(path)
+    header = read_model(path)
     k = engine_k(header, k)
     what = "the model, with spikes and without,"
     require_memory_for_both(header, EngineSettings(spikes=0), EngineSettings(spikes=k), n_prompt, n_gen, what)

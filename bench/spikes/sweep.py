@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.spike_plan import require_k
 from sb_edge.evaluate.perplexity import perplexity
 from sb_edge.evaluate.spike_stats import MAX_TOKENS, SpikeStats, engine_k, total
-from sb_edge.gguf.reader import read_header
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spike_counters import count_spikes
 from sb_edge.util.output import json_fields
@@ -112,7 +112,7 @@ def sweep_k(
         GgufError: not a SpikingBrain GGUF.
         InferenceError: no vocabulary, or the text is too short.
     """
-    header = read_header(path)
+    header = read_model(path)
     for k in ks:
         require_k(k, "--k")
     stored = [None] if engine_k(header, None) is None else []

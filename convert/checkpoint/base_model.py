@@ -12,12 +12,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sb_edge.arch.config import PositiveInt, read_config_json, rotary_settings
+from sb_edge.arch.model_check import read_model
 from sb_edge.convert.checkpoint.folder import read_tensor_table
 from sb_edge.convert.checkpoint.safetensors_file import HEAD, TIED_HINT, TensorInfo, read_tensor, require_tied
 from sb_edge.convert.vocab.export import copy_tokenizer, write_tokenizer
 from sb_edge.convert.vocab.tokens import read_tokenizer_file
 from sb_edge.gguf.floats import to_float32
-from sb_edge.gguf.reader import GgufHeader, read_header
+from sb_edge.gguf.reader import GgufHeader
 from sb_edge.gguf.values import tensor_values
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
@@ -186,7 +187,7 @@ class GgufBase(BaseModelReader):
     """A GGUF of architecture `llama` or `qwen2`, quantized or not."""
 
     def __init__(self, path: Path) -> None:
-        self._header = read_header(path)
+        self._header = read_model(path)
         super().__init__(
             path,
             _shape_of_gguf(self._header, path),

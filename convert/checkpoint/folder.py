@@ -17,11 +17,12 @@ from sb_edge.convert.checkpoint.safetensors_file import (
     read_tensor,
 )
 from sb_edge.util.errors import CheckpointError
+from sb_edge.util.input_files import open_input, read_input
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _DEFAULT_CHUNK = 1 << 20
-_PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 class Checkpoint:
@@ -96,7 +97,7 @@ class Checkpoint:
         info = self.info(name)
         step = max(max_bytes // info.dtype.itemsize // multiple, 1) * multiple * info.dtype.itemsize
         ring = itertools.cycle([np.empty(min(step, info.nbytes), np.uint8) for _ in range(buffers)])
-        with info.file.open("rb", buffering=0) as file:
+        with open_input(info.file, CheckpointError) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), info.offset, info.nbytes, os.POSIX_FADV_SEQUENTIAL)
             file.seek(info.offset)
@@ -122,15 +123,9 @@ def read_tensor_table(folder: Path) -> dict[str, TensorInfo]:
 
     Raises:
         CheckpointError: there are no safetensors files, one is damaged, the index differs from the shards, or
-            the folder holds an adapter.
+            a PEFT adapter lies beside them.
     """
-    for name in _PEFT_FILES:
-        if (folder / name).is_file():
-            raise CheckpointError(
-                "belongs to a PEFT adapter, which is not part of the weights here",
-                path=folder / name,
-                hint="merge the adapter into its base (merge_and_unload of peft) and save that, or remove it",
-            )
+    _refuse_adapter(folder)
     index = folder / INDEX_FILE
     if index.is_file():
         return _read_sharded(index)
@@ -157,8 +152,19 @@ def read_tensor_table(folder: Path) -> dict[str, TensorInfo]:
     raise CheckpointError("has no safetensors file", path=folder, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
 
 
+def _refuse_adapter(folder: Path) -> None:
+    """transformers would apply a PEFT adapter that lies beside the weights."""
+    adapters = [name for name in ADAPTER_FILES if (folder / name).exists()]
+    if adapters:
+        raise CheckpointError(
+            "a PEFT adapter is not supported",
+            path=folder / adapters[0],
+            hint="merge it into its base (merge_and_unload) and save the result, or move it away",
+        )
+
+
 def _read_sharded(index: Path) -> dict[str, TensorInfo]:
-    document = parse_safetensors_json(index.read_bytes(), index)
+    document = parse_safetensors_json(read_input(index, CheckpointError), index)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(

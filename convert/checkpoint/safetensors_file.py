@@ -6,6 +6,7 @@ Headers are checked field by field before any data is read, because errors must 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ import numpy as np
 
 from sb_edge.gguf.floats import to_float32
 from sb_edge.util.errors import CheckpointError
+from sb_edge.util.input_files import open_input
 from sb_edge.util.json_files import parse_json_object
 from sb_edge.util.text_files import refuse_lfs_pointer
 
@@ -110,8 +112,8 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: not safetensors or truncated, data overlaps or is out of range, or a type is not F32,
             F16 or BF16.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_input(path, CheckpointError) as file:
+        size = os.fstat(file.fileno()).st_size
         refuse_lfs_pointer(file.read(64), path, CheckpointError)
         file.seek(0)
         prefix = file.read(8)

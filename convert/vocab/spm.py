@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceNormalizer, SentencePieceProcessor
 from sb_edge.arch.text_normalizer import SENTENCEPIECE_RULES, WHITESPACE
 from sb_edge.convert.vocab.tokens import TokenTable, TokenType, Vocabulary, read_added_tokens
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.input_files import read_input
 from sb_edge.util.text_files import refuse_lfs_pointer
 
 _ADDED_SCORE = -1000.0  # as in llama.cpp's converter
@@ -34,7 +35,7 @@ def load_sentencepiece(
         TokenizerError: damaged, larger than the model's vocabulary, or not BPE: the engine merges by score,
             which is exact only for BPE.
     """
-    data = path.read_bytes()
+    data = read_input(path, TokenizerError)
     refuse_lfs_pointer(data, path, TokenizerError)
     processor = SentencePieceProcessor()
     try:

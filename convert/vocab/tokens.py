@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sb_edge.util.errors import TokenizerError
+from sb_edge.util.input_files import read_input
 from sb_edge.util.json_files import parse_json_object
 
 ChatTemplate = str | list[dict[str, str]]
@@ -144,7 +145,7 @@ def read_tokenizer_file(path: Path) -> dict[str, Any]:
     Raises:
         TokenizerError: not valid JSON (the line is named) or not an object.
     """
-    return parse_json_object(path.read_bytes(), path, TokenizerError) if path.is_file() else {}
+    return parse_json_object(read_input(path, TokenizerError), path, TokenizerError) if path.exists() else {}
 
 
 def is_token_id(value: object) -> bool:

@@ -21,6 +21,9 @@ from sb_edge.util.errors import TokenizerError
 NO_VOCABULARY = "no_vocab"
 
 
+_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja")
+
+
 def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | None:
     """Read the tokenizer of a checkpoint folder; None if it has none.
 
@@ -29,6 +32,9 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
     Raises:
         TokenizerError: a file is damaged, is not supported, or does not fit the model.
     """
+    for name in _FILES:
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise TokenizerError("is not a regular file", path=folder / name, hint="fetch this file again")
     tokenizer_config = read_tokenizer_file(folder / "tokenizer_config.json")
     path = folder / "tokenizer.json"
     document = read_tokenizer_file(path)

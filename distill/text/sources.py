@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sb_edge.util.errors import TrainingError
-from sb_edge.util.text_files import decode_text
+from sb_edge.util.input_files import read_text_input
 
 SUFFIXES = (".txt", ".md", ".rst")
 """Suffixes of files taken from a folder; a file given by name may have any."""
@@ -50,7 +50,7 @@ def given_documents(paths: Sequence[Path]) -> Iterator[Document]:
 
 
 def _read(file: Path) -> str:
-    text = decode_text(file.read_bytes(), file, TrainingError)
+    text = read_text_input(file, TrainingError)
     if not text.strip():
         raise TrainingError("is empty", path=file, hint="give --text files that hold text")
     return text

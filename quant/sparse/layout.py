@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from sb_edge.arch import ARCH
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import (
     COLUMN_BLOCK,
@@ -27,7 +27,7 @@ from sb_edge.arch.sparse_plan import (
 )
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.gguf.floats import encoder
-from sb_edge.gguf.reader import GgufHeader, TensorEntry, read_header
+from sb_edge.gguf.reader import GgufHeader, TensorEntry
 from sb_edge.gguf.rewrite import with_tensors
 from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.gguf.values import tensor_bytes, tensor_values
@@ -39,7 +39,7 @@ from sb_edge.quant.sparse.zone_tuning import Candidate, Trial, ZoneTuning, tune_
 from sb_edge.quant.tuning import Text
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import SparseError
-from sb_edge.util.files import require_free_space, require_output
+from sb_edge.util.files import require_free_space, require_output, scratch_folder
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.output import json_fields, to_json
 from sb_edge.util.progress import progress_bar
@@ -172,7 +172,7 @@ def quantize_sparse(
     """
     _require_share("budget", budget, math.inf)
     _require_share("max_density", max_density, 1)
-    header = read_header(source)
+    header = read_model(source)
     require_output(target, header.files)
     usable, left_out = _projections(header, allow_requantize)
     norms = {key: _column_norms(tensor) for key, tensor in usable.items()}
@@ -185,15 +185,14 @@ def quantize_sparse(
     orders = {layer: firing_order(fires) for layer, fires in recorder.firing().items()}
     for layer, order in orders.items():
         norms[layer, "ffn_down"] = norms[layer, "ffn_down"][order]
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.partial-", dir=target.parent) as name:
-        folder = Path(name)
+    with scratch_folder(target) as folder:
         floats = header
         if orders:
             require_free_space(folder, header.nbytes, "the model with its neurons reordered")
-            floats = read_header(write_reordered(header, folder, orders))
+            floats = read_model(write_reordered(header, folder, orders))
 
         def finish(written: Path) -> SparseLayout:
-            rows = {tensor.name: tensor for tensor in read_header(written).tensors}
+            rows = {tensor.name: tensor for tensor in read_model(written).tensors}
             candidates = [
                 Candidate(key, norms[key], curves[key], rows[row_name(*key)].nbytes) for key in usable
             ]
@@ -262,7 +261,7 @@ class _Layout:
 
     def write_chosen(self, written: Path, keys: Sequence[Key]) -> int:
         """Add the layout of some projections, as it is in `path`, to the file; return the bytes."""
-        tensors = {tensor.name: tensor for tensor in read_header(self.path).tensors}
+        tensors = {tensor.name: tensor for tensor in read_model(self.path).tensors}
         planned = self._planned(keys)
 
         def data(tensor: PlannedTensor) -> Iterator[np.ndarray]:

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.spike_plan import DEFAULT_K, CodedInput, SpikePlan, require_positive
 from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.evaluate.energy import estimate_energy
 from sb_edge.evaluate.perplexity import predictions, token_losses
 from sb_edge.evaluate.spike_stats import total
-from sb_edge.gguf.reader import GgufHeader, read_header
+from sb_edge.gguf.reader import GgufHeader
 from sb_edge.quant.quantize import COPY, quantize
 from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving
 from sb_edge.quant.tuning import PROBE_TOKENS, Text, search
@@ -214,7 +215,7 @@ def tune_copy(
         source,
         target,
         COPY,
-        spike_k=start_k(read_header(source)),
+        spike_k=start_k(read_model(source)),
         spike_projections=projections,
         finish=lambda path: tune_file(path, text, held_out, budget, n_threads=n_threads),
     )

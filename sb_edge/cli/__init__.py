@@ -6,12 +6,12 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from sb_edge import __version__
-from sb_edge.util.errors import SbEdgeError
+from sb_edge.util.errors import SbEdgeError, printable
 
 # Names, which are also those of the modules, and one-line helps. The help stands here so that
 # `sb-edge --help` imports no command; a test keeps it equal to the command's own.
@@ -96,10 +96,18 @@ def main(args: list[str] | None = None) -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        _show_traceback()
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {where}{error.strerror or error}", err=True)
-        sys.exit(1)
+        _fail(f"{where}{error.strerror or error}")
+    except MemoryError:
+        _fail("not enough memory; use a smaller model or context, or raise the limit (ulimit -v)")
+    except ImportError as error:
+        _fail(f"{error.name or 'a library'} cannot be loaded: {error.msg}")
+
+
+def _fail(problem: str) -> NoReturn:
+    _show_traceback()
+    click.echo(f"error: {printable(problem)}", err=True)
+    sys.exit(1)
 
 
 def _show_traceback() -> None:

@@ -20,6 +20,7 @@ from sb_edge.cli.bench_options import (
     running_options,
 )
 from sb_edge.cli.bench_results import compare, report
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import json_option, model_argument, text_option, threads_option, tokens_option
 from sb_edge.cli.params import TokenCounts
 from sb_edge.cli.spike_options import SpikeK
@@ -38,7 +39,7 @@ command.add_command(compare)
 command.add_command(report)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @depths_option("0,1024,4096")
 @n_gen_option
@@ -61,7 +62,7 @@ def decode(
     measure_and_show(models or ("default",), settings, running)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @depths_option("0,1024,4096")
 @tokens_option("-p", "--n-prompt", default=512, help="Prompt tokens to time at each depth.")
@@ -100,7 +101,7 @@ def prefill(
     measure_and_show(models or ("default",), settings, running)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument(default="default")
 @click.option("--spike-k", type=SpikeK(), help="k of every coded input.  [default: as the file says, else 3]")
 @pair_options(512, 64)
@@ -142,7 +143,7 @@ def spikes(
     emit(results, json_target, lambda console: console.print(table))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument()
 @text_option
 @tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.", least=2)

@@ -14,6 +14,7 @@ from sb_edge.bench.rows.results import write_csv, write_markdown
 from sb_edge.bench.rows.row_tables import format_speed, results_table
 from sb_edge.bench.speed.plan import BenchModel
 from sb_edge.bench.speed.run import TimeBudget, run
+from sb_edge.cli.file_options import OutputFile
 from sb_edge.cli.options import (
     FLASH_ATTN_CHOICE,
     KV_TYPE_NAMES,
@@ -27,10 +28,9 @@ from sb_edge.cli.options import (
     threads_option,
     ubatch_option,
 )
-from sb_edge.cli.params import FILE, CommaSeparated, OneOf, TokenCounts
+from sb_edge.cli.params import CommaSeparated, OneOf, Real, TokenCounts
 from sb_edge.models.registry import BASELINES, default_baselines, resolve_gguf
 from sb_edge.system.cpu import default_threads
-from sb_edge.util.files import require_output
 from sb_edge.util.output import emit
 from sb_edge.util.progress import note
 
@@ -169,14 +169,14 @@ def running_options(command: Command) -> Command:
         ),
         click.option(
             "--time-budget",
-            type=click.FloatRange(0),
+            type=Real(0),
             metavar="SECONDS",
             help="Stop starting new measurements after SECONDS; list the skipped ones.",
         ),
         click.option(
             "-o",
             "--output",
-            type=FILE,
+            type=OutputFile(),
             help="JSON Lines file to append rows to; finished rows are not measured again.",
         ),
         click.option(
@@ -185,9 +185,9 @@ def running_options(command: Command) -> Command:
             help="Cache prefilled contexts in OUTPUT.contexts for later runs.",
         ),
         json_option,
-        click.option("--csv", type=FILE, help="Write CSV."),
-        click.option("--markdown", type=FILE, help="Write a Markdown table."),
-        click.option("--plot", type=FILE, help="Write a plot: .png, .svg or .pdf."),
+        click.option("--csv", type=OutputFile(), help="Write CSV."),
+        click.option("--markdown", type=OutputFile(), help="Write a Markdown table."),
+        click.option("--plot", type=OutputFile(), help="Write a plot: .png, .svg or .pdf."),
     )(command)
 
 
@@ -196,10 +196,6 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
     if running.keep_contexts and running.output is None:
         raise click.UsageError("--keep-contexts needs --output, beside which it keeps them")
     plot, json_target = running.plot, running.json_target
-    json_file = None if json_target in (None, "-") else Path(json_target)
-    for file in (running.csv, running.markdown, plot, json_file):
-        if file is not None:
-            require_output(file)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
     models = models_of(names, running.baselines, running.baseline_flash_attn)

@@ -9,8 +9,9 @@ import click
 
 from sb_edge.bench.rows.compare import compare_rows, comparison_table, select_model
 from sb_edge.bench.rows.results import read_rows
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option
-from sb_edge.cli.params import FILE, PATH
+from sb_edge.cli.params import PATH
 from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
 
@@ -37,7 +38,7 @@ class RowsOf(click.ParamType):
         return Path(file), model
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @click.argument("ours", metavar="A", type=RowsOf())
 @click.argument("theirs", metavar="B", type=RowsOf())
 @json_option
@@ -52,9 +53,11 @@ def compare(ours: tuple[Path, str | None], theirs: tuple[Path, str | None], json
     emit(comparisons, json_target, lambda console: console.print(comparison_table(comparisons)))
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @click.argument("files", metavar="ROWS...", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--output", type=FILE, default=Path("report.html"), show_default=True, help="The page.")
+@click.option(
+    "-o", "--output", type=OutputFile(), default=Path("report.html"), show_default=True, help="The page."
+)
 def report(files: tuple[Path, ...], output: Path) -> None:
     """One self-contained HTML page of measured rows.
 

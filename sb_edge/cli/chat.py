@@ -12,6 +12,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.generation_options import (
     loading_options,
     sampling_options,
@@ -26,6 +27,7 @@ from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading, text_session
 from sb_edge.runtime.sampling import Sampling
+from sb_edge.util.errors import SbEdgeError
 
 HELP = """/clear        Begin a new conversation
 /save FILE    Save the conversation and its state
@@ -34,13 +36,15 @@ HELP = """/clear        Begin a new conversation
 /exit         End (or Ctrl-D); Ctrl-C stops an answer"""
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument()
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking (repeatable).")
 @click.option("-f", "--file", type=PATH, help="Say the text of FILE; - for stdin.")
 @click.option("-sys", "--system-prompt", "system", help="System message.")
 @click.option("--load-session", type=PATH, help="Continue a saved conversation.")
-@click.option("--save-session", type=PATH, help="Save the conversation at the end.")
+@click.option(
+    "--save-session", type=OutputFile(replaces="load_session"), help="Save the conversation at the end."
+)
 @click.option("--no-history", is_flag=True, help="Keep no history of typed lines.")
 @click.option(
     "--stats/--no-stats",
@@ -76,17 +80,19 @@ def command(
         chat = Conversation(session, sampling, system, stopping)
         if load_session is not None:
             chat.load(load_session)
-        if prompts or file is not None:
-            for text in [*prompts, *([] if file is None else [read_prompt(file)])]:
-                if is_terminal:
-                    click.secho(f"> {text}", bold=True)
-                _answer(chat, text, show_stats)
-        elif is_terminal:
-            _converse(chat, _typed_lines(no_history), show_stats)
-        else:
-            _converse(chat, read_lines(), show_stats)
-        if save_session is not None:
-            chat.save(save_session)
+        try:
+            if prompts or file is not None:
+                for text in [*prompts, *([] if file is None else [read_prompt(file)])]:
+                    if is_terminal:
+                        click.secho(f"> {text}", bold=True)
+                    _answer(chat, text, show_stats)
+            elif is_terminal:
+                _converse(chat, _typed_lines(no_history), show_stats, keep_on=True)
+            else:
+                _converse(chat, read_lines(), show_stats)
+        finally:
+            if save_session is not None:
+                chat.save(save_session)
 
 
 def _typed_lines(no_history: bool) -> Iterator[str]:
@@ -111,21 +117,32 @@ def _history_file() -> Path:
     file = Path(platformdirs.user_state_dir("sb-edge")) / "chat-history"
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file.touch(mode=0o600)
+    file.chmod(0o600)  # an earlier one may have been made by another program
     return file
 
 
-def _converse(chat: Conversation, lines: Iterator[str], stats: bool) -> None:
+def _converse(chat: Conversation, lines: Iterator[str], stats: bool, *, keep_on: bool = False) -> None:
+    """Answer each line.
+
+    Args:
+        chat: The conversation.
+        lines: Turns of the user, or commands.
+        stats: Print tokens per second.
+        keep_on: Go on after an error, which somebody reads.
+    """
     for line in lines:
         text = line.strip()
         if text == "/exit":
             return
-        if text.startswith("/") and _command(chat, *text.split(maxsplit=1)):
-            continue
-        if text:
-            try:
+        try:
+            if text and not (text.startswith("/") and _command(chat, *text.split(maxsplit=1))):
                 _answer(chat, text, stats)
-            except KeyboardInterrupt:
-                click.echo(err=True)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+        except SbEdgeError as error:
+            if not keep_on:
+                raise
+            click.echo(f"error: {error}", err=True)
 
 
 def _command(chat: Conversation, name: str, argument: str | None = None) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sb_edge.cli.options import choice_option, integer_option, tokens_option
-from sb_edge.cli.params import PATH
+from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.cli.transplant import parse_layers
 from sb_edge.distill import require_training
@@ -119,7 +119,7 @@ class StageValue(click.ParamType):
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option(
     "--save-every",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     default=300,
     show_default=True,
     help="Seconds between checkpoints.",

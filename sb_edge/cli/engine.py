@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import choice_option, json_option, option_list
 from sb_edge.cli.params import PATH
 from sb_edge.engine import build_engine, find_engine
@@ -74,17 +75,20 @@ def build(portable: bool, debug: bool, patches: PatchChoice, jobs: int | None, f
     click.echo(engine.prefix)
 
 
-@command.command("info")
+@command.command("info", cls=FileCommand)
 @_engine_options
+@click.option("--verify", is_flag=True, help="Read every file and compare it with the manifest.")
 @json_option
-def info(portable: bool, debug: bool, patches: PatchChoice, json_target: str | None) -> None:
+def info(portable: bool, debug: bool, patches: PatchChoice, verify: bool, json_target: str | None) -> None:
     """Say what the engine was built from and with.
 
     JSON fields: prefix, key, variant, package, version, sha256, commit, ggml_version, licence, patches and
     overlay (name to SHA-256), flags, compiler, cpu, cpu_features, system_info, sanitizer_runtime, built_at.
     """
     engine = find_engine(_variant(portable, debug), patches)
-    document = {"prefix": str(engine.prefix), **engine.info.model_dump()}
+    if verify:
+        click.echo(f"{engine.verify()} files are as built", err=True)
+    document = {"prefix": str(engine.prefix), **engine.info.model_dump(exclude={"files"})}
     emit(document, json_target, lambda console: _render(console, engine))
 
 

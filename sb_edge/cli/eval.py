@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option, model_argument, threads_option, tokens_option
-from sb_edge.cli.params import FILE, PATH, CommaSeparated, TokenCounts
+from sb_edge.cli.params import PATH, CommaSeparated, TokenCounts
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.evaluation import Tasks, evaluate_model
 from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
@@ -21,7 +22,7 @@ from sb_edge.util.output import emit
 BUILT_IN = "built-in"
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument()
 @click.option("--base", required=True, help="GGUF of the base model; `default-base` for `default`.")
 @click.option(
@@ -58,7 +59,7 @@ BUILT_IN = "built-in"
     type=CommaSeparated(SpikeK(zero=True, file=True), "settings"),
     help="Spike settings to compare: file (as the file says), 0 (none), or a k: file,0,3.  [default: file]",
 )
-@click.option("--markdown", type=FILE, help="Write a Markdown table.")
+@click.option("--markdown", type=OutputFile(), help="Write a Markdown table.")
 @threads_option
 @json_option
 def command(

@@ -12,16 +12,15 @@ from sb_edge.cli.options import (
     cache_type_option,
     flash_attn_option,
     gathered,
-    integer_option,
     spike_k_option,
     threads_option_as,
     tokens_option,
     ubatch_option,
 )
-from sb_edge.cli.params import PATH
+from sb_edge.cli.params import PATH, Real
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading
-from sb_edge.runtime.sampling import Sampling
+from sb_edge.runtime.sampling import RANGES, Sampling
 
 
 def loading_options(command: Command) -> Command:
@@ -59,27 +58,26 @@ def loading_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """llama.cpp's sampling options, names and defaults; the command takes `sampling`, a `Sampling`."""
 
-    def real(name: str, field: str, default: float, help: str, least: float, most: float | None) -> Any:
-        is_open = name == "--repeat-penalty"
-        kind = click.FloatRange(least, most, min_open=is_open)
-        return click.option(name, field, type=kind, default=default, show_default=True, help=help)
+    def number(flags: str, field: str, help: str) -> Any:
+        least, most = RANGES[field]
+        default = getattr(Sampling, field)
+        is_real = isinstance(default, float)
+        kind = Real(least, most) if is_real else click.IntRange(int(least), int(most))
+        shown = default is not None
+        return click.option(*flags.split(), field, type=kind, default=default, show_default=shown, help=help)
 
     return gathered(
         "sampling",
         Sampling,
-        real("--temp", "temperature", 0.8, "Temperature; 0: greedy.", 0, None),
-        integer_option("--top-k", default=40, help="Keep the k most likely tokens; 0: all.", least=0),
-        real("--top-p", "top_p", 0.95, "Keep the most likely tokens up to this probability.", 0, 1),
-        real("--min-p", "min_p", 0.05, "Drop tokens below this share of the most likely.", 0, 1),
-        real("--repeat-penalty", "repeat_penalty", 1.0, "Penalty for repeated tokens; 1: none.", 0, None),
-        integer_option(
-            "--repeat-last-n", default=64, help="Number of recent tokens that penalties look at.", least=0
-        ),
-        real("--presence-penalty", "presence_penalty", 0.0, "Penalty for tokens that occurred.", -2, 2),
-        real("--frequency-penalty", "frequency_penalty", 0.0, "Penalty for each occurrence.", -2, 2),
-        click.option(
-            "-s", "--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed.  [default: a random one]"
-        ),
+        number("--temp", "temperature", "Temperature; 0: greedy."),
+        number("--top-k", "top_k", "Keep the k most likely tokens; 0: all."),
+        number("--top-p", "top_p", "Keep the most likely tokens up to this probability."),
+        number("--min-p", "min_p", "Drop tokens below this share of the most likely."),
+        number("--repeat-penalty", "repeat_penalty", "Penalty for repeated tokens; 1: none."),
+        number("--repeat-last-n", "repeat_last_n", "Number of recent tokens that penalties look at."),
+        number("--presence-penalty", "presence_penalty", "Penalty for tokens that occurred."),
+        number("--frequency-penalty", "frequency_penalty", "Penalty for each occurrence."),
+        number("-s --seed", "seed", "Random seed.  [default: a random one]"),
         click.option("--grammar", help="GBNF grammar that the output follows."),
         click.option(
             "-j", "--json-schema", help="JSON schema that the output follows; {} for any JSON object."

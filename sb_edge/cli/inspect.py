@@ -12,13 +12,14 @@ import click
 
 from sb_edge.arch import ARCH
 from sb_edge.arch.layer_map import recurrent_layers, vocabulary_size
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import check_sparse, sparse_values
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import cache_type_option, json_option, model_argument, tokens_option
 from sb_edge.cli.spike_options import coded_k
-from sb_edge.gguf.reader import read_header
 from sb_edge.models.registry import resolve_gguf
-from sb_edge.util.errors import EngineError
+from sb_edge.util.errors import EngineError, printable
 from sb_edge.util.output import emit, format_bytes
 from sb_edge.util.table import Table, grid
 
@@ -44,7 +45,7 @@ LAYER_KINDS = {
 }
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument("file")
 @tokens_option(
     "-c",
@@ -64,7 +65,7 @@ def command(
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
     """
-    header = read_header(resolve_gguf(file))
+    header = read_model(resolve_gguf(file))
     document = describe(header, n_ctx, tensors, type_k, type_v)
     emit(document, json_target, lambda console: render(document, console))
 
@@ -210,7 +211,7 @@ def file_type_name(number: object) -> str | None:
 
 def render(document: dict[str, Any], console: Console) -> None:
     """Print `describe`'s document for a person; text from the file is escaped."""
-    console.print(grid((label, _printable(value)) for label, value in _facts(document)))
+    console.print(grid((printable(label), printable(value)) for label, value in _facts(document)))
     _print_tensors(document, console)
 
 
@@ -282,10 +283,5 @@ def _print_tensors(document: dict[str, Any], console: Console) -> None:
     for tensor in document.get("tensors", []):
         shape = "x".join(map(str, tensor["shape"]))
         size = format_bytes(tensor["nbytes"])
-        line = f"{_printable(tensor['name']):32} {tensor['type']:8} {shape:>16} {size:>10}"
+        line = f"{printable(tensor['name']):32} {tensor['type']:8} {shape:>16} {size:>10}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Control characters made visible; they could rewrite the terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import json_option
 from sb_edge.models.builders import model_path
 from sb_edge.models.registry import BUILT_IN
@@ -11,7 +12,7 @@ from sb_edge.util.output import emit, format_bytes
 from sb_edge.util.table import Column, Table
 
 
-@click.command("models")
+@click.command("models", cls=FileCommand)
 @json_option
 def command(json_target: str | None) -> None:
     """List the built-in models.

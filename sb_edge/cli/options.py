@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
@@ -10,17 +9,21 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from sb_edge.cli.params import PATH, Tokens
+from sb_edge.cli.file_options import OutputFile
+from sb_edge.cli.params import PATH, Real, Tokens
 from sb_edge.cli.spike_options import SpikeK
+from sb_edge.system.cpu import MAX_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 KV_TYPE_NAMES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+THREADS = click.IntRange(1, MAX_THREADS)
 FLASH_ATTN_CHOICE = click.Choice(["auto", "on", "off"])
 
 json_option = click.option(
     "--json",
     "json_target",
+    type=OutputFile(path_type=str),
     metavar="FILE",
     help="Write results as JSON to FILE; - for standard output, without the table.",
 )
@@ -34,7 +37,7 @@ def threads_option_as(name: str) -> Callable[[Command], Command]:
         "-t",
         "--threads",
         name,
-        type=click.IntRange(min=1),
+        type=THREADS,
         help="Number of threads.  [default: the fast physical cores]",
     )
 
@@ -89,7 +92,7 @@ def tokens_option(
 
 def share_option(name: str, default: float, help: str) -> Callable[[Command], Command]:
     """Option that takes a positive share, such as 0.02."""
-    kind = click.FloatRange(0, math.inf, min_open=True, max_open=True)
+    kind = Real(0, min_open=True)
     return click.option(name, type=kind, metavar="SHARE", default=default, show_default=True, help=help)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,17 @@ class Tokens(click.ParamType):
         if not self._least <= count < 2**31:
             self.fail(f"{value!r} is not in the range {self._least} to {2**31 - 1}", param, ctx)
         return count
+
+
+class Real(click.FloatRange):
+    """A finite number within a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; NaN is within every range of click's own type."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 class Size(click.ParamType):

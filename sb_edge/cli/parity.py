@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import choice_option, json_option, model_argument, tokens_option
-from sb_edge.cli.params import PATH, TokenCounts
+from sb_edge.cli.params import PATH, Real, TokenCounts
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sb_edge.evaluate.parity.spike_counts import SpikeParity
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @model_argument("gguf")
 @click.argument("checkpoint", required=False, type=PATH)
 @click.option(
@@ -44,12 +45,10 @@ if TYPE_CHECKING:
 @tokens_option("--tokens", default=None, help="Length of the prompt (random tokens: 128).")
 @click.option("-p", "--prompt", "text", help="Prompt.  [default: random tokens from a fixed seed]")
 @click.option("--greedy", type=click.IntRange(min=1), help="Compare this many greedy tokens too.")
-@click.option(
-    "--tolerance", type=click.FloatRange(min=0), help="Ceiling on the NMSE instead of the KV type's own."
-)
+@click.option("--tolerance", type=Real(min=0), help="Ceiling on the NMSE instead of the KV type's own.")
 @click.option(
     "--counts-identical",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     metavar="SHARE",
     help="Share of identical spike counts to ask for, instead of the KV type's own and the rest off by one.",
 )

@@ -12,6 +12,7 @@ import click
 
 from sb_edge.cli.params import PATH
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.input_files import read_text_input
 from sb_edge.util.text_files import decode_text
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -43,8 +44,9 @@ def read_prompt(file: Path) -> str:
     Raises:
         InferenceError: not UTF-8.
     """
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    return decode_text(data, file, InferenceError)
+    if str(file) != "-":
+        return read_text_input(file, InferenceError)
+    return decode_text(sys.stdin.buffer.read(), file, InferenceError)
 
 
 def read_lines() -> Iterator[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
+from sb_edge.cli.options import THREADS
 from sb_edge.cli.params import PATH
 from sb_edge.engine import find_engine
 from sb_edge.models.registry import resolve_gguf
@@ -23,12 +25,12 @@ def check_type(value: str | None, known: Iterable[str], parameter: str) -> None:
         )
 
 
-@click.command("quantize")
+@click.command("quantize", cls=FileCommand)
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=PATH)
+@click.argument("target", metavar="OUT", type=OutputFile())
 @click.argument("qtype", metavar="TYPE")
 @click.option("--imatrix", type=PATH, help="Importance matrix made by llama-imatrix.")
-@click.option("-t", "--threads", type=click.IntRange(1), help="Number of threads.  [default: all CPUs]")
+@click.option("-t", "--threads", type=THREADS, help="Number of threads.  [default: all CPUs]")
 @click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is.")
 @click.option("--pure", is_flag=True, help="Use one type for every tensor, no mixture.")
 @click.option("--allow-requantize", is_flag=True, help="Accept quantized tensors, at a loss.")

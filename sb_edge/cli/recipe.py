@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from sb_edge.util.errors import ConfigError
-from sb_edge.util.text_files import decode_text
+from sb_edge.util.input_files import read_text_input
 
 
 def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
     try:
-        values = tomllib.loads(decode_text(path.read_bytes(), path, ConfigError))
+        values = tomllib.loads(read_text_input(path, ConfigError))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError("is not valid TOML", path=path, found=str(error)) from None
     options = {

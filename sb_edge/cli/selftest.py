@@ -25,8 +25,9 @@ from sb_edge.cli.bench_options import (
     n_gen_option,
     show_row,
 )
+from sb_edge.cli.file_options import FileCommand
 from sb_edge.cli.options import choice_option, integer_option, json_option, spike_k_option, threads_option
-from sb_edge.cli.params import PATH
+from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.util.files import require_folder
@@ -44,7 +45,7 @@ def command() -> None:
     """Check the benchmark, the memory forecast and the operators."""
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @depths_option("4096")
 @n_gen_option
@@ -69,7 +70,7 @@ def fill(
     emit(checks, json_target, render)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @depths_option("4096,32768")
 @integer_option("-p", "--n-prompt", default=600, help="Prompt tokens to evaluate.")
@@ -115,11 +116,11 @@ def memory(
     emit(cases, json_target, lambda console: console.print(table))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.option(
     "--size",
     "size_gib",
-    type=click.FloatRange(1),
+    type=Real(1),
     default=2.0,
     show_default=True,
     help="Size of the checkpoint in GiB.",
@@ -146,7 +147,7 @@ def convert(
     emit(results, json_target, render)
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @integer_option("-r", "--repetitions", default=10, help="Number of interleaved pairs.")
 @click.option("--plot", type=PATH, metavar="FOLDER", help="Write plots to FOLDER.")
 @threads_option
@@ -163,7 +164,7 @@ def sparse(repetitions: int, plot: Path | None, threads: int | None, json_target
     emit(curves, json_target, lambda console: console.print(curve_table(curves)))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("distribution", type=click.Choice(["gaussian", "laplacian"]))
 @click.option("--spike-k", type=SpikeK(), default=DEFAULT_K, show_default=True, help="k of the coding.")
 @integer_option("--rows", default=1024, help="Random rows of 4096 channels.")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import json_option, share_option, threads_option, tokens_option
-from sb_edge.cli.params import PATH
+from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.quantize import check_type
 from sb_edge.engine import find_engine
 from sb_edge.evaluate.perplexity import read_text
@@ -19,9 +20,9 @@ from sb_edge.quant.tuning import DEFAULT_BUDGET, DEFAULT_TOKENS, cut_text
 from sb_edge.util.output import emit, format_bytes
 
 
-@click.command("sparsify")
+@click.command("sparsify", cls=FileCommand)
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=PATH)
+@click.argument("target", metavar="OUT", type=OutputFile())
 @click.option(
     "--type", "qtype", metavar="TYPE", default=COPY, show_default=True, help="Quantize to this type as well."
 )
@@ -30,7 +31,7 @@ from sb_edge.util.output import emit, format_bytes
 @tokens_option("--tokens", default=DEFAULT_TOKENS, help="Maximum number of tokens of a text.", least=64)
 @click.option(
     "--max-density",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Real(0, 1, min_open=True),
     default=DEFAULT_MAX_DENSITY,
     show_default=True,
     help="Share of active channels beyond which a token takes the dense product.",

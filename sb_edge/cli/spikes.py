@@ -9,8 +9,10 @@ import click
 from rich.console import Console
 
 from sb_edge.arch.coding import Coding
+from sb_edge.arch.model_check import read_model
 from sb_edge.bench.spikes.sweep import sweep_k
 from sb_edge.bench.spikes.tuning_table import tuning_table
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import (
     choice_option,
     integer_option,
@@ -25,7 +27,6 @@ from sb_edge.cli.params import PATH, CommaSeparated
 from sb_edge.cli.spike_options import SpikeK, projections_option
 from sb_edge.evaluate.perplexity import read_text
 from sb_edge.evaluate.spike_stats import engine_k, measure
-from sb_edge.gguf.reader import read_header
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import COPY, quantize
 from sb_edge.quant.spikes.k_tuning import tune_copy
@@ -50,23 +51,23 @@ def command() -> None:
     """Set, tune, count, draw and sweep a model's spikes."""
 
 
-@command.command("set")
+@command.command("set", cls=FileCommand)
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=PATH)
+@click.argument("target", metavar="OUT", type=OutputFile())
 @click.argument("k", type=SpikeK(zero=True))
 @projections_option
 def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...] | None) -> None:
     """Copy a GGUF with spikes of this K at its projections; 0 removes them.
 
-    Weights are not changed. OUT may be IN.
+    Weights are not changed.
     """
     quantize(resolve_gguf(source), target, COPY, spike_k=k, spike_projections=spike_projections)
     click.echo(f"{target}: {format_bytes(target.stat().st_size)}")
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=PATH)
+@click.argument("target", metavar="OUT", type=OutputFile())
 @projections_option
 @click.option("--text", required=True, type=PATH, help="Tuning text (required).")
 @share_option("--budget", DEFAULT_BUDGET, "Allowed rise of perplexity over that without spikes.")
@@ -107,7 +108,7 @@ def tune(
     click.echo(f"{target}: {format_bytes(target.stat().st_size)}")
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument()
 @text_option
 @spike_k_option
@@ -142,7 +143,7 @@ def stats(
     emit(report, json_target, lambda console: console.print(stats_table(report, layers=layers)))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument()
 @click.option(
     "--k",
@@ -190,7 +191,7 @@ def sweep(
     emit(result, json_target, lambda console: console.print(sweep_table(result)))
 
 
-@command.command()
+@command.command(cls=FileCommand)
 @model_argument()
 @click.option("-p", "--prompt", required=True, help="Prompt to draw.")
 @integer_option("--layer", default=0, help="Layer, from 0.", least=0)
@@ -208,7 +209,7 @@ def sweep(
 @click.option(
     "-o",
     "--output",
-    type=PATH,
+    type=OutputFile(),
     help="Picture to write: .png, .svg or .pdf.  [default: raster.png and raster.svg]",
 )
 @threads_option
@@ -251,7 +252,7 @@ def raster(
 def _load(name: str, spike_k: float | None) -> Model:
     """A model with its spikes on; prints a note where the k is a default."""
     path = resolve_gguf(name)
-    header = read_header(path)
+    header = read_model(path)
     k = engine_k(header, spike_k)
     if k is not None and spike_k is None:
         note(f"{path.name} stores no spikes: coding every projection with k = {k:g}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.options import integer_option
-from sb_edge.cli.params import PATH
+from sb_edge.cli.params import PATH, Real
 from sb_edge.convert.transplant import transplant
 from sb_edge.models.registry import resolve_gguf
 
@@ -24,7 +24,7 @@ from sb_edge.models.registry import resolve_gguf
 @integer_option("-s", "--seed", default=0, help="Random seed.", least=0)
 @click.option(
     "--norm-scale",
-    type=click.FloatRange(min=0),
+    type=Real(min=0),
     default=0.2,
     show_default=True,
     help="Scale of the new norms, relative to the values.",

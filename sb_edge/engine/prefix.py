@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from sb_edge.engine.source import Upstream, fetch_sdist, patches_folder, read_up
 from sb_edge.engine.toolchain import Toolchain, find_toolchain
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import require_free_space
-from sb_edge.util.user_cache import cache_root
+from sb_edge.util.hashes import sha256_of
+from sb_edge.util.user_cache import cache_root, remembered_sha256
 from sb_edge.util.validation import first_problem
 
 RECIPE = 1
 """Raised whenever the layout of a prefix changes, so that older ones are not taken for new ones."""
 
 VARIANTS = ("native", "portable", "debug")
+_REBUILD = "rebuild: `sb-edge engine build --force`"
+
 BUILD_SPACE = 2 * 2**30
 """Bytes that source, objects and result need while building."""
 
@@ -35,8 +39,9 @@ BUILD_SPACE = 2 * 2**30
 class EngineInfo(BaseModel):
     """`engine.json`: build inputs of an engine.
 
-    `patches` and `overlay` map names to SHA-256; `cpu_features` are the building machine's, `system_info` is
-    what ggml says it uses; `sanitizer_runtime` is what a `debug` engine needs in LD_PRELOAD to run in Python.
+    `patches`, `overlay` and `files` (of the prefix) map names to SHA-256; `cpu_features` are the building
+    machine's, `system_info` is what ggml says it uses; `sanitizer_runtime` is what a `debug` engine needs in
+    LD_PRELOAD to run in Python.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +63,7 @@ class EngineInfo(BaseModel):
     system_info: str
     sanitizer_runtime: str | None
     built_at: str
+    files: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,41 @@ class Engine:
             raise EngineError(
                 "the engine has no such program", path=path, hint="see `ls $(sb-edge engine path)/bin`"
             )
+        self._require_built(f"bin/{name}", remembered_sha256)
+        self.require_libraries()
         return path
+
+    def require_libraries(self) -> None:
+        """Refuse libraries that are not the ones that were built; unchanged files are not read again.
+
+        Raises:
+            EngineError: names the file.
+        """
+        for name in self.info.files:
+            if name.startswith("lib/"):
+                self._require_built(name, remembered_sha256)
+
+    def verify(self) -> int:
+        """Read every file and compare it with the manifest; return the number of files.
+
+        Raises:
+            EngineError: names the first file that is missing or differs, or there is no manifest of files.
+        """
+        if not self.info.files:
+            raise EngineError("lists no files", path=self.prefix / MANIFEST, hint=_REBUILD)
+        for name in self.info.files:
+            self._require_built(name, sha256_of)
+        return len(self.info.files)
+
+    def _require_built(self, name: str, digest: Callable[[Path], str]) -> None:
+        path, expected = self.prefix / name, self.info.files.get(name)
+        if expected is None:
+            return
+        if not path.is_file():
+            raise EngineError("is missing", path=path, hint=_REBUILD)
+        found = digest(path)
+        if found != expected:
+            raise EngineError("is not the file that was built", path=path, found=found, hint=_REBUILD)
 
 
 @dataclass(frozen=True)
@@ -169,8 +209,7 @@ def open_engine(prefix: Path) -> Engine:
         raise EngineError("is not an engine", path=prefix, found=f"{MANIFEST}: {error.strerror}") from None
     except ValidationError as error:
         problem = first_problem(error)
-        hint = "rebuild: `sb-edge engine build --force`"
-        raise EngineError(problem.message, path=manifest, item=problem.key, hint=hint) from None
+        raise EngineError(problem.message, path=manifest, item=problem.key, hint=_REBUILD) from None
     return Engine(prefix.resolve(), info)
 
 
@@ -197,7 +236,17 @@ def find_engine(variant: str | None = None, patches: PatchChoice = "all") -> Eng
         raise EngineError(
             f"the {recipe.variant} engine is not built", hint=f"run `sb-edge engine build{option}`"
         )
-    return open_engine(cache.prefix(recipe.name))
+    engine = open_engine(cache.prefix(recipe.name))
+    if engine.info.key != recipe.key:
+        raise EngineError(
+            "belongs to another build",
+            path=engine.prefix / MANIFEST,
+            item="key",
+            found=engine.info.key,
+            expected=recipe.key,
+            hint=_REBUILD,
+        )
+    return engine
 
 
 def build_engine(
@@ -262,7 +311,19 @@ def _describe(recipe: BuildRecipe, stage: Path) -> EngineInfo:
         system_info=probe(stage / "lib", runtime),
         sanitizer_runtime=runtime,
         built_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        files=hashes_of(stage),
     )
+
+
+def hashes_of(prefix: Path) -> dict[str, str]:
+    """SHA-256 of the programs, libraries and packages of a prefix, by relative name; links have none."""
+    files = sorted(
+        file
+        for folder in ("bin", "lib", "python")
+        for file in (prefix / folder).rglob("*")
+        if file.is_file() and not file.is_symlink() and "__pycache__" not in file.parts
+    )
+    return {str(file.relative_to(prefix)): sha256_of(file) for file in files}
 
 
 def _sanitizer_runtime(recipe: BuildRecipe) -> str | None:
@@ -315,6 +376,7 @@ def activate(engine: Engine | None = None) -> Engine:
     engine = engine or find_engine()
     _refuse_other_bindings(engine)
     _require_sanitizer(engine)
+    engine.require_libraries()
     sys.path.insert(0, str(engine.python_dir))
     os.environ["LLAMA_CPP_LIB_PATH"] = str(engine.library_dir)
     if engine.info.variant == "portable":

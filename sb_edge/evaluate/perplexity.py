@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from sb_edge.runtime.session import Model, OnTensor, Session
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.input_files import read_text_input
 from sb_edge.util.logits import log_softmax
-from sb_edge.util.text_files import decode_text
 
+_CUT_TOKENS = 256
 EVALUATION_CHUNK = 128
 """Tokens evaluated at once; limits the memory for logits of a large vocabulary."""
 
@@ -50,21 +51,33 @@ def read_text(file: Path | None) -> tuple[str, str]:
     """Read a UTF-8 text file; return the text and the file name. None: `held_out_text` and "held-out".
 
     Raises:
-        InferenceError: the file is not UTF-8.
+        InferenceError: not a regular file, or not UTF-8.
         OSError: the file cannot be read.
     """
     if file is None:
         return held_out_text(), "held-out"
-    return decode_text(file.read_bytes(), file, InferenceError), file.name
+    return read_text_input(file, InferenceError), file.name
 
 
-def text_tokens(model: Model, text: str, max_tokens: int) -> list[int]:
-    """The first tokens of a text to measure on, BOS included; control tokens that it spells out are text.
+def text_tokens(model: Model, text: str, max_tokens: int, *, parse_special: bool = False) -> list[int]:
+    """The first tokens of a text to measure on, BOS included, of which no more than needed is read.
+
+    Args:
+        model: has the vocabulary.
+        text: any text.
+        max_tokens: Maximum number of tokens.
+        parse_special: read control tokens that the text spells out as themselves.
 
     Raises:
         InferenceError: the model has no vocabulary.
     """
-    return model.tokenize(text, parse_special=False)[:max_tokens]
+    size = 16 * max_tokens + 1024
+    while True:
+        tokens = model.tokenize(text[:size], parse_special=parse_special)
+        # The end of a piece may be cut unlike the whole text.
+        if size >= len(text) or len(tokens) >= max_tokens + _CUT_TOKENS:
+            return tokens[:max_tokens]
+        size *= 2
 
 
 def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: str | None = None) -> None:

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sb_edge.evaluate.perplexity import built_in
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.input_files import read_text_input
 from sb_edge.util.logits import log_softmax
 from sb_edge.util.progress import Advance
-from sb_edge.util.text_files import decode_text
 from sb_edge.util.validation import first_problem
 
 CONTEXT = 512
@@ -75,10 +75,7 @@ def read_questions(file: Path | None) -> list[Question]:
         InferenceError: a line is not a question, or the file has none.
         OSError: the file cannot be read.
     """
-    if file is None:
-        data = built_in("questions.jsonl").encode()
-    else:
-        data = decode_text(file.read_bytes(), file, InferenceError).encode()
+    data = (built_in("questions.jsonl") if file is None else read_text_input(file, InferenceError)).encode()
     found = []
     for number, line in enumerate(data.splitlines(), 1):
         try:

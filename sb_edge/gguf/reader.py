@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sb_edge.gguf.types import ARRAY, BOOL, GGML_TYPES, SCALARS, STRING
-from sb_edge.util.errors import GgufError
+from sb_edge.util.errors import GgufError, OutputError
+from sb_edge.util.input_files import open_input
 from sb_edge.util.text_files import refuse_lfs_pointer
 
 _MAX_HEADER = 128 << 20
@@ -156,6 +158,58 @@ def read_header(path: Path) -> GgufHeader:
     return GgufHeader(arch, metadata, tensors, files)
 
 
+def scalar_types(path: Path) -> dict[str, str]:
+    """numpy's names of the types of a file's numbers, by key.
+
+    Raises:
+        GgufError: not a GGUF, truncated or corrupt.
+    """
+    spans, types = read_layout(path).keys, {}
+    with open_input(path, GgufError) as file:
+        for key, (begin, _) in spans.items():
+            file.seek(begin + 8 + len(key.encode()))
+            kind = int.from_bytes(file.read(4), "little")
+            if kind in SCALARS and kind != BOOL:
+                types[key] = SCALARS[kind].name
+    return types
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], list[TensorEntry]]:
+    """Keys and tensors of any GGUF file, such as one part of a model or an importance matrix.
+
+    Raises:
+        GgufError: not a GGUF, truncated or corrupt.
+    """
+    metadata, tensors, _ = _read_file(Path(path))
+    return metadata, tensors
+
+
+def require_written(path: Path, keys: Collection[str], tensors: Collection[str], target: Path) -> None:
+    """Read a GGUF back that was written under a temporary name.
+
+    Args:
+        path: the temporary file.
+        keys, tensors: names that it must have.
+        target: the final name, for the message.
+
+    Raises:
+        OutputError: it cannot be read, or a name is missing.
+    """
+    try:
+        metadata, found = read_tensors(path)
+    except GgufError as error:
+        raise _not_written(target, error.item, error.message) from None
+    missing = [*(set(keys) - set(metadata)), *(set(tensors) - {tensor.name for tensor in found})]
+    if missing:
+        raise _not_written(target, min(missing), "is missing")
+
+
+def _not_written(target: Path, item: str | None, found: str) -> OutputError:
+    return OutputError(
+        "was not written completely", path=target, item=item, found=found, hint="check the device"
+    )
+
+
 def _other_parts(path: Path, metadata: dict[str, Any], count: int) -> list[Path]:
     match = _SPLIT_NAME.fullmatch(path.name)
     first = f"{match[1] if match else 'NAME'}-00001-of-{count:05d}.gguf"
@@ -261,7 +315,7 @@ class _Cursor:
 
 def _read_file(path: Path) -> tuple[dict[str, Any], list[TensorEntry], FileLayout]:
     try:
-        with path.open("rb") as file:
+        with open_input(path, GgufError) as file:
             size = file.seek(0, 2)
             file.seek(0)
             refuse_lfs_pointer(file.read(64), path, GgufError)
@@ -269,8 +323,6 @@ def _read_file(path: Path) -> tuple[dict[str, Any], list[TensorEntry], FileLayou
             return _parse(_Cursor(file, path, size), path, size)
     except FileNotFoundError:
         raise GgufError("not found", path=path, hint="give a GGUF file") from None
-    except IsADirectoryError:
-        raise GgufError("is a folder", path=path, expected="a GGUF file") from None
 
 
 def _parse(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], list[TensorEntry], FileLayout]:

@@ -11,10 +11,18 @@ from typing import BinaryIO
 import numpy as np
 from gguf import GGUFValueType as Kind
 
-from sb_edge.gguf.reader import FileLayout, padded, read_header, read_layout
+from sb_edge.gguf.reader import (
+    FileLayout,
+    padded,
+    read_header,
+    read_layout,
+    read_tensors,
+    require_written,
+)
 from sb_edge.gguf.writer import PlannedTensor, append_tensors
 from sb_edge.util.errors import GgufError
-from sb_edge.util.files import atomic_output, require_free_space
+from sb_edge.util.files import Check, atomic_output, require_free_space
+from sb_edge.util.input_files import open_input
 
 Scalar = bool | float | str
 Value = Scalar | Sequence[Scalar]
@@ -44,7 +52,11 @@ def with_metadata(
     changed = {*values, *removed}
     if "general.alignment" in changed:
         raise GgufError("would move the tensors", path=source, item="general.alignment")
-    with atomic_output(target) as partial, source.open("rb") as old, partial.open("wb") as new:
+    with (
+        atomic_output(target, check=_check(source, layout, values, removed, (), target)) as partial,
+        open_input(source, GgufError) as old,
+        partial.open("wb") as new,
+    ):
         require_free_space(partial.parent, source.stat().st_size, str(target))
         _write_header(old, new, layout, values, removed)
         old.seek(layout.data)
@@ -75,10 +87,11 @@ def with_tensors(
     layout = _single(source)
     ends = [tensor.offset + tensor.nbytes for tensor in read_header(source).tensors]
     end = padded(max(ends, default=layout.data), layout.alignment)
-    with atomic_output(target) as partial:
+    check = _check(source, layout, values, (), [tensor.name for tensor in tensors], target)
+    with atomic_output(target, check=check) as partial:
         size = source.stat().st_size + sum(tensor.nbytes for tensor in tensors)
         require_free_space(partial.parent, size, str(target))
-        with source.open("rb") as old, partial.open("wb") as new:
+        with open_input(source, GgufError) as old, partial.open("wb") as new:
             entries, offset = b"", end - layout.data
             for tensor in tensors:
                 entries += _entry(tensor, offset)
@@ -89,6 +102,20 @@ def with_tensors(
             shutil.copyfileobj(old, new, _CHUNK)
             new.truncate(min(new.tell(), start + end - layout.data))  # drop bytes after the last tensor
         append_tensors(partial, tensors, data, layout.alignment)
+
+
+def _check(
+    source: Path,
+    layout: FileLayout,
+    values: Mapping[str, Value],
+    removed: Collection[str],
+    added: Sequence[str],
+    target: Path,
+) -> Check:
+    """Reads the copy back."""
+    keys = [key for key in {*layout.keys, *values} if key not in removed]
+    names = [*(tensor.name for tensor in read_tensors(source)[1]), *added]
+    return lambda partial: require_written(partial, keys, names, target)
 
 
 def _single(source: Path) -> FileLayout:

@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from sb_edge.gguf.reader import require_written
 from sb_edge.util.errors import OutputError
 from sb_edge.util.files import atomic_files, write_all
 
@@ -90,7 +91,12 @@ def write_gguf(
     set_metadata(writer)
     parts = [list(part) for part in writer.tensors]
     by_name = {tensor.name: tensor for tensor in tensors}
-    with atomic_files(path) as folder:
+    expected = dict(zip((file.name for file in writer.format_shard_names(path)), parts, strict=True))
+
+    def check(file: Path) -> None:
+        require_written(file, (), expected[file.name], path.with_name(file.name))
+
+    with atomic_files(path, check=check) as folder:
         try:
             writer.write_header_to_file(folder / path.name)
             writer.write_kv_data_to_file()

@@ -136,6 +136,22 @@ def require_memory_for_weights(
         refuse_shortage(need, room, "the model", path=header.files[0])
 
 
+def require_working_memory(needed: int, what: str, path: Path, room: Room | None = None) -> None:
+    """Refuse to start on work without the engine that will not fit.
+
+    Args:
+        needed: bytes at most, beside what the process holds now.
+        what: the work, in words.
+        path: file or folder that is worked on.
+        room: available memory; None: `Room.now()`.
+
+    Raises:
+        OutOfMemoryForecast: with the need and the available memory.
+    """
+    need = MemoryForecast(0, 0, 0, 0, 0, 0, extra=needed)
+    refuse_shortage(need, Room.now() if room is None else room, what, path=path)
+
+
 def _certainly_fits(header: GgufHeader, room: Room, context: int) -> bool:
     """Far from the limit, the engine need not be asked: weights are kept twice at most."""
     need = _ENGINE_BOUND + 3 * header.nbytes + context

@@ -18,6 +18,7 @@ from sb_edge.engine.process import without_function
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.util.errors import EngineError, GgufError, InferenceError
+from sb_edge.util.user_cache import remembered
 
 FlashChoice = Literal["auto", "on", "off"]
 
@@ -199,6 +200,21 @@ def forecast_weights(header: GgufHeader, spikes: float | None = None, sparse: bo
     return _weights(header, _simulate(header, _overrides(spikes, sparse)))
 
 
+def require_loadable(header: GgufHeader) -> None:
+    """Let a process of its own load the file first, which a hostile file may end; once for each file.
+
+    Raises:
+        GgufError: the engine cannot load the file.
+        EngineError: the engine is not built.
+    """
+
+    def load() -> str:
+        _simulate(header, {})
+        return "yes"
+
+    remembered(f"loaded by {find_engine().info.key}", header.files, load)
+
+
 def _weights(header: GgufHeader, simulated: dict[str, Any]) -> MemoryForecast:
     buffers = simulated["buffers"].values()
     in_place = sum(each["model"] for each in buffers if each["in_place"])
@@ -269,10 +285,12 @@ def not_loaded(path: Path, problem: str) -> GgufError:
 
 def _problem(log: list[str], status: int) -> str:
     """The line of the log that says most, without its function name."""
-    if status < 0:
-        return f"the engine stopped with signal {-status}"
-    lines = [line for line in log if "error" in line or "failed" in line] or log
-    return without_function(lines[-1] if lines else f"exit status {status}")
+    for word in ("GGML_ASSERT", "error", "failed", ""):
+        lines = [line for line in log if word in line]
+        if lines:
+            break
+    found = without_function(lines[-1] if lines else f"exit status {status}")
+    return f"the engine stopped with signal {-status}: {found}" if status < 0 else found
 
 
 def _vocabulary_entries(header: GgufHeader) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
-from sb_edge.util.user_cache import cache_root
+from sb_edge.util.files import atomic_output
+from sb_edge.util.user_cache import cache_root, remembered_sha256
 
 
 def models_folder() -> Path:
@@ -14,6 +16,20 @@ def models_folder() -> Path:
     folder = cache_root() / "models"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def kept(target: Path, build: Callable[[], object]) -> Path:
+    """The file `target`, made by `build` unless it is there as it was made.
+
+    Its SHA-256 stands in a file beside it.
+    """
+    record = target.with_name(f"{target.name}.sha256")
+    with locked(target):
+        if not (target.is_file() and record.is_file() and record.read_text() == remembered_sha256(target)):
+            build()
+            with atomic_output(record) as partial:
+                partial.write_text(remembered_sha256(target))
+    return target
 
 
 def locked(target: Path) -> FileLock:

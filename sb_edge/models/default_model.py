@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import tempfile
 import zipfile
 from pathlib import Path
 
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.transplant import transplant
-from sb_edge.models.cache_folder import locked, models_folder
+from sb_edge.models.cache_folder import kept, locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.errors import GgufError
-from sb_edge.util.files import atomic_output
+from sb_edge.util.files import atomic_output, scratch_folder
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.packages import Pinned, fetch_file
 from sb_edge.util.user_cache import cache_root, remembered_sha256
@@ -73,16 +72,17 @@ def default_base() -> Path:
 def default() -> Path:
     """The student that base and `DEFAULT_TRAINED` make, quantized."""
     target = default_path()
-    with locked(target):
-        if not target.is_file():
-            base = default_base()
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
-                transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
-                _write_model_card(checkpoint)
-                convert_checkpoint(checkpoint, plain, outtype="f16")
-                quantize(plain, target, DEFAULT_TYPE)
-    return target
+
+    def build() -> None:
+        base = default_base()
+        with scratch_folder(target) as scratch:
+            checkpoint, plain = scratch / "checkpoint", scratch / "f16.gguf"
+            transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")
+            _write_model_card(checkpoint)
+            convert_checkpoint(checkpoint, plain, outtype="f16")
+            quantize(plain, target, DEFAULT_TYPE)
+
+    return kept(target, build)
 
 
 def _write_model_card(checkpoint: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from sb_edge.bench.baselines.lfm2 import write_lfm2_gguf
@@ -10,9 +9,9 @@ from sb_edge.bench.baselines.llama import write_llama_gguf
 from sb_edge.bench.baselines.rwkv7 import write_rwkv7_gguf
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.initialise import init_checkpoint
-from sb_edge.models.cache_folder import locked, models_folder
+from sb_edge.models.cache_folder import kept, models_folder
 from sb_edge.quant.quantize import quantize
-from sb_edge.util.files import require_free_space
+from sb_edge.util.files import require_free_space, scratch_folder
 
 RECIPE = 1
 """Part of the file names; raised when a model is made differently, so that no older file is taken for it."""
@@ -35,14 +34,13 @@ def build_synthetic(name: str) -> Path:
         SbEdgeError: it could not be built.
     """
     target = synthetic_path(name)
-    if target.is_file():
-        return target
-    with locked(target):
-        if not target.is_file():
-            require_free_space(target.parent, WORK_BYTES, f"building the model {name}")
-            with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=target.parent) as work:
-                _build(name, Path(work), target)
-    return target
+
+    def build() -> None:
+        require_free_space(target.parent, WORK_BYTES, f"building the model {name}")
+        with scratch_folder(target) as work:
+            _build(name, work, target)
+
+    return kept(target, build)
 
 
 def _build(name: str, work: Path, target: Path) -> None:

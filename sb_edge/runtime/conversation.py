@@ -85,37 +85,50 @@ class Conversation:
         Returns:
             The generation, for its statistics, and the answer's text piece by piece. The turn is complete
             when the iterator ends or is closed; an answer broken off stays in the conversation as far as it
-            came.
+            came. A turn whose text was not read to its end is left out.
 
         Raises:
             InferenceError: the conversation no longer fits the context.
         """
-        self.messages.append({"role": "user", "content": text})
-        prompt = self._template.render(self.messages, answer_next=True)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self._template.render(messages, answer_next=True)
         tokens = self._new_tokens(prompt)
-        generation = Generation(self.session, tokens, self.sampling, stopping=self.stopping)
-        return generation, self._answer(generation, prompt)
+        generation = Generation(
+            self.session, tokens, self.sampling, history=self._tokens, stopping=self.stopping
+        )
+        return generation, self._answer(generation, messages, prompt)
 
     def _new_tokens(self, prompt: str) -> list[int]:
         model = self.session.model
         if self._seen and self._tokens and prompt.startswith(self._seen):
             return model.tokenize_marked(prompt[len(self._seen) :], after=self._tokens[-1])
-        self.session.clear()
-        self._tokens = []
+        self._forget()
         return model.tokenize_marked(prompt)
 
-    def _answer(self, generation: Generation, prompt: str) -> PyGenerator[str, None, None]:
+    def _forget(self) -> None:
+        """Let the next turn read the whole conversation again."""
+        self.session.clear()
+        self._seen, self._tokens = "", []
+
+    def _answer(
+        self, generation: Generation, messages: list[Message], prompt: str
+    ) -> PyGenerator[str, None, None]:
         # Until the answer is complete the session holds something that `_seen` does not describe.
-        self._seen = ""
+        seen, self._seen = self._seen, ""
         pieces: list[str] = []
         try:
             for piece in generation:
                 pieces.append(piece)
                 yield piece
         finally:
-            answer = "".join(pieces)
-            self.messages.append({"role": "assistant", "content": answer})
-            if generation.stats.stopped != "stop" and self.session.position() < self.session.n_ctx:
-                generation.evaluate_rest()
-                self._seen = prompt + marked(answer, self.session.model.tokenization.control_texts)
-            self._tokens += [*generation.prompt, *generation.tokens[: generation.evaluated]]
+            if generation.has_read_prompt:
+                answer = "".join(pieces)
+                self.messages = [*messages, {"role": "assistant", "content": answer}]
+                if generation.stats.stopped != "stop" and self.session.position() < self.session.n_ctx:
+                    generation.evaluate_rest()
+                    self._seen = prompt + marked(answer, self.session.model.tokenization.control_texts)
+                self._tokens += [*generation.prompt, *generation.tokens[: generation.evaluated]]
+            elif generation.seen:
+                self._forget()
+            else:
+                self._seen = seen

@@ -66,13 +66,13 @@ class Generation:
     Args:
         session: where the text so far was evaluated; it moves on with every token.
         prompt: token ids to evaluate first, at least one.
+        history: token ids that the session has seen before, for the penalties.
         sampling: how tokens are chosen.
         stopping: When the answer ends.
         ignore_end: go on after end-of-generation tokens.
 
     Attributes:
         tokens: the new token ids, without the end-of-generation token.
-        evaluated: how many of `tokens` the session has seen; the last chosen one may be missing.
         stats: times and counts.
     """
 
@@ -82,6 +82,7 @@ class Generation:
         prompt: Sequence[int],
         sampling: Sampling,
         *,
+        history: Sequence[int] = (),
         stopping: Stopping | None = None,
         ignore_end: bool = False,
     ) -> None:
@@ -90,9 +91,25 @@ class Generation:
         self.sampling = sampling
         self.stopping = stopping or Stopping()
         self.ignore_end = ignore_end
+        self.history = history
         self.tokens: list[int] = []
-        self.evaluated = 0
+        self._start = session.position()
         self.stats = GenerationStats(prompt_tokens=len(prompt))
+
+    @property
+    def seen(self) -> int:
+        """How many of the prompt's and the new tokens the session has seen, whatever ended the generation."""
+        return self.session.position() - self._start
+
+    @property
+    def has_read_prompt(self) -> bool:
+        """Whether the session has seen the whole prompt."""
+        return self.seen >= len(self.prompt)
+
+    @property
+    def evaluated(self) -> int:
+        """How many of `tokens` the session has seen; the last chosen one may be missing."""
+        return max(self.seen - len(self.prompt), 0)
 
     def __iter__(self) -> Iterator[str]:
         # A token may end in the middle of a character: the decoder holds such bytes back.
@@ -136,7 +153,7 @@ class Generation:
         start = time.perf_counter()
         session.evaluate(self.prompt)
         stats.prompt_seconds = time.perf_counter() - start
-        with Sampler(session, self.sampling) as sampler:
+        with Sampler(session, self.sampling, [*self.history, *self.prompt]) as sampler:
             first = time.perf_counter()
             while not stats.stopped:
                 token = sampler.next_token()
@@ -154,7 +171,6 @@ class Generation:
                     stats.stopped = "context"
                 else:
                     session.evaluate([token])
-                    self.evaluated = len(self.tokens)
 
     def evaluate_rest(self) -> None:
         """Let the session see the last token chosen too, which nothing has followed yet.
@@ -165,4 +181,3 @@ class Generation:
         pending = self.tokens[self.evaluated :]
         if pending:
             self.session.evaluate(pending)
-            self.evaluated = len(self.tokens)

@@ -9,16 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sb_edge.arch.layer_map import layer_count, recurrent_layers
+from sb_edge.arch.layer_map import recurrent_layers
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.model_spikes import effective_plan
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_values
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
-from sb_edge.gguf.reader import GgufHeader, read_header
+from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import require_memory_for_weights
-from sb_edge.memory.forecast import not_loaded
-from sb_edge.runtime.binding import clear_log, last_problem, library, typed
+from sb_edge.memory.forecast import not_loaded, require_loadable
+from sb_edge.runtime.binding import clear_log, last_problem, library, recent_log, typed
 from sb_edge.runtime.tokenization import SPACE_PREFIX_KEY, Tokenization, is_sentencepiece
 from sb_edge.util.errors import InferenceError, SpikeError
+from sb_edge.util.progress import note
 
 _VALUE_BYTES = 1 << 20
 
@@ -28,7 +30,7 @@ class Model:
 
     Args:
         path: the GGUF, or the first file of a split one.
-        header: what `read_header` made of the file, where it has been called already.
+        header: what `read_model` made of the file, where it has been called already.
         use_mmap: map the weights instead of reading them.
         use_mlock: keep the weights in physical memory.
         vocab_only: load the vocabulary alone.
@@ -57,8 +59,7 @@ class Model:
         is_checked: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.header = read_header(self.path) if header is None else header
-        layer_count(self.header)  # the engine only asserts it, which would end the process
+        self.header = read_model(self.path) if header is None else header
         self.spike_plan = effective_plan(self.header, spikes)
         self.spikes = spikes
         plan = check_sparse(self.header)
@@ -68,6 +69,7 @@ class Model:
                 projection.read_zones()
             if not is_checked:
                 require_memory_for_weights(self.header, spikes, sparse=sparse)
+        require_loadable(self.header)
         lib = library()
         params = lib.llama_model_default_params()
         params.load_mode = _load_mode(lib, use_mmap, use_mlock)
@@ -87,6 +89,8 @@ class Model:
         self.handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.handle:
             raise not_loaded(self.path, last_problem() or f"architecture {self.header.arch!r}")
+        if any("failed to mlock" in line for line in recent_log()):
+            note(f"{self.path}: the weights are not kept in physical memory; raise the limit (ulimit -l)")
         self.vocab = lib.llama_model_get_vocab(self.handle)
 
     def __enter__(self) -> Model:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sb_edge.gguf.reader import read_header
+from sb_edge.arch.model_check import read_model
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import DEFAULT_UBATCH, EngineSettings, FlashChoice
 from sb_edge.runtime.session import Model, Session
@@ -54,7 +54,7 @@ def open_session(path: Path, loading: Loading) -> Session:
         InferenceError: no vocabulary, or the engine refuses the settings or an adapter.
         OutOfMemoryForecast: weights and context will not fit in memory.
     """
-    header = read_header(path)
+    header = read_model(path)
     settings = EngineSettings(
         loading.type_k,
         loading.type_v,

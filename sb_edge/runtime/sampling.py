@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +13,31 @@ from sb_edge.runtime.binding import clear_log, last_problem, library, quiet_stde
 from sb_edge.runtime.session import Session
 from sb_edge.util.errors import InferenceError
 
+RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 1e6),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.01, 100),
+    "repeat_last_n": (0, 2**20),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "seed": (0, 2**32 - 2),  # the last number of 32 bits draws a seed in the engine
+}
+"""Smallest and largest value of each number in `Sampling`."""
+
+_MAX_NESTING = 256
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
+_GREEDY_BELOW = 1e-6
+"""Logits divided by a smaller temperature leave the range of float32."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     """llama.cpp's sampling options and their defaults.
 
     Attributes:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, and so is everything below 1e-6.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the likeliest; 0 keeps all.
@@ -41,21 +62,34 @@ class Sampling:
     grammar: str | None = None
     json_schema: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises InferenceError: a number is outside its range in `RANGES`."""
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InferenceError("is out of range", item=name, found=value, expected=f"{least} to {most}")
+
 
 GREEDY = Sampling(temperature=0.0)
 
 
 class Sampler:
-    """A chain of samplers; reads the logits of a session's last output."""
+    """A chain of samplers; reads the logits of a session's last output.
 
-    def __init__(self, session: Session, sampling: Sampling) -> None:
+    Args:
+        session: The session.
+        sampling: How tokens are chosen.
+        recent: Tokens before the first one to choose, of which the penalties see the last.
+    """
+
+    def __init__(self, session: Session, sampling: Sampling, recent: Sequence[int] = ()) -> None:
         lib = library()
         self._session = session
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        for sampler in self._samplers(sampling):
+        for sampler in self._samplers(sampling, recent):
             lib.llama_sampler_chain_add(self._chain, sampler)
 
-    def _samplers(self, sampling: Sampling) -> list[Any]:
+    def _samplers(self, sampling: Sampling, recent: Sequence[int]) -> list[Any]:
         lib = library()
         chain = []
         grammar = _grammar(sampling)
@@ -65,9 +99,11 @@ class Sampler:
         if penalties != (1.0, 0.0, 0.0):
             n_vocab = self._session.model.n_vocab
             chain.append(lib.llama_sampler_init_penalties(n_vocab, sampling.repeat_last_n, *penalties))
-        if sampling.temperature <= 0:
+            for token in recent[-sampling.repeat_last_n :] if sampling.repeat_last_n else ():
+                lib.llama_sampler_accept(chain[-1], token)
+        if sampling.temperature < _GREEDY_BELOW:
             return [*chain, lib.llama_sampler_init_greedy()]
-        seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+        seed = secrets.randbelow(2**32 - 1) if sampling.seed is None else sampling.seed
         return [
             *chain,
             lib.llama_sampler_init_top_k(sampling.top_k),
@@ -78,6 +114,7 @@ class Sampler:
         ]
 
     def _grammar_sampler(self, grammar: str) -> Any:
+        _refuse_deep_nesting(grammar)
         clear_log()
         vocab = self._session.model.vocab
         with quiet_stderr():  # the engine prints the grammar as well
@@ -99,6 +136,31 @@ class Sampler:
         return int(library().llama_sampler_sample(self._chain, self._session.handle, -1))
 
 
+def _refuse_deep_nesting(grammar: str) -> None:
+    """The engine's parser calls itself for each parenthesis."""
+    depth = deepest = 0
+    for bracket in re.sub(r'"(\\.|[^"\\])*"|\[(\\.|[^\]\\])*\]|#.*', "", grammar):
+        depth += (bracket == "(") - (bracket == ")")
+        deepest = max(deepest, depth)
+    if deepest > _MAX_NESTING:
+        raise InferenceError(
+            "the grammar is nested too deeply", found=f"{deepest} levels", expected=f"at most {_MAX_NESTING}"
+        )
+
+
+def _refuse_bounds(schema: Any) -> None:
+    """The converter leaves these out without a word."""
+    if isinstance(schema, dict):
+        kinds = schema.get("type")
+        is_number = bool({"number", "integer"} & set(kinds if isinstance(kinds, list) else [kinds]))
+        for key in _BOUNDS & set(schema) if is_number else ():
+            raise InferenceError(
+                "bounds of numbers are not supported", item=key, found=schema[key], hint="leave it out"
+            )
+    for each in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _refuse_bounds(each)
+
+
 def _grammar(sampling: Sampling) -> str | None:
     """The grammar as GBNF, from whichever of the two options is given."""
     if sampling.json_schema is None:
@@ -108,6 +170,8 @@ def _grammar(sampling: Sampling) -> str | None:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:
-        return str(json_schema_to_gbnf(sampling.json_schema))
+        _refuse_bounds(json.loads(sampling.json_schema))
+        # A string of JSON holds no raw control characters.
+        return str(json_schema_to_gbnf(sampling.json_schema)).replace(r'[^"\\]', r'[^"\\\x7F\x00-\x1F]')
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise InferenceError("the JSON schema cannot be used", found=str(error)[:120] or None) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sb_edge.arch.lora_check import check_lora
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import (
     DEFAULT_UBATCH,
@@ -19,11 +21,19 @@ from sb_edge.memory.forecast import (
     no_context,
     uses_flash_attention,
 )
-from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
+from sb_edge.runtime.binding import (
+    clear_log,
+    ggml_base,
+    kv_type,
+    last_problem,
+    library,
+    recent_log,
+)
 from sb_edge.runtime.model import Model
-from sb_edge.runtime.state import SavedState, load_state, save_state
-from sb_edge.system.cpu import default_threads, fast_cpus, kept_on
+from sb_edge.runtime.state import SavedState, StateOwner, load_state, save_state
+from sb_edge.system.cpu import MAX_THREADS, default_threads, fast_cpus, kept_on
 from sb_edge.util.errors import InferenceError, StateError
+from sb_edge.util.user_cache import remembered_sha256
 
 __all__ = ["Model", "Session"]
 
@@ -79,9 +89,14 @@ class Session:
     ) -> None:
         lib = library()
         self.model = model
-        self.n_threads = n_threads or default_threads()
+        self.n_threads = default_threads() if n_threads is None else n_threads
+        if not 1 <= self.n_threads <= MAX_THREADS:
+            raise InferenceError(
+                "impossible number of threads", found=self.n_threads, expected=f"1 to {MAX_THREADS}"
+            )
         self._cpus = fast_cpus(self.n_threads)
         self.type_k, self.type_v = type_k, type_v
+        self._loras: list[Path] = []
         self._callback_error: BaseException | None = None
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx * (1 if kv_unified else n_seq_max)
@@ -145,13 +160,15 @@ class Session:
         """Apply LoRA adapters, each with scale 1; they stay until the model is closed.
 
         Raises:
-            InferenceError: not an adapter of this model.
+            GgufError: not a GGUF, or not an adapter of this model.
+            InferenceError: the engine refuses it.
         """
         if not paths:
             return
         lib = library()
         adapters = (lib.llama_adapter_lora_p_ctypes * len(paths))()
         for index, path in enumerate(paths):
+            check_lora(path, self.model.header)
             clear_log()
             adapters[index] = lib.llama_adapter_lora_init(self.model.handle, os.fsencode(path))
             if not adapters[index]:
@@ -161,6 +178,7 @@ class Session:
                     found=last_problem(),
                     expected=f"an adapter GGUF for {self.model.path.name}",
                 )
+        self._loras = list(paths)
         scales = (ctypes.c_float * len(paths))(*[1.0] * len(paths))
         lib.llama_set_adapters_lora(self.handle, adapters, len(paths), scales)
 
@@ -184,7 +202,8 @@ class Session:
             float32 [n_vocab], or [len(tokens), n_vocab].
 
         Raises:
-            InferenceError: no tokens, a token id outside the vocabulary, or the context is full.
+            InferenceError: no tokens, a token id outside the vocabulary, the context is full, or the logits
+                are not finite.
         """
         self._check(tokens, seq_id)
         n_vocab = self.model.n_vocab
@@ -198,7 +217,19 @@ class Session:
             if n_outputs:
                 logits = library().llama_get_logits(self.handle)
                 rows.append(np.ctypeslib.as_array(logits, shape=(n_outputs, n_vocab)).copy())
+                self._require_finite(rows[-1])
         return np.concatenate(rows) if all_logits else rows[-1][-1]
+
+    def _require_finite(self, logits: np.ndarray) -> None:
+        """Refuse noise; a maximum is cheap and passes NaN on."""
+        largest = logits.max(axis=-1)
+        if not np.isfinite(largest).all():
+            raise InferenceError(
+                "computes logits that are not finite",
+                path=self.model.path,
+                found=largest[~np.isfinite(largest)][0],
+                hint="its weights may hold NaN or infinity; fetch or convert it again",
+            )
 
     def _check(self, tokens: Sequence[int], seq_id: int) -> None:
         if not len(tokens):
@@ -268,19 +299,33 @@ class Session:
                 hint="the context may be smaller or its KV types may differ from when the state was saved",
             )
 
-    def save(self, path: Path, tokens: Sequence[int], seq_id: int = 0, *, text: str = "") -> None:
-        """Write a sequence to a file, with the tokens that it has seen and a fingerprint of the weights.
+    def _owner(self) -> StateOwner:
+        loras = [remembered_sha256(path) for path in self._loras]
+        settings = [repr(self.model.spike_plan), self.model.sparse_plan is not None, loras]
+        return StateOwner(self.model.header, self.type_k, self.type_v, json.dumps(settings))
+
+    def save(
+        self,
+        path: Path,
+        tokens: Sequence[int],
+        seq_id: int = 0,
+        *,
+        pending: Sequence[int] = (),
+        text: str = "",
+    ) -> None:
+        """Write a sequence to a file, with the tokens that it has seen and what it belongs to.
 
         Args:
             path: The file.
             tokens: Token ids that the sequence has seen.
             seq_id: The sequence.
+            pending: Token ids that follow them, which it has not seen.
             text: Text to keep beside them.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        save_state(path, self.model.header, self.seq_state(seq_id), tokens, (self.type_k, self.type_v), text)
+        save_state(path, self._owner(), self.seq_state(seq_id), tokens, pending, text)
 
     def load(self, path: Path, seq_id: int = 0) -> list[int]:
         """As `load_saved`; returns the tokens that the sequence has seen."""
@@ -292,9 +337,9 @@ class Session:
         Raises:
             StateError: damaged, from other weights, or other KV types; nothing is changed then.
         """
-        saved = load_state(path, self.model.header, (self.type_k, self.type_v))
+        saved = load_state(path, self._owner())
         tokens = saved.tokens
-        if len(tokens) > self.n_ctx:
+        if len(tokens) + len(saved.pending) > self.n_ctx:
             raise StateError(
                 "does not fit the context",
                 path=path,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sb_edge.gguf.reader import GgufHeader
-from sb_edge.util.errors import StateError
+from sb_edge.util.errors import OutputError, StateError
 from sb_edge.util.files import atomic_output
 from sb_edge.util.hashes import sha256_of_bytes
+from sb_edge.util.user_cache import remembered_sha256
 
-_FORMAT = "sb-edge-state-1"
-_SAMPLE = 4096
+_FORMAT = "sb-edge-state-2"
 
 
 @dataclass(frozen=True)
@@ -28,47 +26,42 @@ class SavedState:
     Attributes:
         data: The engine's bytes.
         tokens: Token ids that the sequence has seen.
+        pending: Token ids that follow them, to be evaluated first when the text goes on.
         text: What the caller saved beside them, such as a conversation; "" for nothing.
     """
 
     data: bytes
     tokens: list[int]
+    pending: list[int]
     text: str
 
 
-def fingerprint(header: GgufHeader) -> str:
-    """SHA-256 over a model's architecture, hyperparameters, and the names, types, shapes and first and last
-    4 KiB of every tensor: cheap for any size, and other weights give another one.
+@dataclass(frozen=True)
+class StateOwner:
+    """What a state belongs to; with anything else it continues as another text.
 
-    The file's name, place and descriptive keys do not enter.
+    Attributes:
+        header: The model, with all of its keys: weights, quantization, tokenizer, window, spikes.
+        type_k, type_v: Types of cached keys and values.
+        settings: Other settings that the computation depends on.
     """
-    return sha256_of_bytes(*_identity(header))
 
+    header: GgufHeader
+    type_k: str
+    type_v: str
+    settings: str
 
-def _identity(header: GgufHeader) -> Iterator[bytes]:
-    settings = {key: value for key, value in header.metadata.items() if key.startswith(f"{header.arch}.")}
-    yield json.dumps([header.arch, settings], sort_keys=True, default=np.ndarray.tolist).encode()
-    maps: dict[Path, mmap.mmap] = {}
-    try:
-        for tensor in sorted(header.tensors, key=lambda entry: entry.name):
-            yield json.dumps([tensor.name, tensor.type, list(tensor.shape)]).encode()
-            if tensor.file not in maps:
-                with tensor.file.open("rb") as file:
-                    maps[tensor.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            end = tensor.offset + tensor.nbytes
-            yield maps[tensor.file][tensor.offset : min(tensor.offset + _SAMPLE, end)]
-            yield maps[tensor.file][max(tensor.offset, end - _SAMPLE) : end]
-    finally:
-        for mapping in maps.values():
-            mapping.close()
+    def identity(self) -> str:
+        """SHA-256 of the whole files of the model, with the settings."""
+        return sha256_of_bytes(remembered_sha256(*self.header.files).encode(), self.settings.encode())
 
 
 def save_state(
     path: Path,
-    header: GgufHeader,
+    owner: StateOwner,
     state: bytes,
     tokens: Sequence[int],
-    kv_types: tuple[str, str],
+    pending: Sequence[int] = (),
     text: str = "",
 ) -> None:
     """Write a state file, complete or not at all.
@@ -76,19 +69,28 @@ def save_state(
     Raises:
         OutputError: it cannot be written.
     """
-    ids = np.asarray(tokens, dtype=np.int32)
+    ids, following = np.asarray(tokens, dtype=np.int32), np.asarray(pending, dtype=np.int32)
     metadata = {
         "format": _FORMAT,
-        "model": fingerprint(header),
-        "kv_types": ",".join(kv_types),
-        "sha256": _checksum(state, ids, text),
+        "model": owner.identity(),
+        "kv_types": f"{owner.type_k},{owner.type_v}",
+        "sha256": _checksum(state, ids, following, text),
         **({"text": text} if text else {}),
     }
-    with atomic_output(path) as partial:
-        save_file({"state": np.frombuffer(state, dtype=np.uint8), "tokens": ids}, partial, metadata)
+    with atomic_output(path, inputs=owner.header.files) as partial:
+        partial.touch()  # a folder that cannot be written to is found here, with its reason
+        try:
+            values: dict[str, np.ndarray] = {
+                "state": np.frombuffer(state, dtype=np.uint8),
+                "tokens": ids,
+                "pending": following,
+            }
+            save_file(values, partial, metadata)
+        except SafetensorError as error:
+            raise OutputError("cannot be written", path=path, found=str(error)) from None
 
 
-def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> SavedState:
+def load_state(path: Path, owner: StateOwner) -> SavedState:
     """Read a state file back.
 
     Raises:
@@ -99,32 +101,35 @@ def load_state(path: Path, header: GgufHeader, kv_types: tuple[str, str]) -> Sav
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT or set(file.keys()) != {"state", "tokens"}:
+            if metadata.get("format") != _FORMAT or set(file.keys()) != {"state", "tokens", "pending"}:
                 raise StateError("is not a saved state", path=path, expected=f"format {_FORMAT}")
-            state, ids = file.get_tensor("state"), file.get_tensor("tokens")
+            state, ids, following = (file.get_tensor(name) for name in ("state", "tokens", "pending"))
     except (SafetensorError, OSError) as error:
         raise StateError("is damaged", path=path, found=str(error), hint="save it again") from None
     data, text = state.tobytes(), metadata.get("text", "")
     if (
         state.dtype != np.uint8
         or ids.dtype != np.int32
-        or metadata.get("sha256") != _checksum(data, ids, text)
+        or following.dtype != np.int32
+        or metadata.get("sha256") != _checksum(data, ids, following, text)
     ):
         raise StateError("is damaged", path=path, found="another checksum", hint="save it again")
-    if metadata.get("model") != fingerprint(header):
-        raise StateError(
-            "belongs to another model", path=path, hint="continue with the GGUF that the state was saved with"
-        )
-    if metadata.get("kv_types") != ",".join(kv_types):
+    if metadata.get("kv_types") != f"{owner.type_k},{owner.type_v}":
         raise StateError(
             "has other KV cache types",
             path=path,
             found=metadata.get("kv_types"),
-            expected=",".join(kv_types),
+            expected=f"{owner.type_k},{owner.type_v}",
             hint="use the same --cache-type-k and --cache-type-v",
         )
-    return SavedState(data, ids.tolist(), text)
+    if metadata.get("model") != owner.identity():
+        raise StateError(
+            "belongs to another model or other settings",
+            path=path,
+            hint="continue with the GGUF, the spikes and the adapters that the state was saved with",
+        )
+    return SavedState(data, ids.tolist(), following.tolist(), text)
 
 
-def _checksum(state: bytes, ids: np.ndarray, text: str) -> str:
-    return sha256_of_bytes(ids.tobytes(), state, text.encode())
+def _checksum(state: bytes, ids: np.ndarray, following: np.ndarray, text: str) -> str:
+    return sha256_of_bytes(ids.tobytes(), b"|", following.tobytes(), state, text.encode())

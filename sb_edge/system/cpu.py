@@ -22,6 +22,9 @@ _PERFORMANCE_CORES = "sys/devices/cpu_core/cpus"
 Core = frozenset[int]
 """The logical CPUs of a physical core that this process may run on."""
 
+MAX_THREADS = 512
+"""Limit of the engine (GGML_MAX_N_THREADS), which it does not check."""
+
 
 def usable_cpus() -> frozenset[int]:
     """Logical CPUs that this process may run on."""

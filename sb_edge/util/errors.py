@@ -9,6 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """Text with control characters made visible; from a file or its name, they could rewrite the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class SbEdgeError(Exception):
     """Base of all errors raised on purpose.
 
@@ -53,7 +58,7 @@ class SbEdgeError(Exception):
             line += f" ({', '.join(details)})"
         if self.hint:
             line += f"; {self.hint}"
-        return " ".join(line.split())
+        return printable(" ".join(line.split()))
 
 
 class CheckpointError(SbEdgeError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb_edge.util.errors import SbEdgeError
+from sb_edge.util.input_files import read_input
 from sb_edge.util.text_files import decode_text
 
 
@@ -24,7 +25,7 @@ def read_json_object(path: Path, error: type[SbEdgeError], *, absent: str, hint:
         SbEdgeError: of kind `error`: not found, not UTF-8, not valid JSON (the line is named), no object.
     """
     try:
-        data = path.read_bytes()
+        data = read_input(path, error)
     except FileNotFoundError:
         raise error("not found", path=path, hint=absent) from None
     return parse_json_object(data, path, error, hint=hint)
@@ -57,7 +58,7 @@ def parse_json_object(
     except json.JSONDecodeError as problem:
         place = item or f"line {problem.lineno}"
         raise error("is not valid JSON", path=path, item=place, found=problem.msg, hint=hint) from None
-    except RecursionError as problem:
+    except (ValueError, RecursionError) as problem:  # a number of too many digits; too deep
         raise error("is not valid JSON", path=path, item=item, found=str(problem), hint=hint) from None
     if not isinstance(document, dict):
         raise error("is not a JSON object", path=path, item=item, found=type(document).__name__)

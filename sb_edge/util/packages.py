@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from sb_edge.util.errors import EngineError
-from sb_edge.util.files import atomic_output
+from sb_edge.util.files import atomic_output, scratch_folder
 from sb_edge.util.hashes import sha256_of
 from sb_edge.util.progress import progress_bar
 
@@ -54,8 +53,8 @@ def fetch_file(pinned: Pinned, folder: Path) -> Path:
     path = folder / pinned.filename
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            downloaded = _pip_download(pinned, Path(scratch), path)
+        with scratch_folder(path) as scratch:
+            downloaded = _pip_download(pinned, scratch, path)
             verify_file(downloaded, pinned)
             with atomic_output(path) as partial:
                 downloaded.replace(partial)

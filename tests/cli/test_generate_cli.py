@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support import SB_EDGE, exit_code, sb_edge
 
+from sb_edge.runtime.session import Model, Session
+
 pytestmark = pytest.mark.engine
 
 
@@ -27,6 +29,43 @@ def test_a_saved_state_continues_the_text(tmp_path: Path) -> None:
     assert second.returncode == 0, second.stderr
     whole = sb_edge("generate", model, "-p", opening + begun + more, "-n", "8", *greedy)
     assert second.stdout == whole.stdout
+
+
+def test_an_empty_prompt_continues_a_state(tiny: Path, tmp_path: Path) -> None:
+    line = ("generate", tiny, "-p", "the end", "-c", "256", "--no-stats", "--temp", "0")
+    whole = sb_edge(*line, "-n", "8")
+    first = sb_edge(*line, "-n", "4", "--save-state", tmp_path / "state")
+    assert first.returncode == 0, first.stderr
+    line = ("generate", tiny, "-p", "", "-c", "256", "--no-stats", "--temp", "0")
+    second = sb_edge(*line, "-n", "4", "--load-state", tmp_path / "state")
+    assert second.returncode == 0, second.stderr
+    assert first.stdout.rstrip("\n") + second.stdout == whole.stdout
+
+
+def test_an_answer_that_fills_the_context_ends_there(tiny: Path, tmp_path: Path) -> None:
+    line = ("generate", tiny, "-p", "the end", "-c", "256", "-n", "300", "--temp", "3", "--seed", "1")
+    done = sb_edge(*line, "--save-state", tmp_path / "state")
+    assert done.returncode == 0, done.stderr
+    with Model(tiny) as model, Session(model, n_ctx=512) as session:
+        saved = session.load_saved(tmp_path / "state")
+    assert len(saved.tokens) in (255, 256)
+    more = sb_edge(
+        "generate", tiny, "-p", "", "-c", "512", "-n", "2", "--load-state", tmp_path / "state", "--no-stats"
+    )
+    assert more.returncode == 0, more.stderr
+
+
+def test_a_state_survives_ctrl_c(tmp_path: Path) -> None:
+    command = [*SB_EDGE, "generate", "default", "-p", "Once", "-n", "4000", "--temp", "1.5", "--seed", "3"]
+    command += ["--save-state", str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(8)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    done = sb_edge("generate", "default", "-p", "", "-n", "2", "--load-state", tmp_path / "state")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_prompt_may_come_from_standard_input() -> None:

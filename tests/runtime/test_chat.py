@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +96,92 @@ def test_the_default_model_stops_at_the_end_of_a_turn(session: Session) -> None:
     assert generation.stats.stopped == "end"
     assert "Paris" in text
     assert "<|im_end|>" not in text
+
+
+LONG = "The password is 71923. " + "Birds sing in the trees. " * 120
+
+
+def interrupt_when_it_reads(session: Session) -> threading.Thread:
+    """Press Ctrl-C, as a signal, once the session has seen a token."""
+
+    def press() -> None:
+        while session.position() == 0:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_prompt_that_was_interrupted_is_left_out(model: Model, tmp_path: Path) -> None:
+    with Session(model, n_ctx=1024, n_batch=32, n_outputs=1) as session:
+        chat = Conversation(session, GREEDY, stopping=Stopping(4))
+        _, pieces = chat.say(LONG)
+        thread = interrupt_when_it_reads(session)
+        with pytest.raises(KeyboardInterrupt):
+            list(pieces)
+        pieces.close()
+        thread.join()
+        assert chat.messages == []
+        chat.save(tmp_path / "state")
+        generation, _ = answer(chat, "Name a colour.")
+        assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+        whole = model.tokenize(ChatTemplate(model).render(chat.messages, answer_next=False))
+        assert generation.prompt == whole[: len(generation.prompt)]
+        assert session.position() == len(generation.prompt) + generation.evaluated
+        chat.load(tmp_path / "state")
+        assert answer(chat, "Name a colour.")[0].tokens == generation.tokens
+
+
+def test_a_turn_that_does_not_fit_is_left_out(model: Model) -> None:
+    with Session(model, n_ctx=512, n_outputs=1) as session:
+        chat = Conversation(session, GREEDY, stopping=Stopping(4))
+        answer(chat, "Name a colour.")
+        before = [dict(message) for message in chat.messages], session.position()
+        with pytest.raises(InferenceError, match="the context is full"):
+            answer(chat, LONG)
+        assert (chat.messages, session.position()) == before
+        generation, _ = answer(chat, "Name another.")
+        assert len(generation.prompt) < 64  # earlier turns are not read again
+
+
+def test_an_interrupted_answer_is_read_once(model: Model) -> None:
+    with Session(model, n_ctx=1024, n_outputs=1) as session:
+        chat = Conversation(session, GREEDY, stopping=Stopping(400))
+        generation, pieces = chat.say("Tell a long story about a lighthouse.")
+        shown = [next(pieces) for _ in range(3)]
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            shown.extend(pieces)
+        pieces.close()
+        assert session.position() == len(generation.prompt) + len(generation.tokens)
+        assert chat.messages[-1]["content"].startswith("".join(shown))
+
+
+def test_penalties_see_the_prompt_and_earlier_turns(model: Model, session: Session) -> None:
+    prompt = model.tokenize("The capital of France is Paris. Again: the capital of France is")
+    paris = model.tokenize(" Paris", add_special=False)
+    for penalty, expected in ((1.0, True), (5.0, False)):
+        session.clear()
+        sampling = Sampling(temperature=0, repeat_penalty=penalty)
+        generation = Generation(session, prompt, sampling, stopping=Stopping(1))
+        assert (list(generation.ids()) == paris) is expected
+    session.clear()
+    session.evaluate(prompt[:-1])
+    sampling = Sampling(temperature=0, repeat_penalty=5.0)
+    later = Generation(session, prompt[-1:], sampling, history=prompt[:-1], stopping=Stopping(1))
+    assert list(later.ids()) != paris
+
+
+def test_a_turn_sees_the_tokens_of_earlier_turns(session: Session) -> None:
+    chat = Conversation(session, Sampling(temperature=0, repeat_penalty=1.5), stopping=Stopping(8))
+    answer(chat, "Say hello.")
+    read = list(chat._tokens)
+    second, pieces = chat.say("Say hello again.")
+    pieces.close()
+    assert list(second.history) == read and len(read) == session.position()
 
 
 def test_a_model_without_vocabulary_is_refused(golden_gguf: Path) -> None:

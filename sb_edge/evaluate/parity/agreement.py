@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from sb_edge.arch.config import SpikingBrainConfig
+from sb_edge.arch.model_check import read_model
 from sb_edge.arch.sparse_plan import sparse_values
 from sb_edge.evaluate.parity.engine_side import (
     KvType,
@@ -24,7 +25,8 @@ from sb_edge.evaluate.parity.engine_side import (
 from sb_edge.evaluate.parity.parity_report import EngineRun, Greedy, ParityReport
 from sb_edge.evaluate.parity.recording import load_recording
 from sb_edge.evaluate.parity.spike_counts import SpikeParity, compare_counts
-from sb_edge.gguf.reader import GgufHeader, read_header
+from sb_edge.evaluate.perplexity import text_tokens
+from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import EngineSettings
 from sb_edge.reference import require_torch
@@ -149,7 +151,7 @@ def _header_that_fits(
     gguf: Path, n_tokens: int | None, kv_type: str | None, dtype: str | None = None
 ) -> GgufHeader:
     """Check the memory before loading; `dtype`: type of the reference's weights, None without a reference."""
-    header = read_header(gguf)
+    header = read_model(gguf)
     n_ctx = n_tokens or DEFAULT_TOKENS
     kind = kv_type or "f32"
     require_memory(
@@ -188,7 +190,8 @@ def prompt_tokens(model: Model, text: str | None, recording: Path | None, n_toke
         ParityError: an empty text, a damaged recording, or a prompt longer than the model's context.
     """
     if text is not None:
-        tokens = model.tokenize(text)[:n_tokens]
+        size = len(text.encode()) + 1 if n_tokens is None else n_tokens
+        tokens = text_tokens(model, text, size, parse_special=True)
     elif recording is not None:
         recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
         tokens = recorded.input_ids[:n_tokens].tolist()
