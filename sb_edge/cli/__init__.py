@@ -101,7 +101,8 @@ def main(args: list[str] | None = None) -> Any:
     except MemoryError:
         _fail("not enough memory; use a smaller model or context, or raise the limit (ulimit -v)")
     except ImportError as error:
-        _fail(f"{error.name or 'a library'} cannot be loaded: {error.msg}")
+        reason = str(error).strip().splitlines()[-1:]  # numpy's begins with a page of advice
+        _fail(f"{error.name or 'a library'} cannot be loaded: {''.join(reason)}")
 
 
 def _fail(problem: str) -> NoReturn:
