@@ -241,11 +241,9 @@ class _Trainer:
         """
         batch = self._batch(step, phases)
         parts = batch.split(max(1, self._run.settings.micro_batch // batch.shape[1]))
-        losses = torch.zeros(len(self._stage.curves), device=batch.device)
         for number, part in enumerate(parts):
-            share = len(part) / len(batch)
-            losses += share * self._stage.accumulate(part, share, sync=number == len(parts) - 1)
-        losses = self._run.world.mean(losses).cpu()
+            self._stage.accumulate(part, sync=number == len(parts) - 1)
+        losses = self._stage.finish().cpu()
         if not bool(losses.isfinite().all()):
             bad = int(losses.isfinite().logical_not().nonzero()[0])
             raise self._not_finite("the loss", self._stage.locate(parts[0]) or self._stage.curves[bad])

@@ -12,19 +12,19 @@ ROWS = 512
 """Rows whose logits are held at once: with a vocabulary of 150,000 they take 300 MB a copy."""
 
 
-def normalised_error(output: Tensor, target: Tensor) -> Tensor:
-    """sum((x - y)^2) / sum(y^2), a scalar in float32 at least; 1 is what zeros would get.
+def squared_error(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """sum((x - y)^2) and sum(y^2), scalars in float32 at least; their ratio is 1 for an output of zeros.
 
     Args:
         output, target: of one shape.
     """
     wide = torch.promote_types(target.dtype, torch.float32)
     y = target.to(wide)
-    return (output.to(wide) - y).square().sum() / y.square().sum()
+    return (output.to(wide) - y).square().sum(), y.square().sum()
 
 
 def divergence(student: Tensor, teacher: Tensor, head: Tensor, rows: int = ROWS) -> Tensor:
-    """Mean over positions of KL(teacher || student), nats; differentiable in `student`.
+    """Sum over positions of KL(teacher || student), nats; differentiable in `student`.
 
     The gradient of a row's divergence with respect to its logits is softmax(student) - softmax(teacher). It
     is taken along with the value, some rows at a time, so that no logits are kept.
@@ -51,8 +51,8 @@ class _Divergence(torch.autograd.Function):
             p = wanted.exp()
             total += (p * (wanted - found)).sum()
             gradient[part] = found.exp_().sub_(p).to(student.dtype) @ head.to(student.dtype)
-        ctx.save_for_backward(gradient.div_(len(student)))
-        return total / len(student)
+        ctx.save_for_backward(gradient)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sb_edge.distill.adapters import adapt
 from sb_edge.distill.base import gla_layers_of
-from sb_edge.distill.losses import divergence, normalised_error
+from sb_edge.distill.losses import divergence, squared_error
 from sb_edge.distill.parallel import World, without_sync
 from sb_edge.distill.settings import StageSettings, TrainingSettings
 from sb_edge.distill.student import trained_parameters
@@ -29,11 +29,14 @@ Group = Mapping[str, nn.Parameter]
 
 
 class Stage(ABC):
-    """Gradients for a batch.
+    """Gradients of a step, in parts of any size.
+
+    A loss is a ratio, of an error and of the size of its target. A mean of ratios depends on the parts, so
+    both sums are taken over the whole step, and the gradients are divided at its end.
 
     Attributes:
-        curves: names of the losses that `accumulate` returns.
-        groups: the parameters, by name, in groups whose gradients are clipped together.
+        curves: names of the losses that `finish` returns.
+        groups: for each loss, the parameters that it trains, by name.
     """
 
     curves: list[str]
@@ -42,19 +45,37 @@ class Stage(ABC):
     def __init__(self, world: World, bf16: bool) -> None:
         self._world = world
         self._bf16 = bf16
+        self._sums: Tensor | None = None
 
-    @abstractmethod
-    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
-        """Add a part of a step's gradients.
+    def accumulate(self, tokens: Tensor, *, sync: bool) -> None:
+        """Add a part of a step.
 
         Args:
             tokens: [b, T], on this process's device.
-            share: Share of the step that this process computes.
             sync: the last part: gradients are averaged over all processes.
+        """
+        sums = self._add(tokens, sync=sync)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def finish(self) -> Tensor:
+        """Leave the step's gradients in the parameters.
 
         Returns:
-            Losses [len(curves)], float32.
+            Losses over all processes [len(curves)], float32.
         """
+        if self._sums is None:
+            raise ValueError("a step without a part")
+        errors, sizes = self._world.mean(self._sums)
+        self._sums = None
+        for group, size in zip(self.groups, sizes, strict=True):
+            for parameter in group.values():
+                if parameter.grad is not None:
+                    parameter.grad /= size
+        return errors / sizes
+
+    @abstractmethod
+    def _add(self, tokens: Tensor, *, sync: bool) -> Tensor:
+        """Add the gradients of the errors; errors and sizes [2, len(curves)], float32."""
 
     @abstractmethod
     def locate(self, tokens: Tensor) -> str | None:
@@ -77,20 +98,20 @@ class LayerStage(Stage):
         self.groups = [{names[id(p)]: p for p in attention[layer].parameters()} for layer in layers]
         self._students = {layer: world.wrap(module) for layer, module in attention.items()}
 
-    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
-        losses: list[Tensor] = []
+    def _add(self, tokens: Tensor, *, sync: bool) -> Tensor:
+        sums: list[Tensor] = []
 
         def learn(layer: int, x: Tensor, y: Tensor) -> None:
             module = self._students[layer]
             with without_sync(module, sync), torch.enable_grad():
                 with self._autocast():
                     output, _ = module(x, (), 0)
-                loss = normalised_error(output, y)
-                (loss * share).backward()
-            losses.append(loss.detach())
+                error, size = squared_error(output, y)
+                error.backward()
+            sums.append(torch.stack((error.detach(), size)))
 
         self._through_base(tokens, learn)
-        return torch.stack(losses).float()
+        return torch.stack(sums, dim=1).float()
 
     def locate(self, tokens: Tensor) -> str | None:
         bad: list[int] = []
@@ -98,7 +119,7 @@ class LayerStage(Stage):
         def check(layer: int, x: Tensor, y: Tensor) -> None:
             with self._autocast():
                 output, _ = self._students[layer](x, (), 0)
-            if not bool(normalised_error(output, y).isfinite()):
+            if not bool(squared_error(output, y)[0].isfinite()):
                 bad.append(layer)
 
         self._through_base(tokens, check)
@@ -134,14 +155,14 @@ class WholeStage(Stage):
         self.groups = [trained_parameters(student)]
         self._hidden = world.wrap(_Hidden(student))
 
-    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
+    def _add(self, tokens: Tensor, *, sync: bool) -> Tensor:
         with torch.no_grad(), self._autocast():
             wanted = self._base.hidden(tokens)
         with without_sync(self._hidden, sync):
             with self._autocast():
                 loss = divergence(self._hidden(tokens), wanted, self._student.head)
-            (loss * share).backward()
-        return loss.detach().float()[None]
+            loss.backward()
+        return torch.stack((loss.detach(), loss.new_tensor(tokens.numel())))[:, None].float()
 
     @torch.no_grad()
     def locate(self, tokens: Tensor) -> str | None:

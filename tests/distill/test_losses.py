@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from sb_edge.distill.adapters import AdaptedProjection
-from sb_edge.distill.losses import divergence, normalised_error
+from sb_edge.distill.losses import divergence, squared_error
 from sb_edge.distill.text.order import DataOrder
 from sb_edge.reference import fused_window as fused
 from sb_edge.reference import layers
@@ -26,7 +26,7 @@ def test_divergence_and_its_gradient_are_those_of_the_plain_formula() -> None:
         (student @ head.mT).log_softmax(-1).flatten(0, 1),
         (teacher @ head.mT).log_softmax(-1).flatten(0, 1),
         log_target=True,
-        reduction="batchmean",
+        reduction="sum",
     )
     (expected,) = torch.autograd.grad(3 * plain, student)
     torch.testing.assert_close(found, plain)
@@ -34,10 +34,11 @@ def test_divergence_and_its_gradient_are_those_of_the_plain_formula() -> None:
     assert float(divergence(teacher, teacher, head).detach()) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_normalised_error_of_zeros_is_one() -> None:
+def test_the_error_of_zeros_is_the_target_s_size() -> None:
     target = torch.randn(3, 5)
-    assert float(normalised_error(torch.zeros_like(target), target)) == pytest.approx(1)
-    assert float(normalised_error(target, target)) == 0
+    error, size = squared_error(torch.zeros_like(target), target)
+    assert float(error) == float(size) == pytest.approx(float((target**2).sum()))
+    assert float(squared_error(target, target)[0]) == 0
 
 
 @pytest.mark.parametrize(
