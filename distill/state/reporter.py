@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 
@@ -77,18 +78,27 @@ class Reporter:
         if time.monotonic() - self._shown >= INTERVAL:
             self._show(done)
 
+    def measured(self, found: Mapping[str, Any]) -> None:
+        """A measurement was taken: held-out losses, and answers found by kind."""
+        if self._silent:
+            return
+        losses = found.get("losses", [])
+        parts = [f"held-out loss {sum(losses) / len(losses):.4f}"] if losses else []
+        parts += [f"{kind} {share:.0%}" for kind, share in found.get("found", {}).items()]
+        self._print(f"stage {self._name}, after {found['tokens']} tokens: {', '.join(parts)}")
+
+    def _print(self, line: str) -> None:
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def _show(self, done: int) -> None:
         if self._silent:
             return
         self._shown = now = time.monotonic()
         rate = self._trained / max(now - self._started, 1e-9)
         left = sum(map(self._tokens, range(done, self._steps))) / rate
-        stderr.print(
+        self._print(
             f"stage {self._name}, step {done} of {self._steps}: {self._losses()}; "
-            f"{rate:.0f} tokens/s, {_duration(left)} left",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"{rate:.0f} tokens/s, {_duration(left)} left"
         )
         self._seen.clear()
 

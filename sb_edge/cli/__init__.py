@@ -23,6 +23,10 @@ COMMANDS = {
         "Turn a Llama- or Qwen2-shaped model into SpikingBrain.",
     ),
     "upcycle": ("sb_edge.cli.upcycle", "Turn a checkpoint's FFNs into mixtures of experts."),
+    "layers": (
+        "sb_edge.cli.layers",
+        "Measure what each attention layer of a base does for retrieval.",
+    ),
     "distill": (
         "sb_edge.cli.distill",
         "Train a SpikingBrain student of a Llama- or Qwen2-shaped base.",
