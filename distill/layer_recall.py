@@ -23,7 +23,14 @@ from sb_edge.distill.base import Base, load_base
 from sb_edge.distill.text.tokenizer import Tokenizer
 from sb_edge.engine.cache import cache_root, content_key
 from sb_edge.evaluate.perplexity import held_out_text
-from sb_edge.evaluate.recall_cases import Case, Kind, dictionary_case, facts_case, mean_by_kind, passkey_case
+from sb_edge.evaluate.recall_cases import (
+    Kind,
+    RecallCase,
+    dictionary_case,
+    facts_case,
+    mean_by_kind,
+    passkey_case,
+)
 from sb_edge.reference import fused_window as fused
 from sb_edge.reference.device import pick_device
 from sb_edge.reference.network import SpikingBrain
@@ -42,7 +49,7 @@ TEXT_CHUNK = 512
 CASES = 40
 
 SEED = 20270111
-"""Of the cases; `sb-edge eval --recall` has another."""
+"""Random seed of the cases; `sb-edge eval --recall` has another."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class LimitedScore:
     Attributes:
         layer: number of the layer.
         head: number of the query head; None: all of the layer.
-        score: what is left.
+        score: retrieval and prediction of this model.
         damage: nats that an answer's tokens lose, mean over the kinds of cases.
     """
 
@@ -141,7 +148,7 @@ def choose_layers(base: Path, wanted: float, *, ignore_rope_scaling: bool = Fals
 
 def recall_cases(
     encode: Callable[[str], list[int]], *, passkeys: int, dictionaries: int, facts: int, seed: int = SEED
-) -> list[Case]:
+) -> list[RecallCase]:
     """Cases of all kinds, the same for the same arguments."""
     rng = random.Random(seed)
     return [
@@ -153,7 +160,7 @@ def recall_cases(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Sequences of one forward pass, and what is to be predicted in them.
+    """Sequences of one forward pass, and the tokens to predict in them.
 
     Attributes:
         tokens: [B, T]; short sequences end in tokens that nothing before them sees.
@@ -169,7 +176,9 @@ class _Batch:
     owners: Tensor
 
 
-def score_cases(model: SpikingBrain, cases: Sequence[Case]) -> tuple[dict[Kind, float], dict[Kind, float]]:
+def score_cases(
+    model: SpikingBrain, cases: Sequence[RecallCase]
+) -> tuple[dict[Kind, float], dict[Kind, float]]:
     """Mean log probability of an answer's tokens, and share of answers found, by kind."""
     tally = _Tally(cases)
     with torch.no_grad():
@@ -297,7 +306,7 @@ def _log_p(model: SpikingBrain, batch: _Batch, hidden: Tensor) -> Tensor:
 class _Tally:
     """Log probabilities of a model's answers and of plain text."""
 
-    def __init__(self, cases: Sequence[Case]) -> None:
+    def __init__(self, cases: Sequence[RecallCase]) -> None:
         self._cases = cases
         self._log_p: list[list[float]] = [[] for _ in cases]
         self._found = [True] * len(cases)
@@ -329,7 +338,7 @@ class _Tally:
         )
 
 
-def _batches(cases: Sequence[Case], text: Sequence[int], device: torch.device) -> list[_Batch]:
+def _batches(cases: Sequence[RecallCase], text: Sequence[int], device: torch.device) -> list[_Batch]:
     """Sequences of similar length together."""
     sequences = [(owner, [*case.prompt, *case.answer], len(case.answer)) for owner, case in enumerate(cases)]
     chunks = (list(text[at : at + TEXT_CHUNK]) for at in range(0, len(text), TEXT_CHUNK))

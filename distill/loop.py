@@ -27,7 +27,7 @@ from sb_edge.distill.state.training_state import Progress, Saved
 from sb_edge.distill.student import make_student, trained_parameters
 from sb_edge.distill.text.order import DataOrder, split_text
 from sb_edge.distill.text.tokenizer import ANSWER
-from sb_edge.evaluate.recall_cases import Case
+from sb_edge.evaluate.recall_cases import RecallCase
 from sb_edge.reference.device import describe_device
 from sb_edge.reference.network import SpikingBrain
 from sb_edge.util.errors import TrainingError
@@ -70,7 +70,7 @@ class TrainingRun:
     world: World
     save_every: float
     start: Mapping[str, Tensor] = field(default_factory=dict)
-    cases: Sequence[Case] = ()
+    cases: Sequence[RecallCase] = ()
 
 
 def train(run: TrainingRun) -> tuple[SpikingBrain, Progress]:

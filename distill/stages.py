@@ -45,7 +45,7 @@ class Batch:
     weights: Tensor
 
     def parts(self, tokens: int) -> list[Batch]:
-        """The same in parts of at most so many tokens, but a sequence at least."""
+        """Split into parts of at most `tokens` tokens, but at least one sequence."""
         size = max(1, tokens // self.tokens.shape[1])
         split = zip(self.tokens.split(size), self.weights.split(size), strict=True)
         return [Batch(*part) for part in split]

@@ -23,7 +23,7 @@ from sb_edge.distill.student import write_student, write_trained
 from sb_edge.distill.text.corpus import Corpus, open_corpus, write_corpus
 from sb_edge.distill.text.gather import TextRequest, documents
 from sb_edge.distill.text.tokenizer import Tokenizer
-from sb_edge.evaluate.recall_cases import Case
+from sb_edge.evaluate.recall_cases import RecallCase
 from sb_edge.util.errors import OutputError, TrainingError
 from sb_edge.util.files import remove_partials
 from sb_edge.util.hashes import sha256_of
@@ -162,7 +162,7 @@ def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSett
     )
 
 
-def _cases(base: Base) -> list[Case]:
+def _cases(base: Base) -> list[RecallCase]:
     """Few cases of retrieval, for progress alone."""
     return recall_cases(Tokenizer(base.reader).encode, passkeys=6, dictionaries=20, facts=20)
 

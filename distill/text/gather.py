@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb_edge.distill.base import Base
-from sb_edge.distill.text.packages import package_documents
+from sb_edge.distill.text.package_text import package_documents
 from sb_edge.distill.text.recall import recall_documents
 from sb_edge.distill.text.samples import sampled_documents
 from sb_edge.distill.text.sources import Document, given_documents

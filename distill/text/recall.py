@@ -124,7 +124,7 @@ class _Filler:
         return self.passage(rng, length * PASSAGE // MOST_FILLER)
 
     def passage(self, rng: random.Random, characters: int) -> str:
-        """About so many characters of a document, in whole words."""
+        """A passage of a document of about `characters` characters, in whole words."""
         if not self._passages:
             return " ".join(_sentence(rng) for _ in range(1 + characters // 45))
         text = rng.choice(self._passages)

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+from bs4 import BeautifulSoup
+from markdownify import MarkdownConverter
+
 Format = Literal["plain", "page", "csv", "conversation"]
 
 ROWS = 12
@@ -31,9 +34,6 @@ def render(text: str, kind: Format) -> str:
 
 def _page(text: str) -> str:
     """HTML or Mallard as Markdown, without navigation."""
-    from bs4 import BeautifulSoup
-    from markdownify import MarkdownConverter
-
     soup = BeautifulSoup(re.sub(r"^\s*<\?xml[^>]*\?>", "", text), "html.parser")
     for element in soup.find_all(["script", "style", "nav", "head", "header", "footer", "info", "form"]):
         element.decompose()
@@ -58,7 +58,7 @@ def _tables(text: str) -> Iterator[str]:
 
 
 def _conversations(text: str) -> Iterator[str]:
-    """Paragraphs between backticks: what is said and done in the missions of Endless Sky."""
+    """Paragraphs between backticks: the conversations in the missions of Endless Sky."""
     for block in re.split(r"^(?=\S)", text, flags=re.MULTILINE):
         lines = (found.strip() for found in re.findall(r"`([^`\n]+)`", block))
         said = [line for line in lines if len(line) > 20]

