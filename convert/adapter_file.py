@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.tensors import TensorSpec, attention_prefixes
 from sb_edge.gguf.reader import TensorEntry, read_header
 from sb_edge.gguf.types import BLOCK_SIZES

@@ -13,7 +13,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as QType
 
-from sb_edge.arch.config import ARCH, SpikingBrainConfig
+from sb_edge.arch import ARCH
+from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.model_spikes import choose_plan, released_plan
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.arch.tensors import SCALE_GROUP, TensorLayout, TensorSpec
@@ -126,10 +127,13 @@ def convert_checkpoint(
     path = _output_path(source.folder, outfile, default_file_name(metadata, outtype.upper()), outtype)
     kind = vocabulary.model if vocabulary else "no_vocab"
     nbytes = sum(tensor.nbytes for tensor in tensors)
-    if dry_run:
-        files = tuple(planned_files(path, tensors, split_max_size))
+
+    def report(files: Sequence[Path], nbytes: int, codes: CodesReport | None) -> ConversionReport:
         seconds = time.perf_counter() - start
-        return ConversionReport(files, outtype, tuple(tensors), nbytes, seconds, kind, spikes, None)
+        return ConversionReport(tuple(files), outtype, tuple(tensors), nbytes, seconds, kind, spikes, codes)
+
+    if dry_run:
+        return report(planned_files(path, tensors, split_max_size), nbytes, None)
 
     def set_metadata(writer: gguf.GGUFWriter) -> None:
         writer.add_type(gguf.GGUFType.MODEL)
@@ -149,26 +153,15 @@ def convert_checkpoint(
     weights = _Weights(source, table)
     total = sum(source.info(tensor.source).nbytes for tensor in tensors)
     with progress_bar("converting", total, unit="bytes") as advance:
-        files = tuple(
-            write_gguf(
-                path,
-                ARCH,
-                tensors,
-                set_metadata,
-                lambda tensor: weights.data(tensor, advance),
-                split_max_size=split_max_size,
-            )
+        files = write_gguf(
+            path,
+            ARCH,
+            tensors,
+            set_metadata,
+            lambda tensor: weights.data(tensor, advance),
+            split_max_size=split_max_size,
         )
-    return ConversionReport(
-        files,
-        outtype,
-        tuple(tensors),
-        file_size(files),
-        time.perf_counter() - start,
-        kind,
-        spikes,
-        weights.codes.report() if layout.quantized else None,
-    )
+    return report(files, file_size(files), weights.codes.report() if layout.quantized else None)
 
 
 def _guess_outtype(source: Checkpoint, layout: TensorLayout) -> str:
@@ -283,12 +276,5 @@ class _Weights:
 def _value_error(
     source: Checkpoint, tensor: PlannedTensor, index: int, message: str, hint: str
 ) -> CheckpointError:
-    place = ", ".join(str(int(i)) for i in np.unravel_index(index, tensor.shape))
-    value = source.read(tensor.source).reshape(-1)[index]
-    return CheckpointError(
-        message,
-        path=source.info(tensor.source).file,
-        item=tensor.source,
-        found=f"{float(value)} at [{place}]",
-        hint=hint,
-    )
+    value = float(source.read(tensor.source).reshape(-1)[index])
+    return source.value_error(tensor.source, index, value, message, hint)

@@ -10,10 +10,9 @@ import numpy as np
 
 from sb_edge.arch.config import PRESETS, SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
-from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.random_weights import encoded, normal
 from sb_edge.convert.checkpoint.safetensors_file import DTYPES
 from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
-from sb_edge.gguf.floats import encoder
 from sb_edge.util.progress import progress_bar
 
 INITIALIZER_RANGE = 0.02
@@ -71,19 +70,12 @@ def write_random_checkpoint(
     target = DTYPES[dtype.upper()]
     table = expected_tensors(config, attention_bias=attention_bias)
     shapes = {name: (spec.shape, target) for name, spec in table.items()}
-    encode = encoder(dtype)
     with CheckpointWriter(folder, config, shapes, max_shard_bytes) as writer:
         with progress_bar("writing random weights", writer.nbytes, unit="bytes") as advance:
-
-            def encoded(name: str) -> Iterator[np.ndarray]:
-                for values in initial_values(name, prod(table[name].shape), seed):
-                    data = encode(values)
-                    if data is not None:  # initial values fit every type
-                        advance(data.nbytes)
-                        yield data.view(target)
-
             for name in shapes:
-                writer.write_chunks(name, encoded(name))
+                values = initial_values(name, prod(table[name].shape), seed)
+                chunks = (data.view(target) for data in encoded(values, dtype, advance))
+                writer.write_chunks(name, chunks)
         return writer.nbytes
 
 
@@ -101,7 +93,4 @@ def initial_values(name: str, size: int, seed: int) -> Iterator[np.ndarray]:
         yield np.ones(size, np.float32)
         return
     centre = GATE_BIAS if name.endswith("gk_proj.1.bias") else 0.0
-    for values in normal(seed, name, size, INITIALIZER_RANGE):
-        if centre:
-            values += np.float32(centre)
-        yield values
+    yield from normal(seed, name, size, INITIALIZER_RANGE, centre)

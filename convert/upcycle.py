@@ -28,6 +28,7 @@ from sb_edge.convert.vocab.export import copy_tokenizer
 from sb_edge.gguf.floats import to_float32
 from sb_edge.util.errors import CheckpointError, ConfigError
 from sb_edge.util.progress import Advance, progress_bar
+from sb_edge.util.validation import first_problem
 
 ROUTER_LOGITS = 1e-3
 """Standard deviation of the router's logits for normalised inputs: large enough to route tokens to different
@@ -136,8 +137,7 @@ def _config(
     try:
         return SpikingBrainConfig.model_validate(source.config.model_dump() | changes)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"invalid experts: {message}", path=source.folder) from None
+        raise ConfigError(f"invalid experts: {first_problem(error).line}", path=source.folder) from None
 
 
 def _router(

@@ -18,7 +18,6 @@ from gguf import GGMLQuantizationType as QType
 from sb_edge.arch.tensors import SCALE_GROUP, TensorSpec
 from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.gguf.floats import Encoder, encoder, is_finite, to_float32
-from sb_edge.util.errors import CheckpointError
 
 LARGEST_CODE = 127
 _BLOCK, _BLOCK_BYTES = gguf.GGML_QUANT_SIZES[QType.Q8_0]
@@ -180,8 +179,4 @@ def _require(
     if good.all():
         return
     first = int(np.argmin(good))
-    info = source.info(name)
-    place = ", ".join(str(int(i)) for i in np.unravel_index(start + first, info.shape))
-    raise CheckpointError(
-        f"a scale {message}", path=info.file, item=name, found=f"{scales[first]} at [{place}]", hint=hint
-    )
+    raise source.value_error(name, start + first, scales[first], f"a scale {message}", hint)

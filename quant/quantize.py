@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sb_edge.arch.model_spikes import change_plan, check_plan
 from sb_edge.arch.sparse_plan import check_sparse
@@ -59,9 +60,9 @@ def quantize(
     token_embedding_type: str | None = None,
     spike_k: float | None = None,
     spike_projections: Sequence[str] | None = None,
-    finish: Callable[[Path], object] | None = None,
+    finish: Callable[[Path], Any] | None = None,
     engine: Engine | None = None,
-) -> None:
+) -> Any:
     """Write `source` quantized to `target`, which appears only when complete.
 
     Args:
@@ -75,12 +76,15 @@ def quantize(
         allow_requantize: accept tensors that are quantized already, at a loss.
         output_tensor_type: a ggml type for output.weight.
         token_embedding_type: a ggml type for token_embd.weight.
-        spike_k: code the projections' inputs as spikes, with this k (`spike_check.choose_plan`); 0: none of
-            them; None: as `source` does.
+        spike_k: code the projections' inputs as spikes with this k (`arch.model_spikes.change_plan`); 0: none
+            of them; None: as `source` does.
         spike_projections: the coded ones, out of `spike_plan.PROJECTIONS`; None: as `source`, or all.
         finish: called with the finished file under its temporary name, which it may change; where it raises,
             nothing is written.
         engine: None: `find_engine()`.
+
+    Returns:
+        What `finish` returned.
 
     Raises:
         GgufError: `source` or `imatrix` is damaged or unsuitable, or a type is unknown.
@@ -126,8 +130,7 @@ def quantize(
                 with_spike_plan(partial, partial, plan)
             except OutputError as error:  # says which temporary file
                 raise OutputError(error.message, path=target, hint=error.hint) from error
-        if finish is not None:
-            finish(partial)
+        return None if finish is None else finish(partial)
 
 
 def _arguments(options: dict[str, str | bool | None]) -> list[str]:

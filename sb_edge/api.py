@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from sb_edge.convert.convert import convert_checkpoint
-from sb_edge.gguf.reader import read_header
-from sb_edge.memory.check import require_memory
-from sb_edge.memory.forecast import EngineSettings
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize as quantize_file
 from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Generation, GenerationStats, Stopping
+from sb_edge.runtime.open import Loading, open_session
 from sb_edge.runtime.sampling import Sampling
-from sb_edge.runtime.session import Model as LoadedModel
 from sb_edge.runtime.session import Session
 
 
@@ -32,9 +28,7 @@ class TextModel:
     def __enter__(self) -> TextModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -67,25 +61,10 @@ def load(
         InferenceError: no vocabulary, or the engine refuses the settings.
         EngineError: the engine is not built (`sb-edge engine build`).
     """
-    path = resolve_gguf(model)
-    header = read_header(path)
-    require_memory(header, ctx_size, EngineSettings(cache_type_k, cache_type_v, spikes=spike_k))
-    loaded = LoadedModel(path, header=header, spikes=spike_k, is_checked=True)
-    try:
-        loaded.require_vocab()
-        session = Session(
-            loaded,
-            n_ctx=ctx_size,
-            n_threads=threads,
-            n_outputs=1,
-            type_k=cache_type_k,
-            type_v=cache_type_v,
-            is_checked=True,
-        )
-    except BaseException:
-        loaded.close()
-        raise
-    return TextModel(session)
+    loading = Loading(
+        n_ctx=ctx_size, n_threads=threads, type_k=cache_type_k, type_v=cache_type_v, spikes=spike_k
+    )
+    return TextModel(open_session(resolve_gguf(model), loading))
 
 
 class TextStream:

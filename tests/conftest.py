@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 # Fixed before HOME changes: engine and built-in models are expensive and read-only here.
-from sb_edge.engine import cache_root
+from sb_edge.util.user_cache import cache_root
 
 if TYPE_CHECKING:
     from sb_edge.engine.machine import Machine
-    from sb_edge.quant.tuning_text import Text
+    from sb_edge.quant.tuning import Text
     from sb_edge.runtime.session import Model
 
 DATA = Path(__file__).parent / "data"
@@ -98,7 +98,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def texts(tiny: Path) -> tuple[Text, Text]:
     """Two texts drawn from the model's own predictions, so that any coding makes them less likely."""
-    from sb_edge.quant.tuning_text import Text
+    from sb_edge.quant.tuning import Text
     from sb_edge.runtime.session import Model
 
     with Model(tiny) as model:

@@ -8,9 +8,9 @@ from pathlib import Path
 import gguf
 
 from sb_edge.bench.baselines.random_gguf import (
+    AttentionSizes,
     RandomTensor,
-    Sizes,
-    add_sizes,
+    add_attention,
     attention_tensors,
     swiglu_tensors,
     write_random_gguf,
@@ -18,7 +18,7 @@ from sb_edge.bench.baselines.random_gguf import (
 
 
 @dataclass(frozen=True)
-class Lfm2Shape(Sizes):
+class Lfm2Shape(AttentionSizes):
     """Shape of an LFM2.
 
     The default is config.json of huggingface.co/LiquidAI/LFM2-1.2B: 1,170,340,608 weights, tied embeddings.
@@ -38,11 +38,6 @@ class Lfm2Shape(Sizes):
     rope_theta: float = 1e6
     norm_eps: float = 1e-5
 
-    @property
-    def head_dim(self) -> int:
-        """Size of one head."""
-        return self.hidden // self.n_head
-
 
 LFM2_1_2B = Lfm2Shape()
 
@@ -52,9 +47,7 @@ def write_lfm2_gguf(path: Path, qtype: str = "f16", *, seed: int = 0, shape: Lfm
 
     The convolutions' kernels are F32. Arguments and errors: see `write_random_gguf`.
     """
-    write_random_gguf(
-        path, "lfm2", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed
-    )
+    write_random_gguf(path, "lfm2", "LFM2", shape, _tensors(shape), qtype, _set_metadata, seed=seed)
 
 
 def _tensors(shape: Lfm2Shape) -> list[RandomTensor]:
@@ -66,16 +59,15 @@ def _tensors(shape: Lfm2Shape) -> list[RandomTensor]:
         tensors += [
             RandomTensor.constant(f"{layer}.attn_norm.weight", hidden, 1.0),
             *mixer(layer, shape),
-            *swiglu_tensors(layer, hidden, shape.ffn),
+            *swiglu_tensors(layer, shape),
         ]
     # This architecture's name for the output norm.
     return [*tensors, RandomTensor.constant("token_embd_norm.weight", hidden, 1.0)]
 
 
 def _attention(layer: str, shape: Lfm2Shape) -> list[RandomTensor]:
-    hidden, kv = shape.hidden, shape.n_head_kv * shape.head_dim
     return [
-        *attention_tensors(layer, hidden, kv),
+        *attention_tensors(layer, shape),
         RandomTensor.constant(f"{layer}.attn_q_norm.weight", shape.head_dim, 1.0),
         RandomTensor.constant(f"{layer}.attn_k_norm.weight", shape.head_dim, 1.0),
     ]
@@ -92,9 +84,5 @@ def _convolution(layer: str, shape: Lfm2Shape) -> list[RandomTensor]:
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: Lfm2Shape) -> None:
     kv_heads = [shape.n_head_kv if layer in shape.attention_layers else 0 for layer in range(shape.n_layer)]
-    add_sizes(writer, "LFM2 shape, random weights", shape)
-    writer.add_head_count(shape.n_head)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(shape.norm_eps)
-    writer.add_rope_freq_base(shape.rope_theta)
+    add_attention(writer, shape, kv_heads)
     writer.add_shortconv_l_cache(shape.conv_cache)

@@ -8,9 +8,9 @@ from pathlib import Path
 import gguf
 
 from sb_edge.bench.baselines.random_gguf import (
+    AttentionSizes,
     RandomTensor,
-    Sizes,
-    add_sizes,
+    add_attention,
     attention_tensors,
     swiglu_tensors,
     write_random_gguf,
@@ -18,7 +18,7 @@ from sb_edge.bench.baselines.random_gguf import (
 
 
 @dataclass(frozen=True)
-class LlamaShape(Sizes):
+class LlamaShape(AttentionSizes):
     """Shape of a Llama. The default is Llama-3.2-1B's config.json."""
 
     n_layer: int = 16
@@ -31,11 +31,6 @@ class LlamaShape(Sizes):
     rope_theta: float = 5e5
     norm_eps: float = 1e-5
 
-    @property
-    def head_dim(self) -> int:
-        """Size of one head."""
-        return self.hidden // self.n_head
-
 
 LLAMA_3_2_1B = LlamaShape()
 
@@ -47,28 +42,22 @@ def write_llama_gguf(
 
     Arguments and errors: see `write_random_gguf`.
     """
-    write_random_gguf(
-        path, "llama", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed
-    )
+    write_random_gguf(path, "llama", "Llama", shape, _tensors(shape), qtype, _set_metadata, seed=seed)
 
 
 def _tensors(shape: LlamaShape) -> list[RandomTensor]:
-    hidden, kv = shape.hidden, shape.n_head_kv * shape.head_dim
+    hidden = shape.hidden
     tensors = [RandomTensor("token_embd.weight", (shape.vocab, hidden))]
     for number in range(shape.n_layer):
         layer = f"blk.{number}"
         tensors += [
             RandomTensor.constant(f"{layer}.attn_norm.weight", hidden, 1.0),
-            *attention_tensors(layer, hidden, kv),
-            *swiglu_tensors(layer, hidden, shape.ffn),
+            *attention_tensors(layer, shape),
+            *swiglu_tensors(layer, shape),
         ]
     return [*tensors, RandomTensor.constant("output_norm.weight", hidden, 1.0)]
 
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
-    add_sizes(writer, "Llama shape, random weights", shape)
-    writer.add_head_count(shape.n_head)
-    writer.add_head_count_kv(shape.n_head_kv)
-    writer.add_layer_norm_rms_eps(shape.norm_eps)
-    writer.add_rope_freq_base(shape.rope_theta)
+    add_attention(writer, shape, shape.n_head_kv)
     writer.add_rope_dimension_count(shape.head_dim)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TypeVar
 
 import gguf
 import numpy as np
 
-from sb_edge.convert.checkpoint.random_weights import normal
+from sb_edge.convert.checkpoint.random_weights import encoded, normal
 from sb_edge.convert.convert import FILE_TYPES, OUTTYPES
 from sb_edge.convert.initialise import INITIALIZER_RANGE
 from sb_edge.convert.vocab.vocabulary import NO_VOCABULARY
-from sb_edge.gguf.floats import encoder
 from sb_edge.gguf.writer import PlannedTensor, write_gguf
 from sb_edge.util.files import require_free_space
 from sb_edge.util.progress import progress_bar
@@ -53,20 +53,34 @@ class Sizes:
     ffn: int
     vocab: int
     context: int
+    norm_eps: float
 
 
-def add_sizes(writer: gguf.GGUFWriter, name: str, shape: Sizes) -> None:
-    """Add the metadata keys common to all architectures."""
-    writer.add_name(name)
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.n_layer)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_vocab_size(shape.vocab)
+@dataclass(frozen=True)
+class AttentionSizes(Sizes):
+    """Sizes of architectures with softmax attention."""
+
+    n_head: int
+    n_head_kv: int
+    rope_theta: float
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one head."""
+        return self.hidden // self.n_head
 
 
-def attention_tensors(layer: str, hidden: int, kv: int) -> list[RandomTensor]:
-    """Projections of softmax attention; `kv`: width of keys and of values."""
+def add_attention(writer: gguf.GGUFWriter, shape: AttentionSizes, n_head_kv: int | Sequence[int]) -> None:
+    """Add the metadata keys of softmax attention; `n_head_kv`: of all layers, or one number a layer."""
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(n_head_kv)
+    writer.add_layer_norm_rms_eps(shape.norm_eps)
+    writer.add_rope_freq_base(shape.rope_theta)
+
+
+def attention_tensors(layer: str, shape: AttentionSizes) -> list[RandomTensor]:
+    """Projections of softmax attention."""
+    hidden, kv = shape.hidden, shape.n_head_kv * shape.head_dim
     return [
         RandomTensor(f"{layer}.attn_q.weight", (hidden, hidden)),
         RandomTensor(f"{layer}.attn_k.weight", (kv, hidden)),
@@ -75,8 +89,9 @@ def attention_tensors(layer: str, hidden: int, kv: int) -> list[RandomTensor]:
     ]
 
 
-def swiglu_tensors(layer: str, hidden: int, ffn: int) -> list[RandomTensor]:
+def swiglu_tensors(layer: str, shape: Sizes) -> list[RandomTensor]:
     """A gated feed-forward network and its norm."""
+    hidden, ffn = shape.hidden, shape.ffn
     return [
         RandomTensor.constant(f"{layer}.ffn_norm.weight", hidden, 1.0),
         RandomTensor(f"{layer}.ffn_gate.weight", (ffn, hidden)),
@@ -85,23 +100,30 @@ def swiglu_tensors(layer: str, hidden: int, ffn: int) -> list[RandomTensor]:
     ]
 
 
+Shape = TypeVar("Shape", bound=Sizes)
+
+
 def write_random_gguf(
     path: Path,
     arch: str,
+    name: str,
+    shape: Shape,
     tensors: Sequence[RandomTensor],
     qtype: str,
-    set_metadata: Callable[[gguf.GGUFWriter], None],
+    set_metadata: Callable[[gguf.GGUFWriter, Shape], None],
     *,
-    seed: int = 0,
+    seed: int,
 ) -> None:
     """Write a GGUF with random weights and no vocabulary; `path` appears only when complete.
 
     Args:
         path: the GGUF.
         arch: value of `general.architecture`.
+        name: the architecture's own name.
+        shape: its sizes.
         tensors: tensors in file order.
         qtype: type of the matrices, "f32", "f16" or "bf16"; vectors are F32.
-        set_metadata: adds the architecture's keys.
+        set_metadata: adds the keys that only this architecture has.
         seed: random seed of the weights.
 
     Raises:
@@ -115,7 +137,13 @@ def write_random_gguf(
 
     def metadata(writer: gguf.GGUFWriter) -> None:
         writer.add_type(gguf.GGUFType.MODEL)
-        set_metadata(writer)
+        writer.add_name(f"{name} shape, random weights")
+        writer.add_context_length(shape.context)
+        writer.add_embedding_length(shape.hidden)
+        writer.add_block_count(shape.n_layer)
+        writer.add_feed_forward_length(shape.ffn)
+        writer.add_vocab_size(shape.vocab)
+        set_metadata(writer, shape)
         writer.add_file_type(FILE_TYPES[qtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_tokenizer_model(NO_VOCABULARY)
@@ -123,12 +151,8 @@ def write_random_gguf(
     with progress_bar("writing random weights", nbytes, unit="bytes") as advance:
 
         def data(tensor: PlannedTensor) -> Iterator[np.ndarray]:
-            encode = encoder(tensor.qtype.name.lower())
-            for values in _values(by_name[tensor.name], tensor.source, seed):
-                encoded = encode(values)
-                if encoded is not None:  # initial values are in the range of every type
-                    advance(encoded.nbytes)
-                    yield encoded
+            values = _values(by_name[tensor.name], tensor.source, seed)
+            return encoded(values, tensor.qtype.name.lower(), advance)
 
         write_gguf(path, arch, planned, metadata, data)
 
@@ -146,9 +170,5 @@ def _plan(tensor: RandomTensor, qtype: gguf.GGMLQuantizationType) -> PlannedTens
 def _values(tensor: RandomTensor, source: str, seed: int) -> Iterator[np.ndarray]:
     size = prod(tensor.shape)
     if not tensor.spread:
-        yield np.full(size, tensor.centre, np.float32)
-        return
-    for values in normal(seed, source, size, tensor.spread):
-        if tensor.centre:
-            values += np.float32(tensor.centre)
-        yield values
+        return iter([np.full(size, tensor.centre, np.float32)])
+    return normal(seed, source, size, tensor.spread, tensor.centre)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf
 
-from sb_edge.bench.baselines.random_gguf import RandomTensor, Sizes, add_sizes, write_random_gguf
+from sb_edge.bench.baselines.random_gguf import RandomTensor, Sizes, write_random_gguf
 
 DECAY_LOGIT = -3.0
 """Mean of w0: a channel keeps exp(-0.607 * sigmoid(-3)) = 0.97 of its state per token."""
@@ -46,9 +46,7 @@ def write_rwkv7_gguf(
     The decay's low-rank pair and the token shift's factors are F32, as in upstream's converter. Arguments
     and errors: see `write_random_gguf`.
     """
-    write_random_gguf(
-        path, "rwkv7", _tensors(shape), qtype, lambda writer: _set_metadata(writer, shape), seed=seed
-    )
+    write_random_gguf(path, "rwkv7", "RWKV-7", shape, _tensors(shape), qtype, _set_metadata, seed=seed)
 
 
 def _tensors(shape: Rwkv7Shape) -> list[RandomTensor]:
@@ -110,7 +108,6 @@ def _norm(name: str, hidden: int) -> list[RandomTensor]:
 
 
 def _set_metadata(writer: gguf.GGUFWriter, shape: Rwkv7Shape) -> None:
-    add_sizes(writer, "RWKV-7 shape, random weights", shape)
     writer.add_head_count(0)  # required, not used
     writer.add_layer_norm_eps(shape.norm_eps)
     writer.add_wkv_head_size(shape.head_size)

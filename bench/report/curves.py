@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -150,13 +151,9 @@ def speedup(rows: Sequence[Row]) -> list[Chart]:
 
     Empty if no depth was measured for both.
     """
-    ours = list(dict.fromkeys(row.model for row in rows if row.is_spikingbrain))
-    others = list(dict.fromkeys(row.model for row in rows if not row.is_spikingbrain))
     lines = [
-        Line(f"{model} / {other}", points)
-        for model in ours
-        for other in others
-        if (points := list(_speedup_points(rows, model, other)))
+        Line(f"{model} / {other}", [_speedup_point(*pair) for pair in pairs])
+        for (model, other), pairs in against_baselines(rows).items()
     ]
     if not lines:
         return []
@@ -172,18 +169,29 @@ def speedup(rows: Sequence[Row]) -> list[Chart]:
     ]
 
 
-def best(rows: Sequence[Row], model: str, depth: int) -> Row | None:
-    """A model's fastest setting at a depth; None if it was not measured there."""
-    candidates = [row for row in rows if row.model == model and row.n_depth == depth]
-    return max(candidates, key=lambda row: row.median_ts, default=None)
+def against_baselines(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[Row, Row]]]:
+    """The fastest settings of each SpikingBrain model and each baseline, by their names.
+
+    Pairs are in order of depth; two models without a common depth are left out.
+    """
+    ours = dict.fromkeys(row.model for row in rows if row.is_spikingbrain)
+    others = dict.fromkeys(row.model for row in rows if not row.is_spikingbrain)
+    found = {pair: list(_at_common_depths(rows, *pair)) for pair in product(ours, others)}
+    return {pair: common for pair, common in found.items() if common}
 
 
-def _speedup_points(rows: Sequence[Row], model: str, other: str) -> Iterator[ChartPoint]:
+def _at_common_depths(rows: Sequence[Row], *models: str) -> Iterator[tuple[Row, Row]]:
     for depth in sorted({row.n_depth for row in rows}):
-        ours, theirs = best(rows, model, depth), best(rows, other, depth)
-        if ours is not None and theirs is not None:
-            ratio = row_ratio(ours, theirs)
-            yield ChartPoint(depth, ratio.value, ratio.low, ratio.high, hollow=theirs.fill != "real")
+        ours, theirs = (
+            [row for row in rows if row.model == model and row.n_depth == depth] for model in models
+        )
+        if ours and theirs:
+            yield max(ours, key=lambda row: row.median_ts), max(theirs, key=lambda row: row.median_ts)
+
+
+def _speedup_point(ours: Row, theirs: Row) -> ChartPoint:
+    ratio = row_ratio(ours, theirs)
+    return ChartPoint(ours.n_depth, ratio.value, ratio.low, ratio.high, hollow=theirs.fill != "real")
 
 
 def _speed_point(row: Row) -> ChartPoint:

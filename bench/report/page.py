@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from sb_edge import __version__
-from sb_edge.bench.report.curves import PUBLISHED_SPEEDUP, best, chart_svg, charts
+from sb_edge.bench.report.curves import PUBLISHED_SPEEDUP, against_baselines, chart_svg, charts
 from sb_edge.bench.rows.compare import SpeedComparison, first_against_others
 from sb_edge.bench.rows.row import Row
 from sb_edge.bench.rows.row_tables import results_table, series_name
@@ -34,7 +34,6 @@ class Transcript:
     title: str
     turns: Sequence[Turn]
     note: str = ""
-    kind: str = "transcript"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class LayerMap:
     title: str
     recurrent: Sequence[bool]
     note: str = ""
-    kind: str = "layers"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Facts:
     title: str
     pairs: Sequence[tuple[str, str]]
     note: str = ""
-    kind: str = "facts"
 
 
 Section = Transcript | LayerMap | Facts
@@ -169,15 +166,10 @@ def _headlines(rows: Sequence[Row]) -> list[_Headline]:
 def _speedups(rows: Sequence[Row]) -> list[_Headline]:
     """SpikingBrain's decode speed over each baseline's best setting, at the deepest common depth."""
     found = []
-    for ours in dict.fromkeys(row.model for row in rows if row.is_spikingbrain):
-        for other in dict.fromkeys(row.model for row in rows if not row.is_spikingbrain):
-            for depth in sorted({row.n_depth for row in rows}, reverse=True):
-                fast, baseline = best(rows, ours, depth), best(rows, other, depth)
-                if fast is None or baseline is None:
-                    continue
-                text = f"the decode speed of {series_name(baseline, rows)} at depth {format_depth(depth)}"
-                found.append(_Headline(ours, f"{fast.median_ts / baseline.median_ts:.2f} ×", text))
-                break
+    for pairs in against_baselines(rows).values():
+        ours, theirs = pairs[-1]
+        text = f"the decode speed of {series_name(theirs, rows)} at depth {format_depth(theirs.n_depth)}"
+        found.append(_Headline(ours.model, f"{ours.median_ts / theirs.median_ts:.2f} ×", text))
     return found
 
 

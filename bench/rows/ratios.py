@@ -30,6 +30,11 @@ class Ratio:
     high: float | None
     paired: bool
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """`low` and `high`, or twice the value where there is no interval."""
+        return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
+
 
 def speed_ratio(ours: Sequence[float], theirs: Sequence[float], *, paired: bool) -> Ratio:
     """The ratio of two series of speeds with a percentile bootstrap interval.

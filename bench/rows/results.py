@@ -18,6 +18,7 @@ from sb_edge.bench.rows.row import Row, RowKey
 from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.util.errors import OutputError
 from sb_edge.util.files import atomic_output, write_all
+from sb_edge.util.validation import first_problem
 
 ROW_START = b'{"' + next(iter(Row.model_fields)).encode() + b'":'
 """Beginning of every line of a results file; identifies a torn line."""
@@ -145,13 +146,11 @@ def _parse_row(line: bytes, number: int, path: Path) -> Row:
     try:
         return Row.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise OutputError(
             "is not a benchmark row",
             path=path,
             item=f"line {number}",
-            found=f"{where}: {first['msg']}" if where else first["msg"],
+            found=first_problem(error).line,
             hint="choose another results file, or remove this line",
         ) from None
 

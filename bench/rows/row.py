@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.engine.machine import Machine
 
 Fill = Literal["real", "synthetic", "fitted"]

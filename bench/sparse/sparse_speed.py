@@ -81,9 +81,7 @@ def measure_sparse_speed(
     """
     header = read_header(path)
     if check_sparse(header) is None:
-        raise SparseError(
-            "has no sparse layout", path=path, hint="make one with `sb-edge quantize ... --sparse-layout`"
-        )
+        raise SparseError("has no sparse layout", path=path, hint="make one with `sb-edge sparsify`")
     what = "the model, with its sparse layout and without,"
     require_memory_for_both(header, EngineSettings(sparse=False), EngineSettings(), n_prompt, n_gen, what)
     with Model(path, header=header, sparse=False) as dense, Model(path, header=header) as sparse:

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sb_edge.bench.speed.plan import Case
-from sb_edge.memory.check import FLOAT_TYPES, SMALLER_TYPE, Alternative, Room, refuse_shortage
+from sb_edge.memory.check import (
+    FLOAT_TYPES,
+    SMALLER_OPTIONS,
+    SMALLER_TYPES,
+    Alternative,
+    Room,
+    refuse_shortage,
+)
 from sb_edge.memory.forecast import EngineSettings, MemoryForecast, forecast
 
 COPIES = 2
@@ -95,9 +102,8 @@ def _shift_bytes(case: Case) -> int:
 
 
 def _smaller_types(case: Case) -> Iterator[Alternative]:
-    if case.type_k in FLOAT_TYPES and case.type_v in FLOAT_TYPES:
-        option = f"--type-k {SMALLER_TYPE} --type-v {SMALLER_TYPE}"
-        yield option, needed(replace(case, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE))
+    if {case.type_k, case.type_v} <= FLOAT_TYPES:
+        yield SMALLER_OPTIONS, needed(replace(case, **SMALLER_TYPES))
 
 
 def _shallower(case: Case) -> Iterator[Alternative]:

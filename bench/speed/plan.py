@@ -9,16 +9,16 @@ from typing import Literal
 
 import numpy as np
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.bench.rows.row import Fill, RowKey
 from sb_edge.bench.speed.context_fill import CHUNK
-from sb_edge.engine.cache import remembered_sha256
 from sb_edge.engine.machine import Machine
 from sb_edge.gguf.reader import GgufHeader, padded, read_header
 from sb_edge.memory.check import FLOAT_TYPES
 from sb_edge.memory.forecast import DEFAULT_UBATCH, FLASH_ATTN, FlashChoice
 from sb_edge.util.errors import SbEdgeError
 from sb_edge.util.hashes import sha256_of_bytes
+from sb_edge.util.user_cache import remembered_sha256
 
 AUTO_REAL_DEPTH = 4096
 """Maximum depth of a real prefill of a Transformer with `fill="auto"`; deeper ones take up to hours."""
@@ -118,7 +118,7 @@ class BenchSettings:
         if self.flash_attn == "off" and any(type_v not in FLOAT_TYPES for _, type_v in self.cache_types):
             raise SbEdgeError(
                 "a quantized V cache needs flash attention",
-                hint="use --flash-attn auto, or --type-v f16",
+                hint="use --flash-attn auto, or --cache-type-v f16",
             )
 
     @property

@@ -15,17 +15,8 @@ from numpy.typing import NDArray
 from sb_edge.bench.spikes.sweep import REPORTED_SWEEP, Sweep
 from sb_edge.evaluate.spike_stats import SpikeReport, SpikeStats, by_projection, of_site, total
 from sb_edge.runtime.spike_counters import SiteCounts
-from sb_edge.util.plot import (
-    DASHED,
-    MARKERS,
-    PAPER,
-    caption,
-    dress,
-    fix_ticks,
-    label_ends,
-    list_names,
-    write_figures,
-)
+from sb_edge.util import plot
+from sb_edge.util.plot import PAPER
 
 LANDMARKS = {7: "7: three bits", 16: "16", 127: "127: int8"}
 """Counts marked in the histogram: limits used by the report and by the kernels."""
@@ -52,7 +43,7 @@ def save_report_plots(report: SpikeReport, folder: Path) -> list[Path]:
     def layers(figure: Figure) -> None:
         _draw_layers(figure, report)
 
-    return write_figures(folder, {"counts": ((9, 4.8), counts), "layers": ((13, 4.8), layers)})
+    return plot.write_figures(folder, {"counts": ((9, 4.8), counts), "layers": ((13, 4.8), layers)})
 
 
 def save_sweep_plot(sweep: Sweep, folder: Path) -> list[Path]:
@@ -61,7 +52,7 @@ def save_sweep_plot(sweep: Sweep, folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be created or written to.
     """
-    return write_figures(folder, {"sweep": ((13, 4.6), lambda figure: _draw_sweep(figure, sweep))})
+    return plot.write_figures(folder, {"sweep": ((13, 4.6), lambda figure: _draw_sweep(figure, sweep))})
 
 
 def short_label(projections: Sequence[str]) -> str:
@@ -102,7 +93,7 @@ def _draw_counts(axes: Axes, report: SpikeReport) -> None:
     for count, name in LANDMARKS.items():
         if count < last:
             place = float(_place(count + 0.5))
-            axes.axvline(place, **DASHED)
+            axes.axvline(place, **plot.DASHED)
             side = -1 if count == min(LANDMARKS) else 1  # no room between the first two lines
             axes.annotate(
                 name,
@@ -113,10 +104,10 @@ def _draw_counts(axes: Axes, report: SpikeReport) -> None:
                 fontsize=9,
                 ha="right" if side < 0 else "left",
             )
-    dress(axes, PAPER, f"spikes |s| of a channel\n{report.model}, {report.tokens} tokens")
+    plot.dress(axes, PAPER, f"spikes |s| of a channel\n{report.model}, {report.tokens} tokens")
     detail = f"both axes logarithmic (|s| + 1); counts above {SINGLE_COUNTS}: mean of a bin"
-    caption(axes, PAPER, "Share of entries (one channel, one token) by count", detail)
-    list_names(axes, [("all inputs", PAPER.ink), *names], top=16)
+    plot.caption(axes, PAPER, "Share of entries (one channel, one token) by count", detail)
+    plot.list_names(axes, [("all inputs", PAPER.ink), *names], top=16)
 
 
 def _draw_layers(figure: Figure, report: SpikeReport) -> None:
@@ -125,9 +116,9 @@ def _draw_layers(figure: Figure, report: SpikeReport) -> None:
     gla = any("ssm_f" in site.projections for site in sites)
     detail = "shaded: layers of gated linear attention" if gla else "all layers: sliding-window attention"
     _draw_by_layer(sparsity, sites, source, lambda stats: 100 * stats.window_sparsity)
-    caption(sparsity, PAPER, "Empty slots in windows of three steps, %", detail)
+    plot.caption(sparsity, PAPER, "Empty slots in windows of three steps, %", detail)
     _draw_by_layer(spikes, sites, source, lambda stats: stats.spikes_per_channel["bitwise"])
-    caption(spikes, PAPER, "Spikes per channel, bitwise coding", detail)
+    plot.caption(spikes, PAPER, "Spikes per channel, bitwise coding", detail)
 
 
 def _draw_by_layer(
@@ -138,15 +129,15 @@ def _draw_by_layer(
         axes.axvspan(layer - 0.5, layer + 0.5, color=PAPER.grid, alpha=0.6, lw=0)
     ends = []
     groups = [group for group in by_projection(sites) if group.projections != ("ssm_f",)]
-    for group, colour, marker in zip(groups, PAPER.series * 2, MARKERS * 2, strict=False):
+    for group, colour, marker in zip(groups, PAPER.series * 2, plot.MARKERS * 2, strict=False):
         ys = [value(of_site(site)) for site in group.sites]
         axes.plot([site.layer for site in group.sites], ys, color=colour, marker=marker, ms=4, lw=1.4)
         ends.append((ys[-1], short_label(group.projections), colour))
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.08)
-    dress(axes, PAPER, f"layer\n{source}")
-    label_ends(axes, ends)
+    plot.dress(axes, PAPER, f"layer\n{source}")
+    plot.label_ends(axes, ends)
 
 
 def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
@@ -156,10 +147,10 @@ def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
     wide = max(ks) > WIDE_K * min(ks)
     reported = [k for k in sorted(REPORTED_SWEEP) if min(ks) <= k <= max(ks)]
     blue, orange, green = PAPER.series[:3]
-    quality.axhline(1, **DASHED)
+    quality.axhline(1, **plot.DASHED)
     quality.plot(ks, [sweep.ratio(point) for point in points], color=blue, marker="o", lw=2)
     quality.margins(x=0.06, y=0.1)
-    caption(quality, PAPER, "Perplexity over that without spikes", "1: no loss")
+    plot.caption(quality, PAPER, "Perplexity over that without spikes", "1: no loss")
     ends = []
     for label, colour, measured, theirs in (
         ("≤ 7", green, [100 * point.stats.share_at_most_7 for point in points], "share_at_most_7"),
@@ -171,14 +162,16 @@ def _draw_sweep(figure: Figure, sweep: Sweep) -> None:
             activity.plot(reported, values, color=colour, marker="D", ms=5, mfc="none", lw=1.2, ls="--")
         ends.append((measured[-1], label, colour))
     activity.set_ylim(0, 103)
-    caption(activity, PAPER, "Counts and slots, %", "≤ 7: share of counts; dashed, hollow: the report's 7B")
+    plot.caption(
+        activity, PAPER, "Counts and slots, %", "≤ 7: share of counts; dashed, hollow: the report's 7B"
+    )
     for axes in (quality, activity):
         if wide:
             axes.set_xscale("log")
-        fix_ticks(axes.xaxis, _apart(ks, wide))
+        plot.fix_ticks(axes.xaxis, _apart(ks, wide))
         scale = " (logarithmic)" if wide else ""
-        dress(axes, PAPER, f"k{scale}\n{sweep.model}, {sweep.tokens} tokens")
-    label_ends(activity, ends)
+        plot.dress(axes, PAPER, f"k{scale}\n{sweep.model}, {sweep.tokens} tokens")
+    plot.label_ends(activity, ends)
 
 
 def _apart(ks: Sequence[float], wide: bool) -> list[float]:

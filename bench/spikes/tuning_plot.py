@@ -11,18 +11,10 @@ from matplotlib.ticker import MaxNLocator
 
 from sb_edge.bench.spikes.stats_plots import short_label
 from sb_edge.quant.spikes.k_tuning import Figures, Kind, TunedPoint, Tuning
+from sb_edge.util import plot
+from sb_edge.util.files import require_folder
 from sb_edge.util.output import write_json
-from sb_edge.util.plot import (
-    DASHED,
-    MARKERS,
-    PAPER,
-    caption,
-    dress,
-    fix_ticks,
-    list_names,
-    require_plot_folder,
-    write_figures,
-)
+from sb_edge.util.plot import PAPER
 
 KINDS: dict[Kind, tuple[str, str, str]] = {
     "single": ("single k", PAPER.series[1], "o"),
@@ -40,10 +32,13 @@ def save_tuning(tuning: Tuning, folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be created or written to.
     """
-    require_plot_folder(folder)
+    require_folder(folder)
     document = folder / "tuning.json"
     write_json(document, tuning)
-    return [document, *write_figures(folder, {"tuning": ((16, 9), lambda figure: _draw(figure, tuning))})]
+    return [
+        document,
+        *plot.write_figures(folder, {"tuning": ((16, 9), lambda figure: _draw(figure, tuning))}),
+    ]
 
 
 def _draw(figure: Figure, tuning: Tuning) -> None:
@@ -52,19 +47,23 @@ def _draw(figure: Figure, tuning: Tuning) -> None:
     text = f"{tuning.text}, {tuning.tokens} tokens"
     other = f"{tuning.held_out}, {tuning.held_out_tokens} tokens, not tuned on"
     _draw_over_k(ratio, tuning, lambda figures: figures.ratio)
-    ratio.axhline(1 + tuning.budget, **DASHED)
-    list_names(ratio, [(name, colour) for name, colour, _ in KINDS.values()])
-    caption(ratio, PAPER, "Perplexity over that without spikes", f"{text}; dashed: budget; large: chosen")
+    ratio.axhline(1 + tuning.budget, **plot.DASHED)
+    plot.list_names(ratio, [(name, colour) for name, colour, _ in KINDS.values()])
+    plot.caption(
+        ratio, PAPER, "Perplexity over that without spikes", f"{text}; dashed: budget; large: chosen"
+    )
     _draw_over_k(spikes, tuning, lambda figures: figures.spikes_per_channel)
-    caption(spikes, PAPER, "Spikes per channel, bitwise coding", text)
+    plot.caption(spikes, PAPER, "Spikes per channel, bitwise coding", text)
     _draw_over_k(empty, tuning, lambda figures: 100 * figures.window_sparsity)
-    caption(empty, PAPER, "Empty slots in windows of three steps, %", text)
+    plot.caption(empty, PAPER, "Empty slots in windows of three steps, %", text)
     _draw_loss(loss, tuning, lambda point: point.tuning)
-    caption(loss, PAPER, "Divergence (KL, nats), logarithmic", text)
+    plot.caption(loss, PAPER, "Divergence (KL, nats), logarithmic", text)
     _draw_loss(other_loss, tuning, lambda point: point.held_out)
-    caption(other_loss, PAPER, "Divergence (KL, nats), logarithmic", other)
+    plot.caption(other_loss, PAPER, "Divergence (KL, nats), logarithmic", other)
     _draw_layers(layers, tuning)
-    caption(layers, PAPER, "k of each input, logarithmic", "k per input within the budget; dashed: single k")
+    plot.caption(
+        layers, PAPER, "k of each input, logarithmic", "k per input within the budget; dashed: single k"
+    )
 
 
 def _draw_over_k(axes: Axes, tuning: Tuning, value: Callable[[Figures], float]) -> None:
@@ -73,8 +72,8 @@ def _draw_over_k(axes: Axes, tuning: Tuning, value: Callable[[Figures], float]) 
 
     _draw_kinds(axes, tuning, place)
     axes.set_xscale("log")
-    fix_ticks(axes.xaxis, _k_ticks([point.k for point in tuning.points]))
-    dress(axes, PAPER, "k of all inputs (logarithmic); k per input: at the predicted loss of that k")
+    plot.fix_ticks(axes.xaxis, _k_ticks([point.k for point in tuning.points]))
+    plot.dress(axes, PAPER, "k of all inputs (logarithmic); k per input: at the predicted loss of that k")
 
 
 def _draw_loss(axes: Axes, tuning: Tuning, figures: Callable[[TunedPoint], Figures]) -> None:
@@ -84,8 +83,8 @@ def _draw_loss(axes: Axes, tuning: Tuning, figures: Callable[[TunedPoint], Figur
     _draw_kinds(axes, tuning, place)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    fix_ticks(axes.yaxis, [tick for tick in DIVERGENCE_TICKS if low <= tick <= high])
-    dress(axes, PAPER, "additions per MAC")
+    plot.fix_ticks(axes.yaxis, [tick for tick in DIVERGENCE_TICKS if low <= tick <= high])
+    plot.dress(axes, PAPER, "additions per MAC")
 
 
 def _draw_kinds(axes: Axes, tuning: Tuning, place: Callable[[TunedPoint], tuple[float, float]]) -> None:
@@ -102,15 +101,15 @@ def _draw_layers(axes: Axes, tuning: Tuning) -> None:
     for site, k in zip(tuning.sites, tuning.tuned.ks, strict=True):
         label = short_label([name for name in site.projections if name != "ssm_f"] or site.projections)
         lines.setdefault(label, []).append((site.layer, k))
-    axes.axhline(tuning.single.k, **DASHED)
-    for points, colour, marker in zip(lines.values(), PAPER.series * 2, MARKERS * 2, strict=False):
+    axes.axhline(tuning.single.k, **plot.DASHED)
+    for points, colour, marker in zip(lines.values(), PAPER.series * 2, plot.MARKERS * 2, strict=False):
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4, lw=1.4)
-    list_names(axes, list(zip(lines, PAPER.series * 2, strict=False)))
+    plot.list_names(axes, list(zip(lines, PAPER.series * 2, strict=False)))
     axes.set_yscale("log")
-    fix_ticks(axes.yaxis, _k_ticks([*tuning.tuned.ks, tuning.single.k]))
+    plot.fix_ticks(axes.yaxis, _k_ticks([*tuning.tuned.ks, tuning.single.k]))
     axes.margins(y=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    dress(axes, PAPER, "layer")
+    plot.dress(axes, PAPER, "layer")
 
 
 def _k_ticks(ks: Sequence[float]) -> list[float]:

@@ -20,6 +20,7 @@ from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.gguf.values import tensor_values
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
+from sb_edge.util.validation import first_problem
 
 BASE_ARCHITECTURES = ("llama", "qwen2")
 
@@ -297,8 +298,8 @@ def _shape_of_gguf(header: GgufHeader, path: Path) -> BaseShape:
     )
     embeddings = names.get("token_embd.weight")
     values["vocab_size"] = embeddings.shape[0] if embeddings else None
-    for ours, theirs in (("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")):
-        values[ours] = header.metadata.get(f"tokenizer.ggml.{theirs}")
+    for key in ("bos_token_id", "eos_token_id"):
+        values[key] = header.metadata.get(f"tokenizer.ggml.{key}")
     return _validated(values, path, GgufError)
 
 
@@ -306,7 +307,5 @@ def _validated(values: dict[str, Any], path: Path, kind: type[ConfigError] | typ
     try:
         return BaseShape.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"][:1].lower() + first["msg"][1:]
-        raise kind(message, path=path, item=key, found=repr(values.get(key))) from None
+        key, message, found, _ = first_problem(error)
+        raise kind(message, path=path, item=key, found=found) from None

@@ -62,6 +62,12 @@ class Checkpoint:
             raise CheckpointError("there is no such tensor", path=self.folder, item=name)
         return self._tensors[name]
 
+    def value_error(self, name: str, index: int, value: object, message: str, hint: str) -> CheckpointError:
+        """The error of a tensor's value at a place in its flat order."""
+        info = self.info(name)
+        place = ", ".join(str(int(i)) for i in np.unravel_index(index, info.shape))
+        return CheckpointError(message, path=info.file, item=name, found=f"{value} at [{place}]", hint=hint)
+
     def read(self, name: str) -> np.ndarray:
         """Read a tensor as a read-only memory map in its own type and shape.
 

@@ -57,32 +57,28 @@ def _has_scales(checkpoint: Checkpoint, names: set[str], layout: TensorLayout) -
                 expected=f"a multiple of {SCALE_GROUP}",
             )
     expected = [name + SCALES for name in expected_tensors(config, gate_rank=0) if name.endswith(PROJECTION)]
+    return _has_all(checkpoint, expected, names, "scales", first)
+
+
+def _has_biases(checkpoint: Checkpoint, names: set[str]) -> bool:
+    layers = range(checkpoint.config.num_hidden_layers)
+    biases = [f"model.layers.{layer}.attn.{name}.bias" for layer in layers for name in _BIASES]
+    first = next((name for name in biases if name in names), None)
+    return first is not None and _has_all(checkpoint, biases, names, "attention biases", first)
+
+
+def _has_all(checkpoint: Checkpoint, expected: list[str], names: set[str], what: str, first: str) -> bool:
+    """True; refuses a checkpoint without one of the expected tensors, though it has the `first` of them."""
     missing = [name for name in expected if name not in names]
     if missing:
         raise CheckpointError(
             "is missing",
             path=checkpoint.folder,
             item=missing[0],
-            found=f"{len(expected) - len(missing)} of {len(expected)} scales, including {first}",
+            found=f"{len(expected) - len(missing)} of {len(expected)} {what}, including {first}",
             expected="all or none",
         )
     return True
-
-
-def _has_biases(checkpoint: Checkpoint, names: set[str]) -> bool:
-    layers = range(checkpoint.config.num_hidden_layers)
-    biases = [f"model.layers.{layer}.attn.{name}.bias" for layer in layers for name in _BIASES]
-    present = [name for name in biases if name in names]
-    if present and len(present) != len(biases):
-        missing = next(name for name in biases if name not in names)
-        raise CheckpointError(
-            "is missing",
-            path=checkpoint.folder,
-            item=missing,
-            found=f"{len(present)} of {len(biases)} attention biases, including {present[0]}",
-            expected="all or none",
-        )
-    return bool(present)
 
 
 def _gate_rank(checkpoint: Checkpoint, names: set[str]) -> int:

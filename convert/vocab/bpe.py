@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sb_edge.convert.vocab.tokens import (
     TokenTable,
     TokenType,
+    Vocabulary,
     added_token,
     read_added_tokens,
     read_tokenizer_file,
@@ -53,25 +53,7 @@ def pre_tokenizer_json(pre: str) -> dict[str, Any] | None:
     return {"type": "Sequence", "pretokenizers": nodes}
 
 
-@dataclass(frozen=True)
-class Bpe:
-    """A byte-level BPE vocabulary.
-
-    Attributes:
-        table: the tokens.
-        merges: "left right" pairs, by rank.
-        pre: `tokenizer.ggml.pre`.
-        add_bos, add_eos: a text begins or ends with a special token.
-    """
-
-    table: TokenTable
-    merges: list[str]
-    pre: str
-    add_bos: bool = False
-    add_eos: bool = False
-
-
-def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Vocabulary:
     """Read a tokenizer.json that holds a byte-level BPE, and the tokens that other files in its folder add.
 
     Args:
@@ -109,7 +91,8 @@ def load_tokenizer_json(path: Path, vocab_size: int, tokenizer_config: Mapping[s
     for token in read_added_tokens(path.parent, tokenizer_config):
         table.put_added(token)
     merges = _json_merges(model.get("merges"), vocab, path)
-    return Bpe(table, merges, pre, *_post_processor(document))
+    add_bos, add_eos = _post_processor(document)
+    return Vocabulary("gpt2", pre, table, add_bos=add_bos, add_eos=add_eos, merges=merges)
 
 
 def _post_processor(document: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -182,7 +165,7 @@ def _json_merges(merges: Any, vocab: dict[str, int], path: Path) -> list[str]:
     return result
 
 
-def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Bpe:
+def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Vocabulary:
     """Read vocab.json and merges.txt, and the tokens that other files in the folder add.
 
     Args:
@@ -205,7 +188,8 @@ def load_vocab_and_merges(folder: Path, vocab_size: int, tokenizer_config: Mappi
         table.put(token_id, text, TokenType.NORMAL, path)
     for token in read_added_tokens(folder, tokenizer_config):
         table.put_added(token)
-    return Bpe(table, _text_merges(merges_path, vocab), _pre_of_class(folder, tokenizer_config))
+    merges = _text_merges(merges_path, vocab)
+    return Vocabulary("gpt2", _pre_of_class(folder, tokenizer_config), table, merges=merges)
 
 
 def _pre_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ _FILES = (
     "generation_config.json",
 )
 
+_HINT = "transplant the Hugging Face checkpoint instead, with its tokenizer files"
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
@@ -58,7 +59,7 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
             item="tokenizer.ggml.model",
             found=repr(keys.get("tokenizer.ggml.model")),
             expected="'gpt2'",
-            hint="transplant the Hugging Face checkpoint instead, with its tokenizer files",
+            hint=_HINT,
         )
     pre = pre_tokenizer_json(str(keys.get("tokenizer.ggml.pre")))
     if pre is None:
@@ -67,7 +68,7 @@ def write_tokenizer(header: GgufHeader, path: Path, folder: Path) -> None:
             path=path,
             item="tokenizer.ggml.pre",
             found=repr(keys.get("tokenizer.ggml.pre")),
-            hint="transplant the Hugging Face checkpoint instead, with its tokenizer files",
+            hint=_HINT,
         )
     types = [TokenType(int(kind)) for kind in keys.get("tokenizer.ggml.token_type", [])]
     added = [

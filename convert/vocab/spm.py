@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from sb_edge.convert.vocab.tokens import TokenTable, TokenType, read_added_tokens
+from sb_edge.convert.vocab.tokens import TokenTable, TokenType, Vocabulary, read_added_tokens
 from sb_edge.util.errors import TokenizerError
 
 _ADDED_SCORE = -1000.0  # as in llama.cpp's converter
@@ -18,24 +17,7 @@ _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _SPACE = "\u2581"
 
 
-@dataclass(frozen=True)
-class SentencePiece:
-    """A SentencePiece vocabulary.
-
-    Attributes:
-        table: the tokens.
-        scores: log probability or rank of each token.
-        add_space_prefix: a space is added before the text.
-        special: numbers of bos, eos, unk and pad in the model.
-    """
-
-    table: TokenTable
-    scores: list[float]
-    add_space_prefix: bool
-    special: dict[str, int]
-
-
-def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> SentencePiece:
+def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[str, Any]) -> Vocabulary:
     """Read a tokenizer.model and the tokens that other files in its folder add.
 
     Args:
@@ -75,7 +57,15 @@ def load_sentencepiece(path: Path, vocab_size: int, tokenizer_config: Mapping[st
     }
     special = {name: number for name, number in numbers.items() if number >= 0}
     pieces = processor.EncodeAsPieces("a")
-    return SentencePiece(table, scores, bool(pieces) and pieces[0].startswith(_SPACE), special)
+    return Vocabulary(
+        "llama",
+        "default",
+        table,
+        special,
+        add_bos=True,
+        scores=scores,
+        add_space_prefix=bool(pieces) and pieces[0].startswith(_SPACE),
+    )
 
 
 def _type(processor: SentencePieceProcessor, number: int) -> TokenType:

@@ -1,4 +1,4 @@
-"""Common parts of Hugging Face tokenizers: JSON files, added tokens, the table of tokens."""
+"""Common parts of Hugging Face tokenizers: JSON files, added tokens, the table of tokens, the vocabulary."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from sb_edge.util.errors import TokenizerError
 from sb_edge.util.json_files import parse_json_object
+
+ChatTemplate = str | list[dict[str, str]]
 
 
 class TokenType(IntEnum):
@@ -99,6 +101,35 @@ class TokenTable:
             TokenizerError: as `put`.
         """
         self.put(token.token_id, token.text, token.type, token.path)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Content of the `tokenizer.*` keys of a GGUF.
+
+    Attributes:
+        model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
+        pre: name of the pre-tokenizer.
+        table: tokens with types and numbers.
+        scores: scores of the tokens; only SentencePiece.
+        merges: "left right" pairs, by rank; only BPE.
+        special: token number by "bos", "eos", "eot", "unk", "pad".
+        add_bos: a prompt begins with the bos token.
+        add_eos: a prompt ends with the eos token.
+        add_space_prefix: a prompt begins with a space; only SentencePiece.
+        chat_template: Jinja template, or a list of named templates.
+    """
+
+    model: str
+    pre: str
+    table: TokenTable
+    special: dict[str, int] = field(default_factory=dict)
+    add_bos: bool = False
+    add_eos: bool = False
+    scores: list[float] | None = None
+    merges: list[str] = field(default_factory=list)
+    add_space_prefix: bool | None = None
+    chat_template: ChatTemplate | None = None
 
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:

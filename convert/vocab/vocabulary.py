@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +12,13 @@ import gguf
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.convert.vocab.bpe import load_tokenizer_json, load_vocab_and_merges
 from sb_edge.convert.vocab.spm import load_sentencepiece
-from sb_edge.convert.vocab.tokens import TokenTable, read_tokenizer_file
+from sb_edge.convert.vocab.tokens import ChatTemplate, TokenTable, Vocabulary, read_tokenizer_file
 from sb_edge.util.errors import TokenizerError
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 """Tokens that end a turn in chat templates: ChatML, Llama 3, Gemma, Phi 3."""
 
 NO_VOCABULARY = "no_vocab"
-
-ChatTemplate = str | list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Content of the `tokenizer.*` keys of a GGUF.
-
-    Attributes:
-        model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
-        pre: name of the pre-tokenizer.
-        table: tokens with types and numbers.
-        scores: scores of the tokens; only SentencePiece.
-        merges: "left right" pairs, by rank; only BPE.
-        special: token number by "bos", "eos", "eot", "unk", "pad".
-        add_bos: a prompt begins with the bos token.
-        add_eos: a prompt ends with the eos token.
-        add_space_prefix: a prompt begins with a space; only SentencePiece.
-        chat_template: Jinja template, or a list of named templates.
-    """
-
-    model: str
-    pre: str
-    table: TokenTable
-    special: dict[str, int]
-    add_bos: bool
-    add_eos: bool
-    scores: list[float] | None = None
-    merges: list[str] = field(default_factory=list)
-    add_space_prefix: bool | None = None
-    chat_template: ChatTemplate | None = None
 
 
 def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | None:
@@ -63,41 +32,17 @@ def load_vocabulary(folder: Path, config: SpikingBrainConfig) -> Vocabulary | No
     tokenizer_config = read_tokenizer_file(folder / "tokenizer_config.json")
     template = _chat_template(folder, tokenizer_config)
     if (folder / "tokenizer.model").is_file():
-        spm = load_sentencepiece(folder / "tokenizer.model", config.vocab_size, tokenizer_config)
-        add_bos, add_eos = _flags(tokenizer_config, add_bos=True)
-        special = spm.special | _special_tokens(folder, tokenizer_config, config, spm.table, template)
-        return Vocabulary(
-            "llama",
-            "default",
-            spm.table,
-            special,
-            add_bos,
-            add_eos,
-            scores=spm.scores,
-            add_space_prefix=spm.add_space_prefix,
-            chat_template=template,
-        )
-    if (folder / "tokenizer.json").is_file():
-        bpe = load_tokenizer_json(folder / "tokenizer.json", config.vocab_size, tokenizer_config)
+        vocabulary = load_sentencepiece(folder / "tokenizer.model", config.vocab_size, tokenizer_config)
+    elif (folder / "tokenizer.json").is_file():
+        vocabulary = load_tokenizer_json(folder / "tokenizer.json", config.vocab_size, tokenizer_config)
     elif (folder / "vocab.json").is_file() or (folder / "merges.txt").is_file():
-        bpe = load_vocab_and_merges(folder, config.vocab_size, tokenizer_config)
+        vocabulary = load_vocab_and_merges(folder, config.vocab_size, tokenizer_config)
     else:
         return None
-    add_bos, add_eos = _flags(tokenizer_config, add_bos=bpe.add_bos, add_eos=bpe.add_eos)
-    special = _special_tokens(folder, tokenizer_config, config, bpe.table, template)
-    return Vocabulary(
-        "gpt2", bpe.pre, bpe.table, special, add_bos, add_eos, merges=bpe.merges, chat_template=template
-    )
-
-
-def _flags(
-    tokenizer_config: Mapping[str, Any], *, add_bos: bool = False, add_eos: bool = False
-) -> tuple[bool, bool]:
-    stated = [tokenizer_config.get(key) for key in ("add_bos_token", "add_eos_token")]
-    return tuple(  # type: ignore[return-value]
-        value if isinstance(value, bool) else default
-        for value, default in zip(stated, (add_bos, add_eos), strict=True)
-    )
+    special = _special_tokens(folder, tokenizer_config, config, vocabulary.table, template)
+    stated = {flag: tokenizer_config.get(f"{flag}_token") for flag in ("add_bos", "add_eos")}
+    flags: dict[str, Any] = {flag: value for flag, value in stated.items() if isinstance(value, bool)}
+    return replace(vocabulary, special=vocabulary.special | special, chat_template=template, **flags)
 
 
 def _special_tokens(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sb_edge.distill.parallel import World
 from sb_edge.distill.state.training_state import Progress
-from sb_edge.util.progress import Advance, progress_bar, stderr
+from sb_edge.util.progress import Advance, note, progress_bar, stderr
 
 INTERVAL = 30.0
 """Seconds between two lines."""
@@ -85,10 +85,7 @@ class Reporter:
         losses = found.get("losses", [])
         parts = [f"held-out loss {sum(losses) / len(losses):.4f}"] if losses else []
         parts += [f"{kind} {share:.0%}" for kind, share in found.get("found", {}).items()]
-        self._print(f"stage {self._name}, after {found['tokens']} tokens: {', '.join(parts)}")
-
-    def _print(self, line: str) -> None:
-        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+        note(f"stage {self._name}, after {found['tokens']} tokens: {', '.join(parts)}")
 
     def _show(self, done: int) -> None:
         if self._silent:
@@ -96,7 +93,7 @@ class Reporter:
         self._shown = now = time.monotonic()
         rate = self._trained / max(now - self._started, 1e-9)
         left = sum(map(self._tokens, range(done, self._steps))) / rate
-        self._print(
+        note(
             f"stage {self._name}, step {done} of {self._steps}: {self._losses()}; "
             f"{rate:.0f} tokens/s, {_duration(left)} left"
         )

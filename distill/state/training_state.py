@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -155,7 +154,7 @@ def read(path: Path) -> tuple[TrainingSettings, Saved]:
             theirs = TrainingSettings.model_validate_json(json.dumps(document["settings"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return theirs, _saved(document, tensors)
-    except (SafetensorError, KeyError, ValueError, ValidationError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise TrainingError(
             "is not a checkpoint of distillation",
             path=path,

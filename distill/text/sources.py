@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sb_edge.util.errors import TrainingError
+from sb_edge.util.files import reading_utf8
 
 SUFFIXES = (".txt", ".md", ".rst")
 """Suffixes of files taken from a folder; a file given by name may have any."""
@@ -54,10 +55,8 @@ def given_documents(paths: Sequence[Path]) -> Iterator[Document]:
 
 
 def _read(file: Path) -> str:
-    try:
+    with reading_utf8(file, TrainingError):
         text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TrainingError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
     if not text.strip():
         raise TrainingError("is empty", path=file, hint="give --text files that hold text")
     return text

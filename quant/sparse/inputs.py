@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sb_edge.evaluate.perplexity import evaluate
 from sb_edge.quant.sparse.dead_zones import Importances
 from sb_edge.quant.sparse.neuron_order import CLUSTERED
-from sb_edge.runtime.session import Model, Session
+from sb_edge.runtime.session import Model
 from sb_edge.util.progress import progress_bar
 
 Key = tuple[int, str]
@@ -23,9 +24,6 @@ READERS = {
     "ffn_swiglu": ("ffn_down",),
 }
 """Nodes of the engine's graph, and the projections that read them."""
-
-_PIECE = 128
-"""Tokens evaluated at once."""
 
 
 class InputRecorder:
@@ -58,16 +56,11 @@ class InputRecorder:
         seen = self._firing[layer]
         seen.append(fires)
         if fires.shape[1] > CLUSTERED:  # only how often matters then
-            self._firing[layer] = [_often(seen)]
+            self._firing[layer] = [np.concatenate(seen).sum(axis=0, keepdims=True)]
 
     def firing(self) -> dict[int, NDArray]:
         """By layer: bool [T, n]; of more than `CLUSTERED` neurons, how often each fired, int64 [1, n]."""
         return {layer: np.concatenate(rows) for layer, rows in self._firing.items()}
-
-
-def _often(rows: Sequence[NDArray]) -> NDArray[np.int64]:
-    total: NDArray[np.int64] = sum(each.sum(axis=0, keepdims=True) for each in rows)
-    return total
 
 
 def record_inputs(
@@ -78,18 +71,13 @@ def record_inputs(
     Raises:
         InferenceError: no tokens, or one outside the vocabulary.
     """
-    with (
-        Session(
-            model,
-            n_ctx=max(len(tokens), 16),
-            n_batch=_PIECE,
-            n_threads=n_threads,
-            on_tensor=recorder.on_tensor,
-            tensor_filter=recorder.tensor_filter,
-        ) as session,
-        progress_bar("recording inputs", len(tokens)) as advance,
-    ):
-        for start in range(0, len(tokens), _PIECE):
-            piece = tokens[start : start + _PIECE]
-            session.evaluate(piece, all_logits=True)
-            advance(len(piece))
+    rows = evaluate(
+        model,
+        tokens,
+        n_threads=n_threads,
+        on_tensor=recorder.on_tensor,
+        tensor_filter=recorder.tensor_filter,
+    )
+    with progress_bar("recording inputs", len(tokens)) as advance:
+        for logits in rows:
+            advance(len(logits))

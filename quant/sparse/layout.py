@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import (
     COLUMN_BLOCK,
@@ -36,11 +36,12 @@ from sb_edge.quant.sparse.dead_zones import zones
 from sb_edge.quant.sparse.inputs import InputRecorder, Key, record_inputs
 from sb_edge.quant.sparse.neuron_order import firing_order, movable_layers, write_reordered
 from sb_edge.quant.sparse.zone_tuning import Candidate, Trial, ZoneTuning, tune_zones
-from sb_edge.quant.tuning_text import Text, require_length
+from sb_edge.quant.tuning import Text
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import SparseError
 from sb_edge.util.files import require_free_space, require_output
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
+from sb_edge.util.output import json_fields, to_json
 from sb_edge.util.progress import progress_bar
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
@@ -52,9 +53,6 @@ _PIECE = 1 << 20
 """Values quantized at once."""
 
 Norms = NDArray[np.float32]
-
-Write = Callable[[Path, Callable[[Path], object]], None]
-"""Quantizes a source; calls the function with the finished file, under a name that it may write to."""
 
 
 @dataclass(frozen=True)
@@ -110,24 +108,17 @@ class SparseLayout:
         """For JSON; docs/sparse.md describes the fields."""
         chosen = self.tuning.chosen
         return {
-            "source": self.source,
-            "source_sha256": self.source_sha256,
-            "text": self.text,
-            "text_sha256": self.text_sha256,
-            "tokens": self.tokens,
-            "budget": self.budget,
-            "max_density": self.max_density,
+            **json_fields(
+                self, "source", "source_sha256", "text", "text_sha256", "tokens", "budget", "max_density"
+            ),
             "perplexity_dense": self.tuning.dense,
             "perplexity_ratio": chosen.ratio,
-            "held_out": self.held_out,
-            "held_out_tokens": self.held_out_tokens,
+            **json_fields(self, "held_out", "held_out_tokens"),
             "held_out_perplexity_dense": self.held_out_dense,
             "held_out_perplexity_ratio": self.held_out_ratio,
-            "silent_share": chosen.counts.silent_share,
-            "dense_share": chosen.counts.dense_share,
+            **json_fields(chosen.counts, "silent_share", "dense_share"),
             "saved": chosen.saved,
-            "added_bytes": self.added_bytes,
-            "n_projections": self.n_projections,
+            **json_fields(self, "added_bytes", "n_projections"),
             "left_out": [row_name(*key) for key in self.left_out],
             "reordered_layers": list(self.reordered),
             "losses": self.tuning.losses,
@@ -140,14 +131,14 @@ class SparseLayout:
                 }
                 for trial in self.tuning.trials
             ],
-            "sites": [asdict(site) for site in self.sites],
+            "sites": to_json(self.sites),
         }
 
 
 def quantize_sparse(
     source: Path,
     target: Path,
-    write: Write,
+    write: Callable[[Path, Callable[[Path], SparseLayout]], SparseLayout],
     *,
     text: Text,
     held_out: Text,
@@ -162,7 +153,8 @@ def quantize_sparse(
     Args:
         source: a GGUF of this architecture; columns are made of its weights, not of the quantized ones.
         target: what `write` writes; work files are kept beside it meanwhile.
-        write: quantizes what it is given to `target`.
+        write: quantizes a source to `target`, and returns what the function makes of the finished file, which
+            it may change.
         text: decides on the dead zones.
         held_out: another one, only measured.
         budget: perplexity of `text` may rise by this share over that of the dense product; > 0.
@@ -180,8 +172,6 @@ def quantize_sparse(
     """
     _require_share("budget", budget, math.inf)
     _require_share("max_density", max_density, 1)
-    require_length(text)
-    require_length(held_out)
     header = read_header(source)
     require_output(target, header.files)
     usable, left_out = _projections(header, allow_requantize)
@@ -195,7 +185,6 @@ def quantize_sparse(
     orders = {layer: firing_order(fires) for layer, fires in recorder.firing().items()}
     for layer, order in orders.items():
         norms[layer, "ffn_down"] = norms[layer, "ffn_down"][order]
-    found: list[SparseLayout] = []
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.partial-", dir=target.parent) as name:
         folder = Path(name)
         floats = header
@@ -203,7 +192,7 @@ def quantize_sparse(
             require_free_space(folder, header.nbytes, "the model with its neurons reordered")
             floats = read_header(write_reordered(header, folder, orders))
 
-        def finish(written: Path) -> None:
+        def finish(written: Path) -> SparseLayout:
             rows = {tensor.name: tensor for tensor in read_header(written).tensors}
             candidates = [
                 Candidate(key, norms[key], curves[key], rows[row_name(*key)].nbytes) for key in usable
@@ -214,31 +203,28 @@ def quantize_sparse(
             sites = _sites(candidates, tuning.chosen, layout)
             added = layout.write_chosen(written, [(site.layer, site.projection) for site in sites])
             _require_budget(written, text, tuning.dense, budget, n_threads)
-            dense, ratio = _compare(written, held_out, n_threads)
-            found.append(
-                SparseLayout(
-                    source=source.name,
-                    source_sha256=sha256_of(*header.files),
-                    text=text.name,
-                    text_sha256=sha256_of_bytes(np.array(text.tokens, "<i4").tobytes()),
-                    tokens=len(text.tokens) - 1,
-                    held_out=held_out.name,
-                    held_out_tokens=len(held_out.tokens) - 1,
-                    budget=budget,
-                    max_density=max_density,
-                    n_projections=len(usable) + len(left_out),
-                    left_out=tuple(left_out),
-                    reordered=tuple(orders),
-                    tuning=tuning,
-                    sites=sites,
-                    held_out_dense=dense,
-                    held_out_ratio=ratio,
-                    added_bytes=added,
-                )
+            dense = _perplexity(written, held_out, n_threads, sparse=False)
+            return SparseLayout(
+                source=source.name,
+                source_sha256=sha256_of(*header.files),
+                text=text.name,
+                text_sha256=sha256_of_bytes(np.array(text.tokens, "<i4").tobytes()),
+                tokens=len(text.tokens) - 1,
+                held_out=held_out.name,
+                held_out_tokens=len(held_out.tokens) - 1,
+                budget=budget,
+                max_density=max_density,
+                n_projections=len(usable) + len(left_out),
+                left_out=tuple(left_out),
+                reordered=tuple(orders),
+                tuning=tuning,
+                sites=sites,
+                held_out_dense=dense,
+                held_out_ratio=_perplexity(written, held_out, n_threads) / dense,
+                added_bytes=added,
             )
 
-        write(floats.files[0], finish)
-    return found[0]
+        return write(floats.files[0], finish)
 
 
 class _Layout:
@@ -389,20 +375,14 @@ def _sites(candidates: Sequence[Candidate], chosen: Trial, layout: _Layout) -> t
     return tuple(sites)
 
 
-def _compare(path: Path, text: Text, n_threads: int | None) -> tuple[float, float]:
-    """Perplexity of the dense product, and that with the layout over it; token by token."""
-    with Model(path, sparse=False) as dense, Model(path) as sparse:
-        theirs, ours = (
-            token_losses(model, text.tokens, n_batch=1, n_threads=n_threads).mean()
-            for model in (dense, sparse)
-        )
-    return math.exp(theirs), math.exp(ours - theirs)
+def _perplexity(path: Path, text: Text, n_threads: int | None, *, sparse: bool = True) -> float:
+    """Perplexity with or without the layout, token by token."""
+    with Model(path, sparse=sparse) as model:
+        return math.exp(token_losses(model, text.tokens, n_batch=1, n_threads=n_threads).mean())
 
 
 def _require_budget(path: Path, text: Text, dense: float, budget: float, n_threads: int | None) -> None:
-    with Model(path) as model:
-        losses = token_losses(model, text.tokens, n_batch=1, n_threads=n_threads)
-    ratio = math.exp(losses.mean()) / dense
+    ratio = _perplexity(path, text, n_threads) / dense
     if ratio > 1 + budget:
         raise SparseError(
             "the budget is broken by the file with the choice in it",

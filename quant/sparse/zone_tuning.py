@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +18,15 @@ from sb_edge.gguf.rewrite import set_number
 from sb_edge.gguf.values import tensor_bytes
 from sb_edge.quant.sparse.dead_zones import Floats, ZoneCurve, choose, zones
 from sb_edge.quant.sparse.inputs import Key
-from sb_edge.quant.tuning_text import Text
+from sb_edge.quant.tuning import PROBE_TOKENS, Text, search
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.sparse_counters import SparseCounts, count_products
 from sb_edge.util.errors import SparseError
 from sb_edge.util.logits import kl_divergence
 from sb_edge.util.progress import Advance, progress_bar
 
-DEFAULT_BUDGET = 0.02
-
 DEFAULT_MAX_DENSITY = 0.18
 """Share of columns that takes as long as all rows, since columns are fetched one by one."""
-
-PROBE_TOKENS = 256
-"""Tokens for each kind's loss; divergences vary far less than perplexity."""
 
 PROBE_PLACE = 10
 """In a curve: half of the channels are silent where a kind's loss is measured."""
@@ -155,26 +151,27 @@ def tune_zones(
     return ZoneTuning(math.exp(bench.dense.mean()), losses, tuple(trials), chosen)
 
 
+class _Step(NamedTuple):
+    """A trade-off and the trial of its choice, which other trade-offs may share."""
+
+    k: float
+    trial: Trial
+
+
 def _search(bench: _ZoneTrials, losses: Mapping[str, float], budget: float, advance: Advance) -> list[Trial]:
     weights = np.array([losses[each.key[1]] for each in bench.candidates])
     trials: dict[tuple[int, ...], Trial] = {}
 
-    def is_within(trade: float) -> bool:
+    def measure(trade: float) -> _Step:
         choice = bench.choose(weights, trade)
         if choice not in trials:
             trials[choice] = bench.measure(choice, trade)
             advance(1)
-        return trials[choice].ratio <= 1 + budget
+        return _Step(trade, trials[choice])
 
-    low = LARGEST_TRADE * math.log1p(budget)
-    steps = 0
-    while not is_within(low) and steps < MOST_STEPS:
-        low /= STEP
-        steps += 1
-    high = low * STEP
-    for _ in range(HALVINGS if steps else 0):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if is_within(middle) else (low, middle)
+    largest = LARGEST_TRADE * math.log1p(budget)
+    trades = [largest / STEP**step for step in range(MOST_STEPS + 1)]
+    search(measure, trades, lambda step: step.trial.ratio <= 1 + budget, HALVINGS, in_a_row=1)
     return sorted(trials.values(), key=lambda trial: trial.trade)
 
 

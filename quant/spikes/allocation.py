@@ -1,4 +1,4 @@
-"""How to share out spikes: which k each coded input gets, and how a k within a budget is found.
+"""How to share out spikes: which k each coded input gets.
 
 Nothing here knows an engine; docs/tuning-k.md derives the rule.
 """
@@ -6,8 +6,6 @@ Nothing here knows an engine; docs/tuning-k.md derives the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,52 +96,3 @@ def saving(reference: Array, other: Array) -> float:
     at = np.linspace(low, high, 101)
     theirs, ours = (np.interp(at, place, curve[:, 0]) for place, curve in zip(places, curves, strict=True))
     return float((1 - ours / theirs).mean())
-
-
-class Measured(Protocol):
-    """What `search` has to know of a measurement."""
-
-    @property
-    def k(self) -> float:
-        """Where it was taken."""
-
-
-M = TypeVar("M", bound=Measured)
-
-
-def search(
-    measure: Callable[[float], M], ks: Sequence[float], accept: Callable[[M], bool], halvings: int
-) -> tuple[list[M], M | None]:
-    """The smallest k that is good enough.
-
-    Goes up through `ks` until two in a row are accepted (one may be by luck), then halves the logarithm of
-    the last step before them.
-
-    Args:
-        measure: takes a measurement at a k.
-        ks: ascending.
-        accept: decides on a measurement; from some k on all are accepted, but for noise.
-        halvings: Number of bisection steps.
-
-    Returns:
-        All measurements by k, and the chosen one; None if the last of `ks` is not accepted.
-    """
-    points: list[M] = []
-    accepted = 0
-    for k in ks:
-        points.append(measure(k))
-        accepted = accepted + 1 if accept(points[-1]) else 0
-        if accepted == 2:
-            break
-    if not accepted:
-        return points, None
-    best = points[-accepted]
-    low = points[-accepted - 1].k if len(points) > accepted else best.k
-    for _ in range(halvings if low < best.k else 0):
-        point = measure(math.sqrt(low * best.k))
-        points.append(point)
-        if accept(point):
-            best = point
-        else:
-            low = point.k
-    return sorted(points, key=lambda point: point.k), best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,20 +19,17 @@ from sb_edge.evaluate.perplexity import predictions, token_losses
 from sb_edge.evaluate.spike_stats import total
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.quant.quantize import COPY, quantize
-from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving, search
-from sb_edge.quant.tuning_text import Text, require_length
+from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving
+from sb_edge.quant.tuning import PROBE_TOKENS, Text, search
 from sb_edge.runtime.session import Model
 from sb_edge.runtime.spike_counters import count_spikes
 from sb_edge.util.errors import SpikeError
 from sb_edge.util.files import atomic_output
 from sb_edge.util.logits import kl_divergence
+from sb_edge.util.output import json_fields, to_json
 from sb_edge.util.progress import Advance, progress_bar
 
 Floats = NDArray[np.float64]
-
-DEFAULT_BUDGET = 0.02
-PROBE_TOKENS = 256
-"""Tokens for each input's sensitivity and cost; divergences vary far less than perplexity."""
 
 DIVERGENCE_TOKENS = 512
 """Of each text, for the divergence of a choice of k; the vocabulary's probabilities after each are held."""
@@ -165,22 +162,18 @@ class Tuning:
     def to_json(self) -> dict[str, Any]:
         """For JSON; the fields are described in docs/tuning-k.md."""
         return {
-            "budget": self.budget,
-            "text": self.text,
-            "tokens": self.tokens,
+            **json_fields(self, "budget", "text", "tokens"),
             "perplexity_without_spikes": self.without,
-            "held_out": self.held_out,
-            "held_out_tokens": self.held_out_tokens,
+            **json_fields(self, "held_out", "held_out_tokens"),
             "held_out_perplexity_without_spikes": self.held_out_without,
             "stored": self.chosen.kind,
             "savings": dict(zip(("tuning", "held_out"), self.savings, strict=True)),
-            "single": asdict(self.single),
-            "tuned": asdict(self.tuned),
+            **json_fields(self, "single", "tuned"),
             "sites": [
-                {"layer": site.layer, "projections": list(site.projections), "sensitivity": sensitivity}
+                json_fields(site) | {"sensitivity": sensitivity}
                 for site, sensitivity in zip(self.sites, self.sensitivities, strict=True)
             ],
-            "curve": [asdict(point) for point in self.points],
+            "curve": to_json(self.points),
         }
 
 
@@ -217,16 +210,15 @@ def tune_copy(
         SpikeError: as `tune_file`.
         OutputError: `target` cannot be written.
     """
-    found: list[Tuning] = []
-    quantize(
+    tuning: Tuning = quantize(
         source,
         target,
         COPY,
         spike_k=start_k(read_header(source)),
         spike_projections=projections,
-        finish=lambda path: found.append(tune_file(path, text, held_out, budget, n_threads=n_threads)),
+        finish=lambda path: tune_file(path, text, held_out, budget, n_threads=n_threads),
     )
-    return found[0]
+    return tuning
 
 
 def tune_file(
@@ -243,7 +235,7 @@ def tune_file(
         n_threads: None: as `default_threads`.
 
     Raises:
-        SpikeError: no such budget, a text that is too short, no spikes, or no k keeps the budget.
+        SpikeError: no such budget, no spikes, or no k keeps the budget.
     """
     tuning = tune(path, text, held_out, budget, n_threads=n_threads)
     with atomic_output(path) as partial:
@@ -262,8 +254,6 @@ def tune(path: Path, text: Text, held_out: Text, budget: float, *, n_threads: in
     Args and errors: as `tune_file`.
     """
     require_budget(budget)
-    require_length(text)
-    require_length(held_out)
     with Model(path, spikes=0) as plain:
         without = {each: token_losses(plain, each.tokens, n_threads=n_threads) for each in (text, held_out)}
     with Model(path) as model:

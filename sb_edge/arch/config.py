@@ -9,9 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sb_edge.util.errors import ConfigError
 from sb_edge.util.json_files import read_json_object
-
-ARCH = "spikingbrain"
-"""`general.architecture` of every GGUF that this project writes; permanent."""
+from sb_edge.util.validation import first_problem
 
 GATE_LOGIT_NORMALIZER = 16
 """log a = logsigmoid(gate logits) / 16 (report, section 3; the public release's constant)."""
@@ -221,15 +219,8 @@ def load_config(path: Path) -> SpikingBrainConfig:
     try:
         return SpikingBrainConfig.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
+        key, message, found, line = first_problem(error)
         if not key:
-            key, _, message = message.partition(": ")
-        raise ConfigError(
-            message[:1].lower() + message[1:],
-            path=path,
-            item=key,
-            found="nothing" if first["type"] == "missing" else repr(document.get(key)),
-            hint="correct this key",
-        ) from None
+            key, _, message = line.partition(": ")
+            found = repr(document.get(key))
+        raise ConfigError(message, path=path, item=key, found=found, hint="correct this key") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.util.errors import GgufError
 
@@ -63,11 +63,9 @@ def _checked(header: GgufHeader, key: str, value: int) -> int:
     return value
 
 
-def _per_layer(header: GgufHeader, key: str, n_layer: int, default: list[int] | None = None) -> list[int]:
+def _per_layer(header: GgufHeader, key: str, n_layer: int) -> list[int]:
     """A key that is one number, or one a layer."""
     value = header.metadata.get(f"{header.arch}.{key}")
-    if value is None and default is not None:
-        return default
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value) == n_layer:
         return [_checked(header, key, int(item)) for item in value]
     return [_number(header, key)] * n_layer

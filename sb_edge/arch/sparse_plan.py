@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.gguf.reader import GgufHeader, TensorEntry
 from sb_edge.util.errors import GgufError
 
@@ -65,7 +65,7 @@ class SparseProjection:
                 item=f"{self.zones.name}[{bad[0]}]",
                 found=values[bad[0]],
                 expected="a finite number >= 0",
-                hint="make the file again with `sb-edge quantize --sparse-layout`",
+                hint="make the file again with `sb-edge sparsify`",
             )
         return values
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.util.errors import GgufError, SpikeError
 
 PROJECTIONS = (

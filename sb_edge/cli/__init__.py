@@ -13,47 +13,29 @@ import click
 from sb_edge import __version__
 from sb_edge.util.errors import SbEdgeError
 
-# name: (module, one-line help). The help stands here so that `sb-edge --help` imports no command;
-# a test keeps it equal to the command's own.
+# Names, which are also those of the modules, and one-line helps. The help stands here so that
+# `sb-edge --help` imports no command; a test keeps it equal to the command's own.
 COMMANDS = {
-    "engine": ("sb_edge.cli.engine", "Build, find, describe and change the patched llama.cpp."),
-    "init": ("sb_edge.cli.init", "Make a random-weight checkpoint in the public layout."),
-    "transplant": (
-        "sb_edge.cli.transplant",
-        "Turn a Llama- or Qwen2-shaped model into SpikingBrain.",
-    ),
-    "upcycle": ("sb_edge.cli.upcycle", "Turn a checkpoint's FFNs into mixtures of experts."),
-    "layers": (
-        "sb_edge.cli.layers",
-        "Measure what each attention layer of a base does for retrieval.",
-    ),
-    "distill": (
-        "sb_edge.cli.distill",
-        "Train a SpikingBrain student of a Llama- or Qwen2-shaped base.",
-    ),
-    "convert": ("sb_edge.cli.convert", "Convert a SpikingBrain checkpoint to GGUF."),
-    "quantize": ("sb_edge.cli.quantize", "Quantize a GGUF with llama-quantize."),
-    "sparsify": (
-        "sb_edge.cli.sparsify",
-        "Copy a GGUF with a sparse layout for decoding.",
-    ),
-    "spikes": ("sb_edge.cli.spikes", "Set, tune, count, draw and sweep a model's spikes."),
-    "inspect": ("sb_edge.cli.inspect", "Show a GGUF's architecture, layers, tensors and memory needs."),
-    "models": (
-        "sb_edge.cli.models",
-        "List the built-in models.",
-    ),
-    "generate": ("sb_edge.cli.generate", "Continue a prompt."),
-    "chat": ("sb_edge.cli.chat", "Chat with a model; its state is kept between turns."),
-    "parity": ("sb_edge.cli.parity", "Compare the engine with the reference or with recorded logits."),
-    "eval": ("sb_edge.cli.eval", "Measure how well a model predicts a text, beside its base."),
-    "run": ("sb_edge.cli.run", "Run a tool of the engine: sb-edge run llama-bench ..."),
-    "bench": ("sb_edge.cli.bench", "Measure speed and memory."),
-    "selftest": (
-        "sb_edge.cli.selftest",
-        "Check the benchmark, the memory forecast and the operators.",
-    ),
-    "demo": ("sb_edge.cli.demo", "Convert, quantize, chat and measure the default model."),
+    "engine": "Build, find, describe and change the patched llama.cpp.",
+    "init": "Make a random-weight checkpoint in the public layout.",
+    "transplant": "Turn a Llama- or Qwen2-shaped model into SpikingBrain.",
+    "upcycle": "Turn a checkpoint's FFNs into mixtures of experts.",
+    "layers": "Measure what each attention layer of a base does for retrieval.",
+    "distill": "Train a SpikingBrain student of a Llama- or Qwen2-shaped base.",
+    "convert": "Convert a SpikingBrain checkpoint to GGUF.",
+    "quantize": "Quantize a GGUF with llama-quantize.",
+    "sparsify": "Copy a GGUF with a sparse layout for decoding.",
+    "spikes": "Set, tune, count, draw and sweep a model's spikes.",
+    "inspect": "Show a GGUF's architecture, layers, tensors and memory needs.",
+    "models": "List the built-in models.",
+    "generate": "Continue a prompt.",
+    "chat": "Chat with a model; its state is kept between turns.",
+    "parity": "Compare the engine with the reference or with recorded logits.",
+    "eval": "Measure how well a model predicts a text, beside its base.",
+    "run": "Run a tool of the engine: sb-edge run llama-bench ...",
+    "bench": "Measure speed and memory.",
+    "selftest": "Check the benchmark, the memory forecast and the operators.",
+    "demo": "Convert, quantize, chat and measure the default model.",
 }
 
 
@@ -66,13 +48,13 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
+        module = importlib.import_module(f"sb_edge.cli.{cmd_name}")
         command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(

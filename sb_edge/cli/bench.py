@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
 from sb_edge.bench.sparse.sparse_speed import measure_sparse_speed
 from sb_edge.bench.speed.plan import DecodeSettings, PrefillSettings
@@ -26,11 +24,9 @@ from sb_edge.cli.options import json_option, model_argument, text_option, thread
 from sb_edge.cli.params import TokenCounts
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.perplexity import read_text
-from sb_edge.models.registry import resolve_gguf, resolve_model
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from sb_edge.util.table import Table
 
 
 @click.group()
@@ -124,7 +120,7 @@ def spikes(
     The same weights are measured with and without spikes, interleaved.
     """
     results = measure_spike_speed(
-        resolve_model(model).path,
+        resolve_gguf(model),
         k=spike_k,
         n_prompt=n_prompt,
         n_gen=n_gen,
@@ -132,22 +128,18 @@ def spikes(
         n_threads=threads,
     )
 
-    def render(console: Console) -> None:
-        table = Table(title=f"{model}: median tokens per second, {repetitions} pairs")
-        for heading in ("test", "without spikes", "with spikes", "with / without", "quartiles"):
-            table.add_column(heading, justify="right")
-        for result in results:
-            low, high = result.quartiles
-            table.add_row(
-                result.label,
-                f"{result.without.median_ts:.2f}",
-                f"{result.spiking.median_ts:.2f}",
-                f"{result.ratio:.3f}",
-                f"{low:.3f} to {high:.3f}",
-            )
-        console.print(table)
-
-    emit([result.to_json() for result in results], json_target, render)
+    table = Table.of(
+        results,
+        {
+            "test": lambda result: result.label,
+            "without spikes": lambda result: f"{result.without.median_ts:.2f}",
+            "with spikes": lambda result: f"{result.spiking.median_ts:.2f}",
+            "with / without": lambda result: f"{result.ratio:.3f}",
+            "quartiles": lambda result: "{:.3f} to {:.3f}".format(*result.quartiles),
+        },
+        title=f"{model}: median tokens per second, {repetitions} pairs",
+    )
+    emit(results, json_target, lambda console: console.print(table))
 
 
 @command.command()

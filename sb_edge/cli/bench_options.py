@@ -12,11 +12,13 @@ import click
 from sb_edge.bench.rows.compare import comparison_table, first_against_others
 from sb_edge.bench.rows.results import write_csv, write_markdown
 from sb_edge.bench.rows.row_tables import format_speed, results_table
+from sb_edge.bench.speed.plan import BenchModel
 from sb_edge.bench.speed.run import TimeBudget, run
 from sb_edge.cli.options import (
     FLASH_ATTN_CHOICE,
     KV_TYPE_NAMES,
     cache_type_option,
+    choice_option,
     flash_attn_option,
     gathered,
     integer_option,
@@ -25,32 +27,22 @@ from sb_edge.cli.options import (
     threads_option,
     ubatch_option,
 )
-from sb_edge.cli.params import CommaSeparated, TokenCounts
-from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
+from sb_edge.cli.params import FILE, CommaSeparated, OneOf, TokenCounts
+from sb_edge.models.registry import BASELINES, default_baselines, resolve_gguf
 from sb_edge.system.cpu import default_threads
-from sb_edge.util.errors import OutputError
+from sb_edge.util.files import require_output
 from sb_edge.util.output import emit
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
 
 if TYPE_CHECKING:
     from sb_edge.bench.rows.row import Row
-    from sb_edge.bench.speed.plan import BenchModel, BenchSettings, FillChoice
-    from sb_edge.bench.speed.run import TimeBudget
+    from sb_edge.bench.speed.plan import BenchSettings, FillChoice
     from sb_edge.memory.forecast import FlashChoice
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class KvTypes(CommaSeparated):
-    """Types of a cache: `f16,q8_0`."""
-
-    name = "types"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """A type's name."""
-        if text.lower() not in KV_TYPE_NAMES:
-            self.fail(f"unknown type {text!r}; choose from {', '.join(KV_TYPE_NAMES)}", param, ctx)
-        return text.lower()
+KV_TYPES = CommaSeparated(OneOf(KV_TYPE_NAMES, "unknown type {!r}; choose from"), "types")
 
 
 def depths_option(default: str) -> Callable[[Command], Command]:
@@ -123,8 +115,8 @@ class Running:
 def cache_options(command: Command) -> Command:
     """`--cache-type-k`, `--cache-type-v` and `--flash-attn`."""
     return option_list(
-        cache_type_option("k", KvTypes()),
-        cache_type_option("v", KvTypes()),
+        cache_type_option("k", KV_TYPES),
+        cache_type_option("v", KV_TYPES),
         flash_attn_option,
     )(command)
 
@@ -155,7 +147,7 @@ def running_options(command: Command) -> Command:
         click.option(
             "--baseline",
             "baselines",
-            type=click.Choice(["base", "llama-1b", "lfm2-1.2b", "rwkv7-1.5b", "none"]),
+            type=click.Choice([*BASELINES, "none"]),
             multiple=True,
             help="Baseline to measure as well.  [default: base for `default`, llama-1b for `1b`]",
         ),
@@ -164,12 +156,11 @@ def running_options(command: Command) -> Command:
             type=FLASH_ATTN_CHOICE,
             help="Flash attention of the baselines.  [default: as --flash-attn]",
         ),
-        click.option(
+        choice_option(
             "--fill",
-            type=click.Choice(["auto", "real", "synthetic"]),
-            default="auto",
-            show_default=True,
-            help="Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
+            ["auto", "real", "synthetic"],
+            "auto",
+            "Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
         ),
         click.option(
             "--one-at-a-time",
@@ -185,7 +176,7 @@ def running_options(command: Command) -> Command:
         click.option(
             "-o",
             "--output",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=FILE,
             help="JSON Lines file to append rows to; finished rows are not measured again.",
         ),
         click.option(
@@ -194,15 +185,9 @@ def running_options(command: Command) -> Command:
             help="Cache prefilled contexts in OUTPUT.contexts for later runs.",
         ),
         json_option,
-        click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Write CSV."),
-        click.option(
-            "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table."
-        ),
-        click.option(
-            "--plot",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Write a plot: .png, .svg or .pdf.",
-        ),
+        click.option("--csv", type=FILE, help="Write CSV."),
+        click.option("--markdown", type=FILE, help="Write a Markdown table."),
+        click.option("--plot", type=FILE, help="Write a plot: .png, .svg or .pdf."),
     )(command)
 
 
@@ -212,7 +197,9 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
         raise click.UsageError("--keep-contexts needs --output, beside which it keeps them")
     plot, json_target = running.plot, running.json_target
     json_file = None if json_target in (None, "-") else Path(json_target)
-    _require_folders(running.csv, running.markdown, plot, json_file)
+    for file in (running.csv, running.markdown, plot, json_file):
+        if file is not None:
+            require_output(file)
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"{plot.name!r} does not end in .png, .svg or .pdf", param_hint="--plot")
     models = models_of(names, running.baselines, running.baseline_flash_attn)
@@ -244,7 +231,13 @@ def measure_and_show(names: Sequence[str], settings: BenchSettings, running: Run
             console.print()
             console.print(comparison_table(comparisons))
 
-    emit([row.to_json() for row in rows], json_target, render)
+    emit(rows, json_target, render)
+
+
+def resolve_model(name: str) -> BenchModel:
+    """As `resolve_gguf`, with the name under which a benchmark shows it."""
+    path = resolve_gguf(name)
+    return BenchModel(path.stem if Path(name).suffix == ".gguf" else name, path)
 
 
 def models_of(
@@ -279,28 +272,15 @@ def _repeat(types: Sequence[str], count: int) -> Sequence[str]:
     return types if len(types) == count else [*types] * count
 
 
-def _require_folders(*files: Path | None) -> None:
-    """Find out before measuring for minutes, not after, that a result has nowhere to go."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise OutputError("the folder does not exist", path=file.parent, hint="create it first")
-
-
 def show_row(row: Row, done: int, total: int) -> None:
     """One line on standard error for a row that was measured just now."""
     cache = f"{row.type_k}/{row.type_v}"
     how = "not measured" if row.fill == "fitted" else f"{row.fill} fill"
-    stderr.print(
-        f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {how}: {format_speed(row)} t/s",
-        highlight=False,
-        markup=False,
-    )
+    note(f"[{done}/{total}] {row.model} {row.label}, {cache} cache, {how}: {format_speed(row)} t/s")
 
 
 def _say_what_is_left_out(budget: TimeBudget, output: Path | None) -> None:
     if not budget.left_out:
         return
     advice = "the same command continues" if output else "with --output a later run would continue"
-    stderr.print(
-        f"time budget spent; left out: {', '.join(budget.left_out)}; {advice}", highlight=False, markup=False
-    )
+    note(f"time budget spent; left out: {', '.join(budget.left_out)}; {advice}")

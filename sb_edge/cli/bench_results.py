@@ -10,12 +10,11 @@ import click
 from sb_edge.bench.rows.compare import compare_rows, comparison_table, select_model
 from sb_edge.bench.rows.results import read_rows
 from sb_edge.cli.options import json_option
+from sb_edge.cli.params import FILE, PATH
 from sb_edge.util.errors import OutputError
 from sb_edge.util.output import emit
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sb_edge.bench.rows.row import Row
 
 
@@ -50,23 +49,12 @@ def compare(ours: tuple[Path, str | None], theirs: tuple[Path, str | None], json
     from the bootstrap, over pairs where both were interleaved.
     """
     comparisons = compare_rows(_rows(*ours), _rows(*theirs))
-
-    def render(console: Console) -> None:
-        console.print(comparison_table(comparisons))
-
-    emit([one.to_json() for one in comparisons], json_target, render)
+    emit(comparisons, json_target, lambda console: console.print(comparison_table(comparisons)))
 
 
 @click.command()
-@click.argument("files", metavar="ROWS...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("report.html"),
-    show_default=True,
-    help="The page.",
-)
+@click.argument("files", metavar="ROWS...", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", type=FILE, default=Path("report.html"), show_default=True, help="The page.")
 def report(files: tuple[Path, ...], output: Path) -> None:
     """One self-contained HTML page of measured rows.
 

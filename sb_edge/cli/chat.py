@@ -12,13 +12,14 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
-from sb_edge.cli.options import (
+from sb_edge.cli.generation_options import (
     loading_options,
-    model_argument,
     sampling_options,
     stopping_options,
     verbose_option,
 )
+from sb_edge.cli.options import model_argument
+from sb_edge.cli.params import PATH
 from sb_edge.cli.prompts import read_prompt
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.conversation import Conversation
@@ -36,10 +37,10 @@ HELP = """/clear        Begin a new conversation
 @click.command()
 @model_argument()
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking (repeatable).")
-@click.option("-f", "--file", type=click.Path(path_type=Path), help="Say the text of FILE; - for stdin.")
+@click.option("-f", "--file", type=PATH, help="Say the text of FILE; - for stdin.")
 @click.option("-sys", "--system-prompt", "system", help="System message.")
-@click.option("--load-session", type=click.Path(path_type=Path), help="Continue a saved conversation.")
-@click.option("--save-session", type=click.Path(path_type=Path), help="Save the conversation at the end.")
+@click.option("--load-session", type=PATH, help="Continue a saved conversation.")
+@click.option("--save-session", type=PATH, help="Save the conversation at the end.")
 @click.option("--no-history", is_flag=True, help="Keep no history of typed lines.")
 @click.option(
     "--stats/--no-stats",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sb_edge.cli.params import Size
+from sb_edge.cli.options import choice_option
+from sb_edge.cli.params import PATH, Size
 from sb_edge.cli.spike_options import SpikeK, plan_text, projections_option
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.util.output import format_bytes
@@ -19,29 +20,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
 @click.option(
     "-o",
     "--output",
     "--outfile",
     "outfile",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File ({ftype} becomes the type) or folder to write.  [default: in the checkpoint's folder, named "
     "by GGUF's convention]",
 )
-@click.option(
+@choice_option(
     "--outtype",
-    type=click.Choice(["f32", "f16", "bf16", "q8_0", "auto"]),
-    default="auto",
-    show_default=True,
-    help="Type of the matrices; norms, biases and low-rank gates are always f32. "
+    ["f32", "f16", "bf16", "q8_0", "auto"],
+    "auto",
+    "Type of the matrices; norms, biases and low-rank gates are always f32. "
     "auto: q8_0 for a W8ASpike checkpoint, bf16 for a bf16 one, else f16.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint and list the output; write nothing.")
 @click.option(
     "--metadata",
     "metadata_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="JSON file of general.* keys that override the model card.",
 )
 @click.option(

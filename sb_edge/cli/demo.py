@@ -13,7 +13,7 @@ from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.bench.speed.plan import BenchModel, DecodeSettings
 from sb_edge.bench.speed.run import run
 from sb_edge.cli.options import threads_option
-from sb_edge.cli.params import TokenCounts
+from sb_edge.cli.params import PATH, TokenCounts
 from sb_edge.engine import activate, build_engine
 from sb_edge.engine.machine import describe_machine
 from sb_edge.evaluate.perplexity import held_out_text, perplexity
@@ -32,7 +32,7 @@ QUESTION = "What is the capital of France?"
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("out/demo"),
     show_default=True,
     help="Folder of the report.",

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
-from sb_edge.cli.options import integer_option, tokens_option
+from sb_edge.cli.options import choice_option, integer_option, tokens_option
+from sb_edge.cli.params import PATH
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.distill import require_training
 from sb_edge.distill.settings import DEFAULTS
@@ -56,15 +57,10 @@ class StageValue(click.ParamType):
 
 
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("base", type=PATH)
 @recipe_option
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option(
-    "--text",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Train on this file or folder (repeatable).",
-)
+@click.option("-o", "--output", required=True, type=PATH, help="Folder of the run.")
+@click.option("--text", multiple=True, type=PATH, help="Train on this file or folder (repeatable).")
 @tokens_option("--packages", default=0, help="Add N tokens of free text of listed packages.", least=0)
 @tokens_option("--samples", default=0, help="Add N tokens that the base generates.", least=0)
 @tokens_option("--recall", default=0, help="Add N tokens of synthetic recall data.", least=0)
@@ -72,7 +68,7 @@ class StageValue(click.ParamType):
 @click.option(
     "--start-from",  # not --start, which torchrun takes for the beginning of an option of its own
     "start",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="RUN",
     help="Start from the GLA layers, and adapters of equal rank, of another run of this base.",
 )
@@ -137,13 +133,7 @@ class StageValue(click.ParamType):
     show_default=True,
     help="Seconds between checkpoints.",
 )
-@click.option(
-    "--outtype",
-    type=click.Choice(["f32", "f16", "bf16"]),
-    default="f32",
-    show_default=True,
-    help="Type of the student.",
-)
+@choice_option("--outtype", ["f32", "f16", "bf16"], "f32", "Type of the student.")
 @click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")
 def command(
     base: Path,

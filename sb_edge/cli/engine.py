@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
-from rich.text import Text
 
-from sb_edge.cli.options import json_option
+from sb_edge.cli.options import choice_option, json_option, option_list
+from sb_edge.cli.params import PATH
 from sb_edge.engine import build_engine, find_engine
+from sb_edge.engine.checkout import checkout as write_checkout
 from sb_edge.engine.checkout import refresh_patches
 from sb_edge.util.output import emit
+from sb_edge.util.table import grid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,17 +28,20 @@ def _variant(portable: bool, debug: bool) -> str | None:
     return "portable" if portable else "debug" if debug else None
 
 
-_portable = click.option(
-    "--portable", is_flag=True, help="Engine for any CPU of this architecture, with run-time CPU detection."
-)
-_debug = click.option("--debug", is_flag=True, help="Engine with address and undefined-behaviour sanitizers.")
-_patches = click.option(
-    "--patches",
-    type=click.Choice(["all", "operators", "none"]),
-    default="all",
-    show_default=True,
-    help="Patches: all, operators (without generic improvements), or none (stock llama.cpp). "
-    "SB_EDGE_ENGINE makes other commands use the folder that this prints.",
+_engine_options = option_list(
+    click.option(
+        "--portable",
+        is_flag=True,
+        help="Engine for any CPU of this architecture, with run-time CPU detection.",
+    ),
+    click.option("--debug", is_flag=True, help="Engine with address and undefined-behaviour sanitizers."),
+    choice_option(
+        "--patches",
+        ["all", "operators", "none"],
+        "all",
+        "Patches: all, operators (without generic improvements), or none (stock llama.cpp). "
+        "SB_EDGE_ENGINE makes other commands use the folder that this prints.",
+    ),
 )
 
 
@@ -51,9 +55,7 @@ def command() -> None:
 
 
 @command.command("build")
-@_portable
-@_debug
-@_patches
+@_engine_options
 @click.option(
     "--jobs",
     "-j",
@@ -73,9 +75,7 @@ def build(portable: bool, debug: bool, patches: PatchChoice, jobs: int | None, f
 
 
 @command.command("info")
-@_portable
-@_debug
-@_patches
+@_engine_options
 @json_option
 def info(portable: bool, debug: bool, patches: PatchChoice, json_target: str | None) -> None:
     """Say what the engine was built from and with.
@@ -89,31 +89,25 @@ def info(portable: bool, debug: bool, patches: PatchChoice, json_target: str | N
 
 
 @command.command("path")
-@_portable
-@_debug
-@_patches
+@_engine_options
 def path(portable: bool, debug: bool, patches: PatchChoice) -> None:
     """Print the engine's folder; its tools (llama-server, llama-imatrix, ...) are in bin/ there."""
     click.echo(find_engine(_variant(portable, debug), patches).prefix)
 
 
 @command.command("checkout")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 def checkout(folder: Path) -> None:
     """Write a git tree of the patched llama.cpp to FOLDER, to work on the engine.
 
     The tag `upstream` marks the pinned source. Edit and build with cmake, then run `refresh-patches`.
     """
-    from sb_edge.engine.checkout import checkout
-
-    click.echo(checkout(folder))
+    click.echo(write_checkout(folder))
 
 
 @command.command("refresh-patches")
 @click.argument("tree", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder of the patches.  [default: installed]"
-)
+@click.option("-o", "--output", type=PATH, help="Folder of the patches.  [default: installed]")
 @click.option("--new", metavar="NAME", help="Patch for upstream files that no patch changes yet.")
 def refresh(tree: Path, output: Path | None, new: str | None) -> None:
     """Write patches and overlay from a TREE that `checkout` made; print the files that changed."""
@@ -140,7 +134,4 @@ def _render(console: Console, engine: Engine) -> None:
     }
     if info.sanitizer_runtime:
         rows["in Python"] = f"LD_PRELOAD={info.sanitizer_runtime} ASAN_OPTIONS=detect_leaks=0"
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
-    console.print(table)
+    console.print(grid(rows.items()))

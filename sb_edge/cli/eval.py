@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from sb_edge.cli.options import json_option, model_argument, threads_option, tokens_option
-from sb_edge.cli.params import CommaSeparated, TokenCounts
+from sb_edge.cli.params import FILE, PATH, CommaSeparated, TokenCounts
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.evaluation import Tasks, evaluate_model
 from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
@@ -21,34 +21,13 @@ from sb_edge.util.output import emit
 BUILT_IN = "built-in"
 
 
-class SpikeSettings(CommaSeparated):
-    """Settings of the spikes: `file,0,3`."""
-
-    name = "settings"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """None as the file says, 0 for none, or a k."""
-        return None if text == "file" else float(SpikeK(zero=True).convert(text, param, ctx))
-
-
-class Trials(CommaSeparated):
-    """Numbers of trials: `10,10,2`."""
-
-    name = "numbers"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """At least 1."""
-        number: int = click.IntRange(min=1)(text, param, ctx)
-        return number
-
-
 @click.command()
 @model_argument()
 @click.option("--base", required=True, help="GGUF of the base model; `default-base` for `default`.")
 @click.option(
     "--text",
     "text_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="UTF-8 text that neither model was trained on.  [default: a held-out text]",
 )
 @tokens_option("--tokens", default=8192, help="Maximum number of tokens to evaluate.", least=2)
@@ -68,7 +47,7 @@ class Trials(CommaSeparated):
 )
 @click.option(
     "--trials",
-    type=Trials(),
+    type=CommaSeparated(click.IntRange(1), "numbers"),
     default="10",
     show_default=True,
     help="Passkeys per distance; the last number is for all that follow: 10,10,2.",
@@ -76,10 +55,10 @@ class Trials(CommaSeparated):
 @click.option(
     "--spike-k",
     "spikes",
-    type=SpikeSettings(),
+    type=CommaSeparated(SpikeK(zero=True, file=True), "settings"),
     help="Spike settings to compare: file (as the file says), 0 (none), or a k: file,0,3.  [default: file]",
 )
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a Markdown table.")
+@click.option("--markdown", type=FILE, help="Write a Markdown table.")
 @threads_option
 @json_option
 def command(
@@ -134,4 +113,4 @@ def command(
             console.print()
             console.print(rich_evaluation(found))
 
-    emit(found.to_json(), json_target, show)
+    emit(found, json_target, show)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from sb_edge.cli.options import (
+from sb_edge.cli.generation_options import (
     loading_options,
-    model_argument,
     sampling_options,
     stopping_options,
     verbose_option,
 )
+from sb_edge.cli.options import model_argument
+from sb_edge.cli.params import PATH
 from sb_edge.cli.prompts import prompt_options
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.runtime.generation import Generation, Stopping
@@ -23,8 +24,8 @@ from sb_edge.runtime.sampling import Sampling
 @click.command()
 @model_argument()
 @prompt_options
-@click.option("--load-state", type=click.Path(path_type=Path), help="Continue a state of --save-state.")
-@click.option("--save-state", type=click.Path(path_type=Path), help="Save the state after the last token.")
+@click.option("--load-state", type=PATH, help="Continue a state of --save-state.")
+@click.option("--save-state", type=PATH, help="Save the state after the last token.")
 @click.option("--stats/--no-stats", default=True, help="Print tokens per second to standard error.")
 @stopping_options
 @sampling_options

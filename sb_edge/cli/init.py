@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from sb_edge.cli.params import Size
+from sb_edge.cli.options import choice_option
+from sb_edge.cli.params import PATH, Size
 from sb_edge.convert.initialise import init_checkpoint
 from sb_edge.util.output import format_bytes
 
@@ -19,17 +20,11 @@ from sb_edge.util.output import format_bytes
     required=True,
     help="7b: the published shape; 1b: Llama-3.2-1B's shape with the 7B's attention; tiny: for tests.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to create.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to create.")
 @click.option(
     "-s", "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["bf16", "f16", "f32"]),
-    default="bf16",
-    show_default=True,
-    help="Type of every tensor.",
-)
+@choice_option("--dtype", ["bf16", "f16", "f32"], "bf16", "Type of every tensor.")
 @click.option(
     "--max-shard-size",
     type=Size(),

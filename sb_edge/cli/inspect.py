@@ -9,19 +9,18 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
-import gguf
-from rich.table import Table
-from rich.text import Text
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.layer_map import recurrent_layers, vocabulary_size
 from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.sparse_plan import check_sparse, sparse_values
 from sb_edge.cli.options import cache_type_option, json_option, model_argument, tokens_option
 from sb_edge.cli.spike_options import coded_k
 from sb_edge.gguf.reader import read_header
+from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.errors import EngineError
 from sb_edge.util.output import emit, format_bytes
+from sb_edge.util.table import Table, grid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +28,13 @@ if TYPE_CHECKING:
     from sb_edge.gguf.reader import GgufHeader
 
 MEMORY_PARTS = ("weights", "repacked", "kv", "state", "buffers", "engine")
+FILE_TYPES = (
+    "F32 F16 Q4_0 Q4_1 - - - Q8_0 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K "
+    "IQ2_XXS IQ2_XS Q2_K_S IQ3_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ3_M IQ2_S IQ2_M IQ4_XS IQ1_M BF16 - - - "
+    "TQ1_0 TQ2_0 MXFP4_MOE NVFP4 Q1_0"
+)
+"""llama.cpp's names of `general.file_type`, from 0 on; "-" where it has dropped one."""
+
 LAYER_KINDS = {
     "G": "gated linear attention",
     "S": "sliding-window attention",
@@ -58,18 +64,9 @@ def command(
 
     FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
     """
-    header = read_header(_resolve(file))
+    header = read_header(resolve_gguf(file))
     document = describe(header, n_ctx, tensors, type_k, type_v)
     emit(document, json_target, lambda console: render(document, console))
-
-
-def _resolve(name: str) -> Path:
-    """A file by its path, without what builds the built-in models; else one of these."""
-    if Path(name).is_file():
-        return Path(name)
-    from sb_edge.models.registry import resolve_gguf
-
-    return resolve_gguf(name)
 
 
 def describe(
@@ -206,20 +203,14 @@ def file_type_name(number: object) -> str | None:
     """llama.cpp's name of `general.file_type`, such as "Q4_K_M"; None if the file does not say."""
     if not isinstance(number, int):
         return None
-    try:
-        return gguf.LlamaFileType(number).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except ValueError:
-        return f"unknown ({number})"
+    names = FILE_TYPES.split()
+    name = names[number] if 0 <= number < len(names) else "-"
+    return f"unknown ({number})" if name == "-" else name
 
 
 def render(document: dict[str, Any], console: Console) -> None:
     """Print `describe`'s document for a person; text from the file is escaped."""
-    grid = Table(box=None, show_header=False, pad_edge=False)
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, value in _facts(document):
-        grid.add_row(label, Text(_printable(value)))
-    console.print(grid)
+    console.print(grid((label, _printable(value)) for label, value in _facts(document)))
     _print_tensors(document, console)
 
 
@@ -284,11 +275,9 @@ def _sparse_facts(sparse: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _print_tensors(document: dict[str, Any], console: Console) -> None:
-    summary = Table(box=None, pad_edge=False)
-    for name in ("type", "tensors", "size"):
-        summary.add_column(name, justify="left" if name == "type" else "right")
+    summary = Table("type", "tensors", "size")
     for row in document["tensor_types"]:
-        summary.add_row(row["type"], str(row["tensors"]), format_bytes(row["nbytes"]))
+        summary.add(row["type"], str(row["tensors"]), format_bytes(row["nbytes"]))
     console.print(summary)
     for tensor in document.get("tensors", []):
         shape = "x".join(map(str, tensor["shape"]))

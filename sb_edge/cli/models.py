@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
-from rich.table import Table
 
 from sb_edge.cli.options import json_option
+from sb_edge.models.builders import model_path
 from sb_edge.models.registry import BUILT_IN
 from sb_edge.util.output import emit, format_bytes
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from sb_edge.util.table import Column, Table
 
 
 @click.command("models")
@@ -22,28 +18,18 @@ def command(json_target: str | None) -> None:
 
     A model is made when a command first needs it.
     """
-    found = [
-        {
-            "name": name,
-            "description": model.description,
-            "path": str(path) if path.is_file() else None,
-            "bytes": path.stat().st_size if path.is_file() else None,
-        }
-        for name, model in BUILT_IN.items()
-        for path in [model.path()]
-    ]
-
-    def render(console: Console) -> None:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("name", "model", "on disk"):
-            table.add_column(heading)
-        for each in found:
-            size = each["bytes"]
-            table.add_row(
-                str(each["name"]),
-                str(each["description"]),
-                format_bytes(size) if isinstance(size, int) else "-",
-            )
-        console.print(table)
-
-    emit(found, json_target, render)
+    found = []
+    table = Table(Column("name", right=False), Column("model", right=False, wrap=True), "on disk")
+    for name, description in BUILT_IN.items():
+        path = model_path(name)
+        size = path.stat().st_size if path.is_file() else None
+        found.append(
+            {
+                "name": name,
+                "description": description,
+                "path": None if size is None else str(path),
+                "bytes": size,
+            }
+        )
+        table.add(name, description, "-" if size is None else format_bytes(size))
+    emit(found, json_target, lambda console: console.print(table))

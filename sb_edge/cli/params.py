@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 _TOKENS = {"": 1, "k": 2**10, "m": 2**20}
+PATH = click.Path(path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
 _BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -29,9 +33,9 @@ class Tokens(click.ParamType):
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d{1,9})([km]?)", value.strip(), re.ASCII | re.IGNORECASE)
-        if found is None:
+        count = int(found[1]) * _TOKENS[found[2].lower()] if found else -1
+        if count < min(self._least, 1):
             self.fail(f"{value!r} is not a number of tokens such as 512, 64k or 1M", param, ctx)
-        count = int(found[1]) * _TOKENS[found[2].lower()]
         if not self._least <= count < 2**31:
             self.fail(f"{value!r} is not in the range {self._least} to {2**31 - 1}", param, ctx)
         return count
@@ -52,16 +56,36 @@ class Size(click.ParamType):
         return int(match[1]) * _BYTES[match[2]]
 
 
-class CommaSeparated(click.ParamType, ABC):
-    """Values separated by commas; a subclass says what one of them may be."""
+class OneOf(click.ParamType):
+    """A name out of a list, in any case.
 
-    @abstractmethod
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert one value; fails as click's own types do.
+    Args:
+        names: In lower case.
+        problem: What to say of another value.
+    """
 
-        Args:
-            text: The value without surrounding blanks; empty where nothing stands between two commas.
-        """
+    name = "name"
+
+    def __init__(self, names: Sequence[str], problem: str = "{!r} is not one of") -> None:
+        self._names, self._problem = names, problem
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name; fails as click's own types do."""
+        if value.lower() not in self._names:
+            self.fail(f"{self._problem.format(value)} {', '.join(self._names)}", param, ctx)
+        return value.lower()
+
+
+class CommaSeparated(click.ParamType):
+    """Values separated by commas.
+
+    Args:
+        one: Type of a value.
+        name: Name of the whole in help texts.
+    """
+
+    def __init__(self, one: click.ParamType, name: str) -> None:
+        self._one, self.name = one, name
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -69,17 +93,11 @@ class CommaSeparated(click.ParamType, ABC):
         """The values; fails as click's own types do."""
         if isinstance(value, tuple):
             return value
-        return tuple(self.item(part.strip(), param, ctx) for part in value.split(","))
+        return tuple(self._one.convert(part.strip(), param, ctx) for part in value.split(","))
 
 
 class TokenCounts(CommaSeparated):
     """Numbers of tokens separated by commas: `0,4096,64k,1M`."""
 
-    name = "tokens"
-
     def __init__(self, least: int = 0) -> None:
-        self._one = Tokens(least)
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Convert one number."""
-        return self._one.convert(text, param, ctx)
+        super().__init__(Tokens(least), "tokens")

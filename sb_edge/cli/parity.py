@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
-from rich.table import Table
 
-from sb_edge.cli.options import json_option, model_argument, tokens_option
-from sb_edge.cli.params import CommaSeparated
+from sb_edge.cli.options import choice_option, json_option, model_argument, tokens_option
+from sb_edge.cli.params import PATH, TokenCounts
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
+from sb_edge.util.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from sb_edge.evaluate.parity.engine_side import KvType
     from sb_edge.evaluate.parity.parity_report import ParityReport
-    from sb_edge.evaluate.parity.spike_counts import CountAgreement, SpikeParity
-
-
-class PieceSizes(CommaSeparated):
-    """Positive integers: `1,7,33`."""
-
-    name = "sizes"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """A size."""
-        if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII):
-            self.fail(f"{text!r} is not a number of tokens", param, ctx)
-        return int(text)
+    from sb_edge.evaluate.parity.spike_counts import SpikeParity
 
 
 @click.command()
 @model_argument("gguf")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=PATH)
 @click.option(
     "--golden",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Recorded logits, an .npz, instead of CHECKPOINT; with CHECKPOINT, the prompt alone.",
 )
 @click.option(
-    "--pieces", type=PieceSizes(), default=(), help="Feed the prompt again in chunks of 1,7,33 tokens."
+    "--pieces", type=TokenCounts(1), default=(), help="Feed the prompt again in chunks of 1,7,33 tokens."
 )
 @click.option(
     "-ctk",
@@ -73,12 +59,8 @@ class PieceSizes(CommaSeparated):
     show_default=True,
     help="Device of the reference: auto, cpu, cuda[:N], metax[:N].",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float64", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="The reference's weights and activations.",
+@choice_option(
+    "--dtype", ["float32", "float64", "bfloat16"], "float32", "The reference's weights and activations."
 )
 @json_option
 def command(
@@ -137,12 +119,10 @@ def command(
 
 def _render(report: ParityReport, console: Console) -> None:
     console.print(f"{report.gguf} against {report.reference}", highlight=False)
-    table = Table()
-    for heading in ("fed at a time", "NMSE", "KL (nats)", "top-1", "worst position"):
-        table.add_column(heading, justify="right")
+    table = Table("fed at a time", "NMSE", "KL (nats)", "top-1", "worst position")
     for run in report.runs:
         found = run.agreement
-        table.add_row(
+        table.add(
             "whole prompt" if run.piece == report.tokens else str(run.piece),
             f"{found.nmse:.2e}",
             f"{found.kl:.2e}",
@@ -167,32 +147,24 @@ def _render(report: ParityReport, console: Console) -> None:
 
 
 def _render_layers(report: ParityReport, console: Console) -> None:
-    table = Table()
-    table.add_column("tensor")
-    table.add_column("NMSE", justify="right")
+    table = Table("tensor", "NMSE")
     for name, value in report.worst.layers.items():
-        table.add_row(name, f"{value:.2e}", style="red" if value > report.tolerance else None)
+        table.add(name, f"{value:.2e}", red=value > report.tolerance)
     console.print(table)
     console.print(f"first layer that diverges: {report.first_divergent_layer or 'none'}")
 
 
 def _render_spikes(spikes: SpikeParity, console: Console) -> None:
-    table = Table()
-    table.add_column("spike counts")
-    for heading in ("compared", "differ", "by at most", "worst layer", "differ end to end"):
-        table.add_column(heading, justify="right")
+    table = Table("spike counts", "compared", "differ", "by at most", "worst layer", "differ end to end")
     for name in dict.fromkeys(found.projection for found in spikes.same_inputs.projections):
-        _add_counts(table, name, spikes.same_inputs.of(name), spikes.end_to_end.of(name))
+        found, whole = spikes.same_inputs.of(name), spikes.end_to_end.of(name)
+        worst = "-" if found.worst is None else found.worst.layer
+        figures = (found.total, found.differing, found.largest_difference, worst, whole.differing)
+        table.add(name, *map(str, figures))
     console.print(table)
-    found, whole = spikes.same_inputs, spikes.end_to_end
+    same, free = spikes.same_inputs, spikes.end_to_end
     console.print(
-        f"spike counts from the same inputs: {found.identical:.4%} identical, {found.differing} of "
-        f"{found.total} differ, by at most {found.largest_difference}; "
-        f"end to end: {whole.identical:.4%} identical"
+        f"spike counts from the same inputs: {same.identical:.4%} identical, {same.differing} of "
+        f"{same.total} differ, by at most {same.largest_difference}; "
+        f"end to end: {free.identical:.4%} identical"
     )
-
-
-def _add_counts(table: Table, name: str, found: CountAgreement, whole: CountAgreement) -> None:
-    worst = "-" if found.worst is None else found.worst.layer
-    figures = (found.total, found.differing, found.largest_difference, worst, whole.differing)
-    table.add_row(name, *map(str, figures))

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from sb_edge.util.errors import InferenceError
+from sb_edge.cli.params import PATH
+from sb_edge.util.files import reading_utf8
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,7 +29,7 @@ def prompt_options(command: Command) -> Command:
     file_option = click.option(
         "-f",
         "--file",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Read the prompt from FILE; - for stdin.",
     )
     prompt_option = click.option("-p", "--prompt", help="Prompt; - reads standard input.")
@@ -42,7 +43,5 @@ def read_prompt(file: Path) -> str:
         InferenceError: not UTF-8.
     """
     data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    try:
+    with reading_utf8(file):
         return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InferenceError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.params import PATH
 from sb_edge.engine import find_engine
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantization_types, quantize, tensor_types
@@ -24,9 +25,9 @@ def check_type(value: str | None, known: Iterable[str], parameter: str) -> None:
 
 @click.command("quantize")
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=PATH)
 @click.argument("qtype", metavar="TYPE")
-@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix made by llama-imatrix.")
+@click.option("--imatrix", type=PATH, help="Importance matrix made by llama-imatrix.")
 @click.option("-t", "--threads", type=click.IntRange(1), help="Number of threads.  [default: all CPUs]")
 @click.option("--leave-output-tensor", is_flag=True, help="Keep output.weight as it is.")
 @click.option("--pure", is_flag=True, help="Use one type for every tensor, no mixture.")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
-from rich.table import Table
 
 from sb_edge.arch.spike_plan import DEFAULT_K
 from sb_edge.bench.rows.row_tables import results_table
@@ -26,10 +25,13 @@ from sb_edge.cli.bench_options import (
     n_gen_option,
     show_row,
 )
-from sb_edge.cli.options import integer_option, json_option, spike_k_option, threads_option
+from sb_edge.cli.options import choice_option, integer_option, json_option, spike_k_option, threads_option
+from sb_edge.cli.params import PATH
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
+from sb_edge.util.files import require_folder
 from sb_edge.util.output import emit, format_bytes
+from sb_edge.util.table import Column, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +66,7 @@ def fill(
         for check in checks:
             console.print(f"{check.real.model} {check.real.label}: synthetic / real = {check.ratio:.3f}")
 
-    emit([check.to_json() for check in checks], json_target, render)
+    emit(checks, json_target, render)
 
 
 @command.command()
@@ -98,22 +100,19 @@ def memory(
     chosen = models_of(models or ("default",), ("none",))
     cases = compare_memory(chosen, depths, settings, n_prompt=n_prompt, n_threads=threads)
 
-    def render(console: Console) -> None:
-        table = Table(title="Growth of a process, MiB")
-        for heading in ("model", "context", "cache", "forecast", "measured", "ratio"):
-            table.add_column(heading, justify="left" if heading in ("model", "cache") else "right")
-        for case in cases:
-            sizes = (case.expected.total, case.measured.resident)
-            table.add_row(
-                case.model,
-                str(case.n_ctx),
-                f"{case.settings.type_k}/{case.settings.type_v}",
-                *(f"{size / 2**20:.1f}" for size in sizes),
-                f"{case.ratio:.3f}",
-            )
-        console.print(table)
-
-    emit([case.to_json() for case in cases], json_target, render)
+    table = Table.of(
+        cases,
+        {
+            "model": lambda case: case.model,
+            "context": lambda case: str(case.n_ctx),
+            Column("cache", right=False): lambda case: f"{case.settings.type_k}/{case.settings.type_v}",
+            "forecast": lambda case: f"{case.expected.total / 2**20:.1f}",
+            "measured": lambda case: f"{case.measured.resident / 2**20:.1f}",
+            "ratio": lambda case: f"{case.ratio:.3f}",
+        },
+        title="Growth of a process, MiB",
+    )
+    emit(cases, json_target, lambda console: console.print(table))
 
 
 @command.command()
@@ -126,14 +125,8 @@ def memory(
     help="Size of the checkpoint in GiB.",
 )
 @integer_option("-r", "--repetitions", default=3, help="Number of repetitions.")
-@click.option(
-    "--outtype",
-    type=click.Choice(["f32", "f16", "bf16", "q8_0", "auto"]),
-    default="auto",
-    show_default=True,
-    help="Type of the GGUF.",
-)
-@click.option("--folder", type=click.Path(path_type=Path), help="Working folder; needs three times the size.")
+@choice_option("--outtype", ["f32", "f16", "bf16", "q8_0", "auto"], "auto", "Type of the GGUF.")
+@click.option("--folder", type=PATH, help="Working folder; needs three times the size.")
 @json_option
 def convert(
     size_gib: float, repetitions: int, outtype: str, folder: Path | None, json_target: str | None
@@ -155,16 +148,15 @@ def convert(
 
 @command.command()
 @integer_option("-r", "--repetitions", default=10, help="Number of interleaved pairs.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write plots to FOLDER.")
+@click.option("--plot", type=PATH, metavar="FOLDER", help="Write plots to FOLDER.")
 @threads_option
 @json_option
 def sparse(repetitions: int, plot: Path | None, threads: int | None, json_target: str | None) -> None:
     """Measure the sparse product by share of silent channels, without a model."""
     from sb_edge.bench.sparse.curve_plot import save_curves
     from sb_edge.bench.sparse.sparse_tables import curve_table
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(plot)
+    require_folder(plot)
     curves = measure_curves(repetitions=repetitions, n_threads=threads)
     if plot is not None:
         save_curves(curves, plot)

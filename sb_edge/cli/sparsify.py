@@ -8,23 +8,24 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.options import json_option, share_option, threads_option, tokens_option
+from sb_edge.cli.params import PATH
 from sb_edge.cli.quantize import check_type
 from sb_edge.engine import find_engine
 from sb_edge.evaluate.perplexity import read_text
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import COPY, quantization_types, quantize
-from sb_edge.quant.sparse.zone_tuning import DEFAULT_BUDGET, DEFAULT_MAX_DENSITY
-from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+from sb_edge.quant.sparse.zone_tuning import DEFAULT_MAX_DENSITY
+from sb_edge.quant.tuning import DEFAULT_BUDGET, DEFAULT_TOKENS, cut_text
 from sb_edge.util.output import emit, format_bytes
 
 
 @click.command("sparsify")
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=PATH)
 @click.option(
     "--type", "qtype", metavar="TYPE", default=COPY, show_default=True, help="Quantize to this type as well."
 )
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="Calibration text (required).")
+@click.option("--text", required=True, type=PATH, help="Calibration text (required).")
 @share_option("--budget", DEFAULT_BUDGET, "Allowed rise of perplexity over that of the dense product.")
 @tokens_option("--tokens", default=DEFAULT_TOKENS, help="Maximum number of tokens of a text.", least=64)
 @click.option(
@@ -35,7 +36,7 @@ from sb_edge.util.output import emit, format_bytes
     help="Share of active channels beyond which a token takes the dense product.",
 )
 @click.option("--keep-order", is_flag=True, help="Keep the order of FFN neurons, for LoRA adapters.")
-@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix; implies --keep-order.")
+@click.option("--imatrix", type=PATH, help="Importance matrix; implies --keep-order.")
 @click.option("--allow-requantize", is_flag=True, help="Accept quantized tensors, at a loss.")
 @threads_option
 @json_option

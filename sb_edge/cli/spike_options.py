@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sb_edge.arch.spike_plan import PROJECTIONS
-from sb_edge.cli.params import CommaSeparated
+from sb_edge.cli.params import CommaSeparated, OneOf
 
 if TYPE_CHECKING:
     from sb_edge.arch.spike_plan import SpikePlan
@@ -17,35 +17,39 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class SpikeK(click.ParamType):
-    """The k of adaptive-threshold coding, a positive number; where it makes sense also 0."""
+    """The k of adaptive-threshold coding, a positive number.
+
+    Args:
+        zero: Accept 0 as well: no spikes.
+        file: Accept "file" as well, which becomes None: as the file says.
+    """
 
     name = "number"
 
-    def __init__(self, *, zero: bool = False) -> None:
-        self._zero = zero
+    def __init__(self, *, zero: bool = False, file: bool = False) -> None:
+        self._zero, self._file = zero, file
 
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """A float; fails as click's own types do."""
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
+        """A float, or None for "file"; fails as click's own types do."""
+        if self._file and value == "file":
+            return None
         try:
             k = float(value)
         except ValueError:
             k = float("nan")
         if 0 < k < float("inf") or (self._zero and k == 0):
             return k
-        allowed = ["a positive number", *["0"] * self._zero]
+        allowed = ["a positive number", *["0"] * self._zero, *["file"] * self._file]
         return self.fail(f"{value!r} is not {' or '.join(allowed)}; the release uses 3", param, ctx)
 
 
 class Projections(CommaSeparated):
     """Names out of `spike_plan.PROJECTIONS`, each once: `attn_q,ffn_up`."""
 
-    name = "names"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """A name."""
-        if text not in PROJECTIONS:
-            self.fail(f"{text!r} is not one of {', '.join(PROJECTIONS)}", param, ctx)
-        return text
+    def __init__(self) -> None:
+        super().__init__(OneOf(PROJECTIONS), "names")
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -61,8 +65,8 @@ class Projections(CommaSeparated):
 projections_option = click.option(
     "--spike-projections",
     type=Projections(),
-    help="Projections to code: attn_q, attn_k, attn_v, ssm_f, attn_output, ffn_gate, ffn_up, ffn_down, "
-    "separated by commas.  [default: as they are, else all]",
+    help=f"Projections to code: {', '.join(PROJECTIONS)}, separated by commas.  "
+    "[default: as they are, else all]",
 )
 
 

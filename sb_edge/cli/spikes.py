@@ -12,6 +12,7 @@ from sb_edge.arch.coding import Coding
 from sb_edge.bench.spikes.sweep import sweep_k
 from sb_edge.bench.spikes.tuning_table import tuning_table
 from sb_edge.cli.options import (
+    choice_option,
     integer_option,
     json_option,
     model_argument,
@@ -20,36 +21,22 @@ from sb_edge.cli.options import (
     threads_option,
     tokens_option,
 )
-from sb_edge.cli.params import CommaSeparated
+from sb_edge.cli.params import PATH, CommaSeparated
 from sb_edge.cli.spike_options import SpikeK, projections_option
 from sb_edge.evaluate.perplexity import read_text
 from sb_edge.evaluate.spike_stats import engine_k, measure
 from sb_edge.gguf.reader import read_header
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import COPY, quantize
-from sb_edge.quant.spikes.k_tuning import DEFAULT_BUDGET as K_BUDGET
 from sb_edge.quant.spikes.k_tuning import tune_copy
-from sb_edge.quant.tuning_text import DEFAULT_TOKENS, cut_text
+from sb_edge.quant.tuning import DEFAULT_BUDGET, DEFAULT_TOKENS, cut_text
 from sb_edge.runtime.session import Model
+from sb_edge.util.files import require_folder
 from sb_edge.util.output import emit, format_bytes
-from sb_edge.util.progress import stderr
+from sb_edge.util.progress import note
 
 if TYPE_CHECKING:
     from sb_edge.bench.spikes.sweep import SweepPoint
-    from sb_edge.runtime.session import Model
-
-CODINGS = ["binary", "ternary", "bitwise", "bitwise-bidirectional", "bitwise-twos-complement"]
-
-
-class Ks(CommaSeparated):
-    """Values of k: `2,2.5,3`."""
-
-    name = "ks"
-
-    def item(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """A k."""
-        return float(SpikeK().convert(text, param, ctx))
-
 
 spike_k_option = click.option(
     "--spike-k",
@@ -65,7 +52,7 @@ def command() -> None:
 
 @command.command("set")
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=PATH)
 @click.argument("k", type=SpikeK(zero=True))
 @projections_option
 def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...] | None) -> None:
@@ -79,22 +66,17 @@ def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...
 
 @command.command()
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=PATH)
 @projections_option
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="Tuning text (required).")
-@share_option("--budget", K_BUDGET, "Allowed rise of perplexity over that without spikes.")
+@click.option("--text", required=True, type=PATH, help="Tuning text (required).")
+@share_option("--budget", DEFAULT_BUDGET, "Allowed rise of perplexity over that without spikes.")
 @tokens_option("--tokens", default=DEFAULT_TOKENS, help="Maximum number of tokens of a text.", least=64)
 @click.option(
     "--eval-text",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Text to report on, not tuned on.  [default: a built-in English text]",
 )
-@click.option(
-    "--curve",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Write measurements and plots to FOLDER.",
-)
+@click.option("--curve", type=PATH, metavar="FOLDER", help="Write measurements and plots to FOLDER.")
 @threads_option
 def tune(
     source: str,
@@ -112,9 +94,8 @@ def tune(
     If k = 64 still exceeds the budget, nothing is written.
     """
     from sb_edge.bench.spikes.tuning_plot import save_tuning
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(curve)
+    require_folder(curve)
     path = resolve_gguf(source)
     texts = [cut_text(path, *read_text(file), tokens) for file in (text, eval_text)]
     tuning = tune_copy(
@@ -132,9 +113,7 @@ def tune(
 @spike_k_option
 @tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.")
 @click.option("--layers", is_flag=True, help="Show every layer.")
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write plots (PNG, SVG) to FOLDER."
-)
+@click.option("--plot", type=PATH, metavar="FOLDER", help="Write plots (PNG, SVG) to FOLDER.")
 @threads_option
 @json_option
 def stats(
@@ -153,9 +132,8 @@ def stats(
     """
     from sb_edge.bench.spikes.stats_plots import save_report_plots
     from sb_edge.bench.spikes.stats_tables import stats_table
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(plot)
+    require_folder(plot)
     content, name = read_text(text)
     with _load(model, spike_k) as loaded:
         report = measure(loaded, content, name=name, max_tokens=tokens, n_threads=threads)
@@ -166,12 +144,17 @@ def stats(
 
 @command.command()
 @model_argument()
-@click.option("--k", "ks", type=Ks(), default="2,2.5,3,3.5,4", show_default=True, help="Values of k.")
+@click.option(
+    "--k",
+    "ks",
+    type=CommaSeparated(SpikeK(), "ks"),
+    default="2,2.5,3,3.5,4",
+    show_default=True,
+    help="Values of k.",
+)
 @text_option
 @tokens_option("--tokens", default=1024, help="Maximum number of tokens to evaluate.", least=2)
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FOLDER", help="Write a plot (PNG, SVG) to FOLDER."
-)
+@click.option("--plot", type=PATH, metavar="FOLDER", help="Write a plot (PNG, SVG) to FOLDER.")
 @threads_option
 @json_option
 def sweep(
@@ -190,9 +173,8 @@ def sweep(
     """
     from sb_edge.bench.spikes.stats_plots import save_sweep_plot
     from sb_edge.bench.spikes.stats_tables import sweep_table
-    from sb_edge.util.plot import require_plot_folder
 
-    require_plot_folder(plot)
+    require_folder(plot)
     content, name = read_text(text)
     result = sweep_k(
         resolve_gguf(model),
@@ -218,9 +200,7 @@ def sweep(
     show_default=True,
     help="Projection: attn_q, ffn_gate, ffn_down ...",
 )
-@click.option(
-    "--coding", type=click.Choice([*CODINGS, "all"]), default="all", show_default=True, help="Spike coding."
-)
+@choice_option("--coding", [*(each.value for each in Coding), "all"], "all", "Spike coding.")
 @click.option("--magnitudes", is_flag=True, help="Draw |s| for codings without signs.")
 @integer_option("--channels", default=64, help="Show the N most active channels.")
 @integer_option("--tokens", default=12, help="Number of prompt tokens to draw.")
@@ -228,7 +208,7 @@ def sweep(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Picture to write: .png, .svg or .pdf.  [default: raster.png and raster.svg]",
 )
 @threads_option
@@ -274,16 +254,11 @@ def _load(name: str, spike_k: float | None) -> Model:
     header = read_header(path)
     k = engine_k(header, spike_k)
     if k is not None and spike_k is None:
-        stderr.print(
-            f"{path.name} stores no spikes: coding every projection with k = {k:g}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        note(f"{path.name} stores no spikes: coding every projection with k = {k:g}")
     return Model(path, header=header, spikes=k)
 
 
 def _show_point(point: SweepPoint) -> None:
     from sb_edge.bench.spikes.stats_tables import k_label
 
-    stderr.print(f"k = {k_label(point)}: perplexity {point.perplexity:.3f}", highlight=False, markup=False)
+    note(f"k = {k_label(point)}: perplexity {point.perplexity:.3f}")

@@ -8,13 +8,14 @@ import click
 
 from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import integer_option
+from sb_edge.cli.params import PATH
 from sb_edge.convert.transplant import transplant
 from sb_edge.models.registry import resolve_gguf
 
 
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.argument("base", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="Folder to create.")
 @click.option("--gla-layers", help=GLA_LAYERS_HELP)
 @integer_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
@@ -28,7 +29,7 @@ from sb_edge.models.registry import resolve_gguf
 )
 @click.option(
     "--trained",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Take the window and what training changed from the trained.gguf of `distill`; its GLA layers, or "
     "some of them by --gla-layers.",

@@ -8,12 +8,13 @@ import click
 
 from sb_edge.cli.layer_lists import parse_layers
 from sb_edge.cli.options import integer_option
+from sb_edge.cli.params import PATH
 from sb_edge.convert.upcycle import upcycle
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="Folder to create.")
 @click.option(
     "--experts", type=click.IntRange(1, 4096), default=16, show_default=True, help="Routed experts per layer."
 )

@@ -1,6 +1,5 @@
 """The patched llama.cpp: built once, kept in a cache by content, loaded at run time."""
 
-from sb_edge.engine.cache import cache_root
 from sb_edge.engine.prefix import (
     VARIANTS,
     Engine,
@@ -17,7 +16,6 @@ __all__ = [
     "EngineInfo",
     "activate",
     "build_engine",
-    "cache_root",
     "find_engine",
     "open_engine",
 ]

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from sb_edge.util.errors import EngineError
-from sb_edge.util.files import atomic_output, sync_tree
-from sb_edge.util.hashes import sha256_of, sha256_of_bytes
-from sb_edge.util.progress import stderr
+from sb_edge.util.files import sync_tree
+from sb_edge.util.hashes import sha256_of_bytes
+from sb_edge.util.progress import note
 
 MANIFEST = "engine.json"
 """Written last into a prefix, which is then renamed into place: a prefix with it is complete."""
-
-
-def cache_root() -> Path:
-    """`SB_EDGE_CACHE`, or the user's cache folder for sb-edge."""
-    chosen = os.environ.get("SB_EDGE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("sb-edge"))
 
 
 def content_key(content: dict[str, Any]) -> str:
@@ -81,18 +71,13 @@ class BuildCache:
                 self._build(name, build)
         return self.prefix(name)
 
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> AcquireReturnProxy:
         lock = FileLock(self.root / "locks" / f"{name}.lock")
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
-            stderr.print(f"another process is building {name}: waiting for it", highlight=False)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            note(f"another process is building {name}: waiting for it")
+            return lock.acquire()
 
     def _build(self, name: str, build: Callable[[Path, Path], None]) -> None:
         work = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=self.root / "work"))
@@ -125,26 +110,3 @@ class BuildCache:
                     shutil.rmtree(work, ignore_errors=True)
             except Timeout:
                 continue
-
-
-def remembered_sha256(path: Path) -> str:
-    """SHA-256 of a large file, remembered in the cache folder for the same size, time, inode and place.
-
-    A benchmark names the model that it measured by its hash; reading gigabytes again for each run
-    would only cost time.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    stat = path.stat()
-    identity = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
-    memory = cache_root() / "hashes" / sha256_of_bytes(identity.encode())
-    if memory.is_file():
-        found = memory.read_text(encoding="ascii", errors="replace")
-        if re.fullmatch(r"[0-9a-f]{64}", found):
-            return found
-    found = sha256_of(path)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_output(memory) as partial:
-        partial.write_text(found, encoding="ascii")
-    return found

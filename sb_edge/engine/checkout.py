@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from sb_edge.engine.cache import cache_root
 from sb_edge.engine.patching import PatchSet, apply_patches, load_patches, run_git
 from sb_edge.engine.source import fetch_sdist, patches_folder, read_upstream, unpack
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import atomic_output
+from sb_edge.util.user_cache import cache_root
 
 UPSTREAM_TAG = "upstream"
 """Tag of the commit that holds the pinned source as it is."""
@@ -43,19 +42,14 @@ def checkout(folder: Path) -> Path:
     upstream = read_upstream(patches / "UPSTREAM")
     sdist = fetch_sdist(upstream, cache_root() / "source")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    try:
-        tree = unpack(sdist, upstream, work) / upstream.tree
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        tree = unpack(sdist, upstream, Path(work)) / upstream.tree
         _git(tree, "init", "--quiet")
         _commit_all(tree, f"llama.cpp {upstream.commit}")
         _git(tree, "tag", UPSTREAM_TAG)
         apply_patches(load_patches(patches), tree)
         _commit_all(tree, "sb-edge: patches and overlay")
-        if folder.exists():
-            folder.rmdir()
-        tree.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        tree.replace(folder)
     return folder
 
 
@@ -98,9 +92,7 @@ def _patches_of(tree: Path, patch_set: PatchSet, new: str | None) -> dict[str, s
         openings[patch.name] = _DIFF.split(text, maxsplit=1)[0]
         owner.update(dict.fromkeys(_NAME.findall(text), patch.name))
     files = defaultdict(list)
-    for name in _git(
-        tree, "diff", "--cached", "--no-renames", "--name-only", "--diff-filter=MD", UPSTREAM_TAG
-    ).splitlines():
+    for name in _changed(tree, "MD"):
         patch_name = owner.get(name, new)
         if patch_name is None:
             raise EngineError(
@@ -128,9 +120,7 @@ def _diff(tree: Path, files: list[str]) -> str:
 
 
 def _refresh_overlay(tree: Path, overlay: Path) -> list[Path]:
-    added = _git(
-        tree, "diff", "--cached", "--no-renames", "--name-only", "--diff-filter=A", UPSTREAM_TAG
-    ).splitlines()
+    added = _changed(tree, "A")
     changed = [overlay / name for name in added if _write(overlay / name, (tree / name).read_bytes())]
     for file in sorted(path for path in overlay.rglob("*") if path.is_file()):
         if str(file.relative_to(overlay)) not in added:

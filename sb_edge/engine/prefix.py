@@ -14,13 +14,15 @@ from typing import Any
 import cpuinfo
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sb_edge.engine.cache import MANIFEST, BuildCache, cache_root, content_key
+from sb_edge.engine.cache import MANIFEST, BuildCache, content_key
 from sb_edge.engine.patching import PatchChoice, PatchSet, apply_patches, load_patches
 from sb_edge.engine.probe import load_backends
 from sb_edge.engine.source import Upstream, fetch_sdist, patches_folder, read_upstream, unpack
 from sb_edge.engine.toolchain import Toolchain, find_toolchain
 from sb_edge.util.errors import EngineError
 from sb_edge.util.files import require_free_space
+from sb_edge.util.user_cache import cache_root
+from sb_edge.util.validation import first_problem
 
 RECIPE = 1
 """Raised whenever the layout of a prefix changes, so that older ones are not taken for new ones."""
@@ -166,11 +168,9 @@ def open_engine(prefix: Path) -> Engine:
     except OSError as error:
         raise EngineError("is not an engine", path=prefix, found=f"{MANIFEST}: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise EngineError(
-            first["msg"], path=manifest, item=key, hint="rebuild: `sb-edge engine build --force`"
-        ) from None
+        problem = first_problem(error)
+        hint = "rebuild: `sb-edge engine build --force`"
+        raise EngineError(problem.message, path=manifest, item=problem.key, hint=hint) from None
     return Engine(prefix.resolve(), info)
 
 
@@ -251,17 +251,10 @@ def _build(recipe: BuildRecipe, root: Path, work: Path, stage: Path, log: Path, 
 def _describe(recipe: BuildRecipe, stage: Path) -> EngineInfo:
     runtime = _sanitizer_runtime(recipe)
     cpu = cpuinfo.get_cpu_info()
-    upstream = recipe.upstream
     return EngineInfo(
         key=recipe.key,
         variant=recipe.variant,
-        package=upstream.package,
-        version=upstream.version,
-        sha256=upstream.sha256,
-        commit=upstream.commit,
-        ggml_version=upstream.ggml_version,
-        licence=upstream.licence,
-        **recipe.patch_set.contents(),
+        **(recipe.upstream.model_dump(exclude={"filename", "tree"}) | recipe.patch_set.contents()),
         flags=recipe.flags,
         compiler=recipe.toolchain.version,
         cpu=cpu.get("brand_raw", "unknown"),

@@ -59,6 +59,12 @@ def run_tool(
         _stop(process)
 
 
+def without_function(line: str) -> str:
+    """A line of the engine's log without the name of the function that wrote it."""
+    function, _, message = line.partition(": ")
+    return message if message and " " not in function else line
+
+
 def _stop(process: subprocess.Popen[str]) -> None:
     if process.stdout is not None:
         process.stdout.close()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sb_edge.util.errors import EngineError
 from sb_edge.util.packages import Pinned, fetch_file
+from sb_edge.util.validation import first_problem
 
 if sys.version_info >= (3, 11, 4):
     import tarfile
@@ -58,9 +59,8 @@ def read_upstream(path: Path) -> Upstream:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EngineError("is not valid TOML", path=path, found=str(error)) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise EngineError(first["msg"], path=path, item=key, found=repr(first["input"])) from None
+        key, message, found, _ = first_problem(error)
+        raise EngineError(message, path=path, item=key, found=found) from None
 
 
 def fetch_sdist(upstream: Upstream, folder: Path) -> Path:

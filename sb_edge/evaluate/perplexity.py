@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.runtime.session import Model, Session
+from sb_edge.runtime.session import Model, OnTensor, Session
 from sb_edge.util.errors import InferenceError
+from sb_edge.util.files import reading_utf8
 from sb_edge.util.logits import log_softmax
 
 EVALUATION_CHUNK = 128
@@ -29,7 +30,7 @@ class Perplexity:
 
 def held_out_text() -> str:
     """A short English text of this project, excluded from training and tuning."""
-    return _built_in("held_out.txt")
+    return built_in("held_out.txt")
 
 
 def evaluation_text() -> str:
@@ -37,10 +38,11 @@ def evaluation_text() -> str:
 
     Excluded from training. Ten times as long as `held_out_text`, for perplexities within a percent.
     """
-    return _built_in("evaluation.txt")
+    return built_in("evaluation.txt")
 
 
-def _built_in(name: str) -> str:
+def built_in(name: str) -> str:
+    """A data file of this folder."""
     return (importlib.resources.files("sb_edge.evaluate") / "data" / name).read_text(encoding="utf-8")
 
 
@@ -53,10 +55,8 @@ def read_text(file: Path | None) -> tuple[str, str]:
     """
     if file is None:
         return held_out_text(), "held-out"
-    try:
+    with reading_utf8(file):
         return file.read_text(encoding="utf-8"), file.name
-    except UnicodeDecodeError as error:
-        raise InferenceError("is not UTF-8 text", path=file, found=f"byte {error.start}") from None
 
 
 def require_tokens(tokens: Sequence[int], least: int, where: Path | str, hint: str | None = None) -> None:
@@ -140,13 +140,30 @@ def token_losses(
 
 
 def evaluate(
-    model: Model, tokens: Sequence[int], *, n_batch: int = EVALUATION_CHUNK, n_threads: int | None = None
+    model: Model,
+    tokens: Sequence[int],
+    *,
+    n_batch: int = EVALUATION_CHUNK,
+    n_threads: int | None = None,
+    on_tensor: OnTensor | None = None,
+    tensor_filter: str | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Logits after every token of a text, in one context, in chunks [n <= `n_batch`, n_vocab].
+
+    Args:
+        model, tokens, n_batch, n_threads: as in `predictions`.
+        on_tensor, tensor_filter: as in `Session`.
 
     Raises:
         InferenceError: no tokens, or one outside the vocabulary.
     """
-    with Session(model, n_ctx=max(len(tokens), 16), n_batch=n_batch, n_threads=n_threads) as session:
+    with Session(
+        model,
+        n_ctx=max(len(tokens), 16),
+        n_batch=n_batch,
+        n_threads=n_threads,
+        on_tensor=on_tensor,
+        tensor_filter=tensor_filter,
+    ) as session:
         for start in range(0, max(len(tokens), 1), n_batch):
             yield session.evaluate(tokens[start : start + n_batch], all_logits=True)

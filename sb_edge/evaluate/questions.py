@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sb_edge.evaluate.perplexity import built_in
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
 from sb_edge.util.logits import log_softmax
 from sb_edge.util.progress import Advance
+from sb_edge.util.validation import first_problem
 
 CONTEXT = 512
 """Maximum number of tokens of a question and its answer."""
@@ -73,22 +74,17 @@ def read_questions(file: Path | None) -> list[Question]:
         InferenceError: a line is not a question, or the file has none.
         OSError: the file cannot be read.
     """
-    if file is None:
-        data = (importlib.resources.files("sb_edge.evaluate") / "data" / "questions.jsonl").read_bytes()
-    else:
-        data = file.read_bytes()
+    data = built_in("questions.jsonl").encode() if file is None else file.read_bytes()
     found = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
             found.append(Question.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "line"
             raise InferenceError(
                 "is not a question",
                 path=file,
                 item=f"line {number}",
-                found=f"{place}: {first['msg']}",
+                found=first_problem(error, "line").line,
                 expected='{"kind": ..., "question": ..., "choices": [...], "answer": 0}',
             ) from None
     if not found:

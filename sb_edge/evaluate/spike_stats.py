@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.spike_plan import DEFAULT_K, PROJECTIONS, SpikePlan, require_k
 from sb_edge.evaluate.energy import Energy, estimate_energy
 from sb_edge.evaluate.perplexity import evaluate

@@ -217,7 +217,8 @@ class _Cursor:
         self.need(count, item)
         end = self.position + count
         if end > len(self._data):
-            self._data += self._file.read(max(end - len(self._data), _READ_AHEAD, len(self._data)))
+            ahead = max(end - len(self._data), _READ_AHEAD, len(self._data))
+            self._data += self._file.read(min(ahead, self._limit - len(self._data)))
             if end > len(self._data):
                 raise self.error("is truncated", item)
         piece = self._data[self.position : end]
@@ -227,6 +228,21 @@ class _Cursor:
     def number(self, layout: str, item: str) -> int:
         value: int = struct.unpack("<" + layout, self.take(struct.calcsize(layout), item))[0]
         return value
+
+    def texts(self, count: int, item: str) -> list[str]:
+        """Strings; as `text`, but those that have been read already take no further calls."""
+        data = self._data
+        found: list[str] = []
+        while len(found) < count:
+            begin = self.position + 8
+            end = begin + int.from_bytes(data[self.position : begin], "little")
+            if end > len(data):
+                found.append(self.text(item))
+                data = self._data
+            else:
+                self.position = end
+                found.append(data[begin:end].decode("utf-8", "replace"))
+        return found
 
     def text(self, item: str, limit: int | None = None) -> str:
         """A string; with a limit it is a name, which must be short and valid UTF-8."""
@@ -308,7 +324,7 @@ def _array(cursor: _Cursor, key: str) -> Any:
         raise cursor.error("has too many elements", key, count, f"at most {_MAX_ARRAY}")
     if kind == STRING:
         cursor.need(count, key, 8)
-        return [cursor.text(key) for _ in range(count)]
+        return cursor.texts(count, key)
     cursor.need(count, key, SCALARS[kind].itemsize)
     values = np.frombuffer(cursor.take(count * SCALARS[kind].itemsize, key), SCALARS[kind])
     return values != 0 if kind == BOOL else values

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,9 +17,12 @@ from sb_edge.system.cgroup import Group, groups
 from sb_edge.util.errors import OutOfMemoryForecast
 from sb_edge.util.output import format_bytes
 
-FLOAT_TYPES = ("f32", "f16", "bf16")
-SMALLER_TYPE = "q8_0"
-"""The KV cache type that is offered in place of those."""
+FLOAT_TYPES = {"f32", "f16", "bf16"}
+SMALLER_TYPES: dict[str, Any] = {"type_k": "q8_0", "type_v": "q8_0"}
+"""KV cache types that are offered in place of those."""
+
+SMALLER_OPTIONS = "--cache-type-k q8_0 --cache-type-v q8_0"
+"""The same as options of the command line."""
 
 SMALLEST_CONTEXT = 256
 """The engine rounds contexts up to it."""
@@ -96,9 +100,8 @@ def require_memory(
         return replace(expected.beyond_weights() if is_loaded else expected, extra=extra)
 
     def smaller_types() -> Iterable[Alternative]:
-        if kv_option is not None and settings.type_k in FLOAT_TYPES and settings.type_v in FLOAT_TYPES:
-            smaller = replace(settings, type_k=SMALLER_TYPE, type_v=SMALLER_TYPE)
-            yield f"{kv_option} {SMALLER_TYPE} --cache-type-v {SMALLER_TYPE}", need(n_ctx, smaller)
+        if kv_option is not None and {settings.type_k, settings.type_v} <= FLOAT_TYPES:
+            yield SMALLER_OPTIONS, need(n_ctx, replace(settings, **SMALLER_TYPES))
 
     def smaller_contexts() -> Iterable[Alternative]:
         context = n_ctx // 2
@@ -136,7 +139,7 @@ def require_memory_for_weights(
 def _certainly_fits(header: GgufHeader, room: Room, context: int) -> bool:
     """Far from the limit, the engine need not be asked: weights are kept twice at most."""
     need = _ENGINE_BOUND + 3 * header.nbytes + context
-    return need <= min(room.physical, room.physical if room.address_space is None else room.address_space)
+    return need <= room.physical and (room.address_space is None or need <= room.address_space)
 
 
 def _context_bound(header: GgufHeader, n_ctx: int, settings: EngineSettings) -> int:

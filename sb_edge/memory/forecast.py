@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.layer_map import vocabulary_size
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY
 from sb_edge.arch.spike_plan import OVERRIDE_KEY
 from sb_edge.engine import find_engine
+from sb_edge.engine.process import without_function
 from sb_edge.gguf.reader import GgufHeader
 from sb_edge.gguf.types import BLOCK_SIZES
 from sb_edge.util.errors import EngineError, GgufError, InferenceError
@@ -35,9 +36,9 @@ _LARGEST_CONTEXT = 1 << 20  # simulated; the engine allocates its bookkeeping
 _TYPES = frozenset(name.lower() for name in BLOCK_SIZES)
 
 # Memory that the engine takes beside the buffers that it reports (measured).
-_ENGINE_BYTES = 4 << 20  # libraries, graphs, thread stacks
+_ENGINE_BYTES = 17 << 19  # libraries, graphs, thread stacks
 _CELL_BYTES = 54  # bookkeeping for a position of the context, whether a layer keeps it or not
-_VOCABULARY_ENTRY_BYTES = 235  # a token or a merge, in the engine's tables and in the header as it was read
+_VOCABULARY_ENTRY_BYTES = 282  # a token or a merge, in the engine's tables and in the header as it was read
 
 
 @dataclass(frozen=True)
@@ -248,19 +249,22 @@ def _ask(
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
     problem = _problem(done.stderr.splitlines(), done.returncode)
-    if done.returncode == _NO_CONTEXT:
-        raise InferenceError(
-            "the engine cannot make a context",
-            path=path,
-            found=problem,
-            hint="ask for a smaller --ctx-size, or other KV cache types",
-        )
-    raise GgufError(
-        "the engine cannot load it", path=path, found=problem, hint="check it with `sb-edge inspect`"
-    )
+    raise no_context(path, problem) if done.returncode == _NO_CONTEXT else not_loaded(path, problem)
 
 
 _NO_CONTEXT = 3  # exit status of the tool
+
+
+def no_context(path: Path, problem: str | None) -> InferenceError:
+    """The error for a context that the engine refuses, with its own message."""
+    hint = "ask for a smaller --ctx-size, or other KV cache types"
+    return InferenceError("the engine cannot make a context", path=path, found=problem, hint=hint)
+
+
+def not_loaded(path: Path, problem: str) -> GgufError:
+    """The error for a model that the engine refuses, with its own message."""
+    hint = "check it with `sb-edge inspect`"
+    return GgufError("the engine cannot load it", path=path, found=problem, hint=hint)
 
 
 def _problem(log: list[str], status: int) -> str:
@@ -268,9 +272,7 @@ def _problem(log: list[str], status: int) -> str:
     if status < 0:
         return f"the engine stopped with signal {-status}"
     lines = [line for line in log if "error" in line or "failed" in line] or log
-    line = lines[-1] if lines else f"exit status {status}"
-    function, _, message = line.partition(": ")
-    return message if message and " " not in function else line
+    return without_function(lines[-1] if lines else f"exit status {status}")
 
 
 def _vocabulary_entries(header: GgufHeader) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sb_edge.arch.config import ARCH
+from sb_edge.arch import ARCH
 from sb_edge.arch.sparse_plan import dense_tensors
 from sb_edge.gguf.reader import GgufHeader, TensorEntry
 from sb_edge.memory.forecast import EngineSettings, forecast

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from sb_edge.engine import cache_root
+from sb_edge.util.user_cache import cache_root
 
 
 def models_folder() -> Path:

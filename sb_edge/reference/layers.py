@@ -5,7 +5,7 @@ Sizes: B sequences, T new tokens, P cached ones, H query heads, Hkv key/value he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,20 @@ def rotate(x: Tensor, position: int, theta: float) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
+def query_blocks(q: Tensor, k: Tensor, window: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks of `QUERY_BLOCK` queries, the keys that these can see, and which each sees: bool [block, keys].
+
+    Arguments as of `windowed_attention`.
+    """
+    length, past = q.shape[1], k.shape[1] - q.shape[1]
+    for start in range(0, length, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, length)
+        first = max(0, past + start - window + 1)
+        at = torch.arange(past + start, past + stop, device=q.device)
+        age = at[:, None] - torch.arange(first, past + stop, device=q.device)
+        yield slice(start, stop), slice(first, past + stop), (age >= 0) & (age < window)
+
+
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the `window` newest keys of every query, its own included.
 
@@ -88,17 +102,12 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     Returns:
         [B, T, H, d].
     """
-    length, past = q.shape[1], k.shape[1] - q.shape[1]
     groups = q.unflatten(2, (k.shape[2], -1))
     outputs = []
-    for start in range(0, length, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, length)
-        first = max(0, past + start - window + 1)
-        keys, values = k[:, first : past + stop], v[:, first : past + stop]
-        scores = torch.einsum("bthgd,bkhd->bhgtk", groups[:, start:stop], keys) * q.shape[-1] ** -0.5
-        at = torch.arange(past + start, past + stop, device=q.device)
-        age = at[:, None] - torch.arange(first, past + stop, device=q.device)
-        scores = scores.masked_fill((age < 0) | (age >= window), -torch.inf)
+    for queries, seen, mask in query_blocks(q, k, window):
+        keys, values = k[:, seen], v[:, seen]
+        scores = torch.einsum("bthgd,bkhd->bhgtk", groups[:, queries], keys) * q.shape[-1] ** -0.5
+        scores = scores.masked_fill(~mask, -torch.inf)
         weights = scores.to(accumulation_dtype(q.dtype)).softmax(-1).to(q.dtype)
         outputs.append(torch.einsum("bhgtk,bkhd->bthgd", weights, values))
     return torch.cat(outputs, dim=1).flatten(2, 3)

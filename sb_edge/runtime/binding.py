@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from sb_edge.engine import activate
+from sb_edge.engine.process import without_function
 from sb_edge.util.errors import InferenceError
 
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
@@ -45,53 +46,47 @@ def library() -> Any:
 @cache
 def ggml_base() -> ctypes.CDLL:
     """libggml-base, for reading tensors of a graph."""
-    base = engine_library("ggml-base")
-    base.ggml_get_name.restype = ctypes.c_char_p
-    for function in ("ggml_nelements", "ggml_nrows"):
-        getattr(base, function).restype = ctypes.c_int64
-        getattr(base, function).argtypes = [ctypes.c_void_p]
-    base.ggml_element_size.restype = ctypes.c_size_t
-    base.ggml_element_size.argtypes = [ctypes.c_void_p]
-    base.ggml_get_name.argtypes = [ctypes.c_void_p]
-    base.ggml_backend_tensor_get.restype = None
-    base.ggml_backend_tensor_get.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_size_t,
-    ]
+    base, pointer = engine_library("ggml-base"), ctypes.c_void_p
+    typed(base, "ggml_get_name", ctypes.c_char_p, pointer)
+    typed(base, "ggml_nelements", ctypes.c_int64, pointer)
+    typed(base, "ggml_nrows", ctypes.c_int64, pointer)
+    typed(base, "ggml_element_size", ctypes.c_size_t, pointer)
+    typed(base, "ggml_backend_tensor_get", None, pointer, pointer, ctypes.c_size_t, ctypes.c_size_t)
     return base
 
 
-def cpu_function(name: str) -> int:
-    """The address of a function that the CPU backend names; a portable engine has several such backends.
+def typed(lib: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    """A function of a library, with the types of its result and its arguments."""
+    function = getattr(lib, name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function
+
+
+def cpu_function(name: str, result: Any, *arguments: Any) -> Any:
+    """As `typed`, a function that the CPU backend names; a portable engine has several such backends.
 
     Raises:
         InferenceError: the engine has no such function.
     """
-    find = ggml_base().ggml_backend_reg_get_proc_address
-    find.restype = ctypes.c_void_p
-    find.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    pointer = ctypes.c_void_p
+    find = typed(ggml_base(), "ggml_backend_reg_get_proc_address", pointer, pointer, ctypes.c_char_p)
     address = find(_cpu_backend(), name.encode())
     if not address:
         raise InferenceError("symbol not found in the CPU backend", item=name)
-    return int(address)
+    return ctypes.CFUNCTYPE(result, *arguments)(address)
 
 
 def cpu_device() -> int:
     """ggml's device of the CPU."""
-    get = ggml_base().ggml_backend_reg_dev_get
-    get.restype = ctypes.c_void_p
-    get.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    pointer = ctypes.c_void_p
+    get = typed(ggml_base(), "ggml_backend_reg_dev_get", pointer, pointer, ctypes.c_size_t)
     return int(get(_cpu_backend(), 0))
 
 
 def _cpu_backend() -> int:
     library()
-    ggml = engine_library("ggml")
-    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
-    ggml.ggml_backend_reg_by_name.argtypes = [ctypes.c_char_p]
-    return int(ggml.ggml_backend_reg_by_name(b"CPU"))
+    find = typed(engine_library("ggml"), "ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    return int(find(b"CPU"))
 
 
 def recent_log() -> list[str]:
@@ -107,11 +102,7 @@ def clear_log() -> None:
 
 def last_problem() -> str | None:
     """The engine's last warning or error since `clear_log`, without its function name."""
-    if not _problems:
-        return None
-    line = _problems[-1]
-    function, _, message = line.partition(": ")
-    return message if message and " " not in function else line
+    return without_function(_problems[-1]) if _problems else None
 
 
 @contextmanager

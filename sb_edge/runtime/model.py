@@ -6,20 +6,19 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from sb_edge.arch.layer_map import recurrent_layers
+from sb_edge.arch.layer_map import layer_count, recurrent_layers
 from sb_edge.arch.model_spikes import effective_plan
 from sb_edge.arch.sparse_plan import SPARSE_OVERRIDE_KEY, check_sparse, sparse_values
 from sb_edge.arch.spike_plan import OVERRIDE_KEY, PROJECTIONS, require_k
 from sb_edge.gguf.reader import GgufHeader, read_header
 from sb_edge.memory.check import require_memory_for_weights
-from sb_edge.runtime.binding import clear_log, last_problem, library
-from sb_edge.util.errors import GgufError, InferenceError, SpikeError
+from sb_edge.memory.forecast import not_loaded
+from sb_edge.runtime.binding import clear_log, last_problem, library, typed
+from sb_edge.util.errors import InferenceError, SpikeError
 
 _VALUE_BYTES = 1 << 20
-_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 
 
 class Model:
@@ -57,7 +56,7 @@ class Model:
     ) -> None:
         self.path = Path(path)
         self.header = read_header(self.path) if header is None else header
-        _refuse_what_aborts(self.header)
+        layer_count(self.header)  # the engine only asserts it, which would end the process
         self.spike_plan = effective_plan(self.header, spikes)
         self.spikes = spikes
         plan = check_sparse(self.header)
@@ -76,20 +75,13 @@ class Model:
         clear_log()
         self.handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
         if not self.handle:
-            raise GgufError(
-                "the engine cannot load it",
-                path=self.path,
-                found=last_problem() or f"architecture {self.header.arch!r}",
-                hint="check it with `sb-edge inspect`",
-            )
+            raise not_loaded(self.path, last_problem() or f"architecture {self.header.arch!r}")
         self.vocab = lib.llama_model_get_vocab(self.handle)
 
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -106,9 +98,8 @@ class Model:
         """
         if k != 0:
             require_k(k, f"k of {projection} in layer {layer}")
-        change = library()._lib.llama_spikingbrain_set_spike_k
-        change.restype = ctypes.c_bool
-        change.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float]
+        arguments = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_float)
+        change = typed(library()._lib, "llama_spikingbrain_set_spike_k", ctypes.c_bool, *arguments)
         if self.spike_plan is None or not change(self.handle, layer, projection.encode(), k):
             raise SpikeError("was not coded when the model was loaded", item=f"{projection} of layer {layer}")
         self.spike_plan = self.spike_plan.with_k(layer, projection, k, len(self.recurrent_layers))
@@ -265,17 +256,3 @@ def _overrides(lib: Any, values: Mapping[str, float | None]) -> Any:
         override.key = key.encode()
         override.value.val_f64 = float(value)
     return overrides
-
-
-def _refuse_what_aborts(header: GgufHeader) -> None:
-    """Check what the engine only asserts, which would end the process."""
-    key = f"{header.arch}.block_count"
-    layers = header.metadata.get(key)
-    if not isinstance(layers, int) or not 0 < layers <= _MAX_LAYERS:
-        raise GgufError(
-            "impossible number of layers",
-            path=header.files[0],
-            item=key,
-            found="nothing" if layers is None else layers,
-            expected=f"1 to {_MAX_LAYERS}",
-        )

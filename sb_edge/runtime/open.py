@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,8 @@ class Loading:
     spikes: float | None = None
 
 
-@contextmanager
-def text_session(path: Path, loading: Loading) -> Iterator[Session]:
-    """Open a GGUF with a vocabulary and a session on it that keeps the last logits.
+def open_session(path: Path, loading: Loading) -> Session:
+    """Open a GGUF with a vocabulary and a session on it that keeps the last logits; close both when done.
 
     Memory is checked here, once, before anything is loaded.
 
@@ -64,16 +63,18 @@ def text_session(path: Path, loading: Loading) -> Iterator[Session]:
         spikes=loading.spikes,
     )
     require_memory(header, loading.n_ctx, settings)
-    with Model(
-        path,
-        header=header,
-        use_mmap=loading.use_mmap,
-        use_mlock=loading.use_mlock,
-        spikes=loading.spikes,
-        is_checked=True,
-    ) as model:
+    with ExitStack() as opened:
+        model = Model(
+            path,
+            header=header,
+            use_mmap=loading.use_mmap,
+            use_mlock=loading.use_mlock,
+            spikes=loading.spikes,
+            is_checked=True,
+        )
+        opened.enter_context(model)
         model.require_vocab()
-        with Session(
+        session = Session(
             model,
             n_ctx=loading.n_ctx,
             n_threads=loading.n_threads,
@@ -84,6 +85,16 @@ def text_session(path: Path, loading: Loading) -> Iterator[Session]:
             type_v=loading.type_v,
             flash_attn=loading.flash_attn,
             is_checked=True,
-        ) as session:
-            session.apply_loras(loading.loras)
-            yield session
+        )
+        opened.enter_context(session)
+        session.apply_loras(loading.loras)
+        opened.pop_all()
+    return session
+
+
+@contextmanager
+def text_session(path: Path, loading: Loading) -> Iterator[Session]:
+    """As `open_session`; closes model and session at the end of the block."""
+    session = open_session(path, loading)
+    with session.model, session:
+        yield session

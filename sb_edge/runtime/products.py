@@ -8,8 +8,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Sequence
-from functools import cache
-from types import TracebackType
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from sb_edge.runtime.binding import cpu_device, cpu_function, engine_library, ggml_base
+from sb_edge.runtime.binding import cpu_device, cpu_function, engine_library, ggml_base, typed
 from sb_edge.util.errors import InferenceError
 
 _PEAKS = {"Q4_0": -8, "Q8_0": 127}
@@ -48,13 +47,13 @@ class Products:
     """
 
     def __init__(self, kind: str, n_outputs: int, n_inputs: int, copies: int, n_threads: int) -> None:
-        ggml, base = engine_library("ggml"), _functions()
+        base = _functions()
         self.shape = n_outputs, n_inputs
         self._contexts: list[int] = []
         self._buffers: list[int] = []
-        self._backend = base.init_backend(ggml)
-        set_threads = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
-        set_threads(cpu_function("ggml_backend_set_n_threads"))(self._backend, n_threads)
+        self._backend = base.init_backend(0, None)
+        set_threads = cpu_function("ggml_backend_set_n_threads", None, ctypes.c_void_p, ctypes.c_int)
+        set_threads(self._backend, n_threads)
         number = GGMLQuantizationType[kind]
         buffers = self._dense_buffers(number)
         rows = self._tensors([(number, (n_inputs, n_outputs))] * copies, buffers)
@@ -74,9 +73,7 @@ class Products:
     def __enter__(self) -> Products:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         base = ggml_base()
         for buffer in self._buffers:
             base.ggml_backend_buffer_free(ctypes.c_void_p(buffer))
@@ -171,8 +168,8 @@ def integer_weights(kind: str, n_outputs: int, n_inputs: int) -> NDArray[np.floa
 
 def _extra_buffers() -> list[int]:
     """The engine's buffer types with layouts of their own, in the order in which it prefers them."""
-    extra = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)
-    found = extra(cpu_function("ggml_backend_dev_get_extra_bufts"))(cpu_device())
+    result = ctypes.POINTER(ctypes.c_void_p)
+    found = cpu_function("ggml_backend_dev_get_extra_bufts", result, ctypes.c_void_p)(cpu_device())
     kinds: list[int] = []
     while found and (kind := found[len(kinds)]):
         kinds.append(int(kind))
@@ -189,29 +186,24 @@ class _Functions:
     """ggml's functions, with their types."""
 
     def __init__(self) -> None:
-        base = ggml_base()
-        pointer, number = ctypes.c_void_p, ctypes.c_int
-        self._base = base
-
-        def typed(name: str, result: Any, *arguments: Any) -> Any:
-            function = getattr(base, name)
-            function.restype, function.argtypes = result, list(arguments)
-            return function
-
-        self._init = typed("ggml_init", pointer, _InitParams)
-        self.new = typed("ggml_new_tensor", pointer, pointer, number, number, pointer)
-        self.new_graph = typed("ggml_new_graph", pointer, pointer)
-        self.dense = typed("ggml_mul_mat", pointer, pointer, pointer, pointer)
-        self.sparse = typed(
+        pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+        function = partial(typed, ggml_base())
+        self._init = function("ggml_init", pointer, _InitParams)
+        self.new = function("ggml_new_tensor", pointer, pointer, number, number, pointer)
+        self.new_graph = function("ggml_new_graph", pointer, pointer)
+        self.dense = function("ggml_mul_mat", pointer, pointer, pointer, pointer)
+        self.sparse = function(
             "sb_sparse_mul_mat", pointer, pointer, pointer, pointer, pointer, pointer, ctypes.c_float
         )
-        self.expand = typed("ggml_build_forward_expand", None, pointer, pointer)
-        self.compute = typed("ggml_backend_graph_compute", number, pointer, pointer)
-        self.usual_buffers = typed("ggml_backend_get_default_buffer_type", pointer, pointer)
-        self.allocate = typed("ggml_backend_alloc_ctx_tensors_from_buft", pointer, pointer, pointer)
-        self.allocate_bytes = typed("ggml_backend_buft_alloc_buffer", pointer, pointer, ctypes.c_size_t)
-        self.supports = typed("ggml_backend_dev_supports_op", ctypes.c_bool, pointer, pointer)
-        self._set = typed("ggml_backend_tensor_set", None, pointer, pointer, ctypes.c_size_t, ctypes.c_size_t)
+        self.expand = function("ggml_build_forward_expand", None, pointer, pointer)
+        self.compute = function("ggml_backend_graph_compute", number, pointer, pointer)
+        self.usual_buffers = function("ggml_backend_get_default_buffer_type", pointer, pointer)
+        self.allocate = function("ggml_backend_alloc_ctx_tensors_from_buft", pointer, pointer, pointer)
+        self.allocate_bytes = function("ggml_backend_buft_alloc_buffer", pointer, pointer, size)
+        self.supports = function("ggml_backend_dev_supports_op", ctypes.c_bool, pointer, pointer)
+        backend_arguments = (pointer, number, ctypes.c_char_p)
+        self.init_backend = typed(engine_library("ggml"), "ggml_backend_init_by_type", *backend_arguments)
+        self._set = function("ggml_backend_tensor_set", None, pointer, pointer, size, size)
 
     def init(self, size: ctypes.c_size_t) -> Any:
         """A context without memory for the tensors' data."""
@@ -220,13 +212,6 @@ class _Functions:
     def set(self, tensor: int, data: NDArray[Any]) -> None:
         """Set a tensor's data."""
         self._set(tensor, data.ctypes.data, 0, data.nbytes)
-
-    @staticmethod
-    def init_backend(ggml: ctypes.CDLL) -> int:
-        """The CPU backend."""
-        ggml.ggml_backend_init_by_type.restype = ctypes.c_void_p
-        ggml.ggml_backend_init_by_type.argtypes = [ctypes.c_int, ctypes.c_char_p]
-        return int(ggml.ggml_backend_init_by_type(0, None))
 
 
 @cache

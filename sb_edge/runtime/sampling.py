@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from sb_edge.runtime.binding import clear_log, last_problem, library, quiet_stderr
@@ -92,9 +91,7 @@ class Sampler:
     def __enter__(self) -> Sampler:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         library().llama_sampler_free(self._chain)
 
     def next_token(self) -> int:

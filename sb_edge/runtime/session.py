@@ -6,7 +6,6 @@ import ctypes
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from sb_edge.memory.forecast import (
     FLASH_ATTN,
     EngineSettings,
     FlashChoice,
+    no_context,
     uses_flash_attention,
 )
 from sb_edge.runtime.binding import clear_log, ggml_base, kv_type, last_problem, library, recent_log
@@ -118,12 +118,7 @@ class Session:
         clear_log()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
-            raise InferenceError(
-                "the engine cannot make a context",
-                path=model.path,
-                found=last_problem(),
-                hint="ask for a smaller --ctx-size, or other KV cache types",
-            )
+            raise no_context(model.path, last_problem())
         self.kv_bytes, self.state_bytes = _memory_sizes(recent_log())
         self.n_ctx = int(lib.llama_n_ctx_seq(self.handle))
         self.n_batch = int(lib.llama_n_batch(self.handle))
@@ -135,9 +130,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -306,7 +299,7 @@ class Session:
                 path=path,
                 found=f"{len(tokens)} tokens",
                 expected=f"at most {self.n_ctx}",
-                hint="ask for a larger --context",
+                hint="ask for a larger --ctx-size",
             )
         self.set_seq_state(saved.data, seq_id)
         if self.position(seq_id) != len(tokens):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sb_edge.runtime.binding import cpu_function
 
@@ -38,12 +38,7 @@ class SparseCounts:
 
 
 class _Counters(ctypes.Structure):
-    _fields_ = [
-        ("products", ctypes.c_int64),
-        ("dense", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("active", ctypes.c_int64),
-    ]
+    _fields_ = [(field.name, ctypes.c_int64) for field in fields(SparseCounts)]
 
 
 @contextmanager
@@ -53,12 +48,12 @@ def count_products() -> Iterator[Callable[[], SparseCounts]]:
     Raises:
         InferenceError: the engine has no sparse products.
     """
-    ctypes.CFUNCTYPE(None)(cpu_function("sb_sparse_counters_reset"))()
-    get = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(cpu_function("sb_sparse_counters_get"))
+    cpu_function("sb_sparse_counters_reset", None)()
+    get = cpu_function("sb_sparse_counters_get", None, ctypes.c_void_p)
 
     def counts() -> SparseCounts:
         raw = _Counters()
         get(ctypes.addressof(raw))
-        return SparseCounts(raw.products, raw.dense, raw.channels, raw.active)
+        return SparseCounts(*(getattr(raw, field.name) for field in fields(SparseCounts)))
 
     yield counts

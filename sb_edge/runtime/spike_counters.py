@@ -6,7 +6,7 @@ import ctypes
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.arch.spike_plan import PROJECTIONS, CodedInput, SpikePlan, require_k
-from sb_edge.runtime.binding import cpu_function, ggml_base
+from sb_edge.runtime.binding import cpu_function, ggml_base, typed
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.session import Session
 from sb_edge.util.errors import InferenceError
@@ -94,8 +94,11 @@ class RecordedCounts:
     k: float
 
 
+_C_TYPES: dict[str, Any] = {"int": ctypes.c_int64, "float": ctypes.c_double}
+
+
 class _Site(ctypes.Structure):
-    """sb_spike_site of ggml-sb.h, field by field."""
+    """sb_spike_site of ggml-sb.h; from `largest` on its fields are those of `SiteCounts`."""
 
     _fields_ = [
         ("name", ctypes.c_char * 64),
@@ -103,21 +106,8 @@ class _Site(ctypes.Structure):
         ("channels", ctypes.c_int64),
         ("tokens", ctypes.c_int64),
         ("histogram", ctypes.c_int64 * BINS),
-        ("largest", ctypes.c_int64),
-        ("negative", ctypes.c_int64),
-        ("bursts", ctypes.c_int64),
-        ("threshold_sum", ctypes.c_double),
-        ("unary_spikes", ctypes.c_int64),
-        ("bit_spikes", ctypes.c_int64),
-        ("twos_complement_spikes", ctypes.c_int64),
-        ("unary_steps", ctypes.c_int64),
-        ("bit_steps", ctypes.c_int64),
-        ("twos_complement_steps", ctypes.c_int64),
-        ("window_slots", ctypes.c_int64),
+        *((field.name, _C_TYPES[str(field.type)]) for field in fields(SiteCounts)[6:]),
     ]
-
-
-_NUMBERS = [field[0] for field in _Site._fields_[5:]]
 
 
 class SpikeCounters:
@@ -139,16 +129,9 @@ class SpikeCounters:
     def _describe(self, raw: _Site) -> SiteCounts:
         name = raw.name.decode()
         layer, first = _parse(name) if name != _SYNTHETIC else (-1, name)
-        numbers = {field: getattr(raw, field) for field in _NUMBERS}
-        return SiteCounts(
-            layer=layer,
-            projections=self._projections.get((layer, first), (first,)),
-            k=raw.k,
-            channels=raw.channels,
-            tokens=raw.tokens,
-            histogram=np.array(raw.histogram, dtype=np.int64),
-            **numbers,
-        )
+        numbers = {field.name: getattr(raw, field.name) for field in fields(SiteCounts)[2:]}
+        numbers["histogram"] = np.array(raw.histogram, dtype=np.int64)
+        return SiteCounts(layer, self._projections.get((layer, first), (first,)), **numbers)
 
 
 @contextmanager
@@ -356,31 +339,23 @@ def _order(projection: str) -> int:
 
 
 def _row_size(n: int) -> int:
-    function = ggml_base().sb_spike_row_size
-    function.restype, function.argtypes = ctypes.c_size_t, [ctypes.c_int64]
-    return int(function(n))
+    return int(typed(ggml_base(), "sb_spike_row_size", ctypes.c_size_t, ctypes.c_int64)(n))
 
 
-_POINTER = ctypes.c_void_p
-_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
-    "sb_spike_code_rows": (
-        None,
-        [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_float, _POINTER, ctypes.c_char_p],
-    ),
-    "sb_spike_accumulate": (
-        ctypes.c_bool,
-        [ctypes.c_int, ctypes.c_bool, ctypes.c_int64, _POINTER, _POINTER, _POINTER],
-    ),
-    "sb_spike_counters_enable": (None, [ctypes.c_bool]),
-    "sb_spike_counters_reset": (None, []),
-    "sb_spike_counters_size": (ctypes.c_size_t, []),
-    "sb_spike_counters_get": (ctypes.c_bool, [ctypes.c_size_t, _POINTER]),
-    "sb_spike_site_size": (ctypes.c_size_t, []),
+_POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "sb_spike_code_rows": (None, _POINTER, _INT64, _INT64, ctypes.c_float, _POINTER, ctypes.c_char_p),
+    "sb_spike_accumulate": (ctypes.c_bool, ctypes.c_int, ctypes.c_bool, _INT64, _POINTER, _POINTER, _POINTER),
+    "sb_spike_counters_enable": (None, ctypes.c_bool),
+    "sb_spike_counters_reset": (None,),
+    "sb_spike_counters_size": (ctypes.c_size_t,),
+    "sb_spike_counters_get": (ctypes.c_bool, ctypes.c_size_t, _POINTER),
+    "sb_spike_site_size": (ctypes.c_size_t,),
 }
+"""Types of results and arguments."""
 
 
 @cache
 def _function(name: str) -> Any:
     """A function of the CPU backend; in a portable engine, of the variant that was loaded."""
-    result, arguments = _SIGNATURES[name]
-    return ctypes.CFUNCTYPE(result, *arguments)(cpu_function(name))
+    return cpu_function(name, *_SIGNATURES[name])

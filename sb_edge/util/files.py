@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sb_edge.util.errors import OutputError
+from sb_edge.util.errors import InferenceError, OutputError, SbEdgeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,22 @@ def require_output(path: Path, inputs: Iterable[Path] = ()) -> None:
             raise OutputError("is not a regular file", path=path, expected="a file name")
         if any(path.samefile(file) for file in inputs):
             raise OutputError("is the input", path=path, hint="choose another name")
+
+
+def require_folder(folder: Path | None) -> None:
+    """Create a folder for output if needed; call this before a long measurement.
+
+    Raises:
+        OutputError: `folder` is a file, or its parent folder does not exist.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise OutputError("the folder does not exist", path=folder.parent, hint="create it first") from None
+    except FileExistsError:
+        raise OutputError("is a file", path=folder, expected="a folder") from None
 
 
 @contextmanager
@@ -160,6 +176,15 @@ def require_free_space(folder: Path, needed: int, what: str) -> None:
             expected=f"{needed / 2**20:.0f} MiB",
             hint="free some space or choose another folder",
         )
+
+
+@contextmanager
+def reading_utf8(path: Path, kind: type[SbEdgeError] = InferenceError) -> Iterator[None]:
+    """Turn the error of a block that decodes a file which is not UTF-8 into one of `kind`."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise kind("is not UTF-8 text", path=path, found=f"byte {error.start}") from None
 
 
 def write_all(fd: int, data: bytes | np.ndarray) -> None:

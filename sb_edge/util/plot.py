@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sb_edge.util.errors import OutputError
-from sb_edge.util.files import atomic_output
+from sb_edge.util.files import atomic_output, require_folder
 
 LABEL_GAP = 0.075
 """Minimum vertical distance of two line labels, as a share of the axis."""
@@ -89,29 +89,13 @@ def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure],
         figure.savefig(partial, format=kind, dpi=150, facecolor=PAPER.background)
 
 
-def require_plot_folder(folder: Path | None) -> None:
-    """Create a folder for plots if needed; call this before a long measurement.
-
-    Raises:
-        OutputError: `folder` is a file, or its parent folder does not exist.
-    """
-    if folder is None:
-        return
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise OutputError("the folder does not exist", path=folder.parent, hint="create it first") from None
-    except FileExistsError:
-        raise OutputError("is a file", path=folder, expected="a folder") from None
-
-
 def write_figures(folder: Path, drawings: Mapping[str, Drawing]) -> list[Path]:
     """Write NAME.png and NAME.svg for each drawing into a folder, which is created if absent.
 
     Raises:
         OutputError: the folder cannot be created or written to.
     """
-    require_plot_folder(folder)
+    require_folder(folder)
     files = []
     for name, (size, draw) in drawings.items():
         for ending in FORMATS:

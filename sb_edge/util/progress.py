@@ -21,6 +21,12 @@ from rich.progress import (
 
 stderr = Console(stderr=True)
 
+
+def note(text: str) -> None:
+    """Print a line on standard error, as it is."""
+    stderr.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 Advance = Callable[[float], None]
 
 LINE_INTERVAL = 20.0
@@ -79,6 +85,6 @@ def _occasional_lines(description: str, total: float | None, unit: str) -> Advan
         if time.monotonic() - shown >= LINE_INTERVAL:
             shown = time.monotonic()
             of = "" if total is None else f" of {count(total)}"
-            stderr.print(f"{description}: {count(done)}{of}", highlight=False, markup=False)
+            note(f"{description}: {count(done)}{of}")
 
     return advance

@@ -58,7 +58,7 @@ class Table:
         )
         self.title, self.notes, self.gap = title, tuple(notes), gap
         self.rows: list[tuple[str, ...]] = []
-        self._dim: set[int] = set()
+        self._styles: list[str | None] = []
 
     @classmethod
     def of(
@@ -81,10 +81,9 @@ class Table:
             table.add(*(text(record) for text in columns.values()))
         return table
 
-    def add(self, *cells: str, dim: bool = False) -> None:
-        """Add a row, dimmed in a terminal if `dim`; missing cells at the end are empty."""
-        if dim:
-            self._dim.add(len(self.rows))
+    def add(self, *cells: str, dim: bool = False, red: bool = False) -> None:
+        """Add a row, in a terminal dimmed or red; missing cells at the end are empty."""
+        self._styles.append("dim" if dim else "red" if red else None)
         self.rows.append((*cells, *[""] * (len(self.columns) - len(cells))))
 
     def __rich__(self) -> RenderableType:
@@ -98,8 +97,8 @@ class Table:
                 overflow="fold" if column.wrap else "ellipsis",
                 min_width=column.min_width,
             )
-        for number, cells in enumerate(self.rows):
-            table.add_row(*map(Text, cells), style="dim" if number in self._dim else None)
+        for cells, style in zip(self.rows, self._styles, strict=True):
+            table.add_row(*map(Text, cells), style=style)
         above = [Text(self.title)] if self.title else []
         return Group(*above, table, *(Text(note, style="dim") for note in self.notes))
 
@@ -111,6 +110,16 @@ class Table:
             *(_markdown_line([_escaped(cell) for cell in cells]) for cells in self.rows),
         ]
         return "\n".join([*lines, "", *(_escaped(note) + "  " for note in self.notes)]).rstrip() + "\n"
+
+
+def grid(facts: Iterable[tuple[str, str]]) -> RichTable:
+    """Labels and values for a terminal; long values are folded."""
+    table = RichTable.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in facts:
+        table.add_row(Text(label), Text(value))
+    return table
 
 
 def _escaped(text: str) -> str:

@@ -11,16 +11,17 @@ from support import exit_code, refusal
 from sb_edge.bench.rows.row import Row
 from sb_edge.cli import COMMANDS
 from sb_edge.cli.bench import command
+from sb_edge.cli.bench_options import resolve_model
 from sb_edge.cli.bench_results import RowsOf
 from sb_edge.cli.params import TokenCounts
-from sb_edge.models.registry import BASELINES, default_baselines, resolve_model
+from sb_edge.models.registry import BASELINES, default_baselines
 from sb_edge.util.errors import GgufError
 
 run = partial(exit_code, "bench")
 
 
 def test_help_is_the_one_in_the_list() -> None:
-    assert command.get_short_help_str(limit=200) == COMMANDS["bench"][1]
+    assert command.get_short_help_str(limit=200) == COMMANDS["bench"]
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_quantized_cache_is_offered_where_it_fits(llama: Subject) -> None:
     (case,) = make_plan([llama], DecodeSettings((2**20,), 1, fill="real"))
     quantized = dataclasses.replace(case, type_k="q8_0", type_v="q8_0")
     room = Room(needed(quantized).total)
-    with pytest.raises(OutOfMemoryForecast, match="try --type-k q8_0 --type-v q8_0 "):
+    with pytest.raises(OutOfMemoryForecast, match="try --cache-type-k q8_0 --cache-type-v q8_0 "):
         require_memory([case], room)
     require_memory([quantized], room)
 

@@ -15,7 +15,7 @@ from sb_edge.bench.sparse.sparse_speed import measure_sparse_speed
 from sb_edge.cli import cli
 from sb_edge.quant.quantize import quantize
 from sb_edge.quant.sparse.layout import quantize_sparse
-from sb_edge.quant.tuning_text import Text
+from sb_edge.quant.tuning import Text
 from sb_edge.runtime.products import Products
 from sb_edge.util.errors import InferenceError, SparseError
 

@@ -9,7 +9,7 @@ from support import exit_code, refusal
 
 from sb_edge.arch.coding import Coding
 from sb_edge.cli import COMMANDS
-from sb_edge.cli.spikes import CODINGS, command
+from sb_edge.cli.spikes import command
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize
 
@@ -17,11 +17,12 @@ run = partial(exit_code, "spikes")
 
 
 def test_help_is_the_one_in_the_list() -> None:
-    assert command.get_short_help_str(limit=200) == COMMANDS["spikes"][1]
+    assert command.get_short_help_str(limit=200) == COMMANDS["spikes"]
 
 
 def test_codings_are_those_of_the_library() -> None:
-    assert list(Coding) == CODINGS
+    (choice,) = (param.type for param in command.commands["raster"].params if param.name == "coding")
+    assert [*choice.choices] == [*Coding, "all"]
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,24 @@ ROOT = Path(__file__).parents[2]
 def test_the_list_of_commands_says_what_they_say(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    assert command.get_short_help_str(200) == COMMANDS[name][1]
+    assert command.get_short_help_str(200) == COMMANDS[name]
 
 
 def test_help_imports_no_command() -> None:
     code = (
         "import sys; from sb_edge.cli import cli; cli.main(['--help'], standalone_mode=False); "
         "heavy = {'numpy', 'torch', 'rich', 'pydantic', 'matplotlib', 'gguf'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_inspect_imports_no_build_tool_and_no_plots(golden_gguf: Path) -> None:
+    code = (
+        f"import sys; from sb_edge.cli import cli; cli.main(['inspect', {str(golden_gguf)!r}], "
+        "standalone_mode=False); "
+        "heavy = {'cmake', 'ninja', 'torch', 'pydantic', 'matplotlib', 'scipy', 'gguf'} & set(sys.modules); "
         "sys.exit(', '.join(heavy) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

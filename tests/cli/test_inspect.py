@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
-from sb_edge.cli.inspect import MEMORY_PARTS, command
+from sb_edge.cli.inspect import MEMORY_PARTS, command, file_type_name
 from sb_edge.util.errors import GgufError
 
 
@@ -50,6 +51,14 @@ def test_json_to_a_file_beside_the_text(golden_gguf, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["memory"] is None
     run(golden_gguf, "-c", "2k", "--json", tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["memory"]["context"] == 2048
+
+
+def test_file_types_are_those_of_the_engine():
+    for kind in gguf.LlamaFileType:
+        if kind is not gguf.LlamaFileType.GUESSED:
+            assert file_type_name(kind.value) == kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    for number in (-1, 4, 33, 5000):
+        assert file_type_name(number) == f"unknown ({number})"
 
 
 def test_without_an_engine_there_is_no_forecast(golden_gguf, tmp_path, monkeypatch):

@@ -228,10 +228,15 @@ def test_bf16_learns_too(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
         assert losses[-1] < losses[0]
 
 
-def test_minutes_become_steps(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
-    stage = StageSettings(name="layers", minutes=0.01, lengths=(64,), batch=128, learning_rate=1e-2)
+@pytest.mark.parametrize(("minutes", "is_several"), [(1e-6, False), (0.05, True)])
+def test_minutes_become_steps(
+    tiny_base: Path, prose: Path, tmp_path: Path, minutes: float, is_several: bool
+) -> None:
+    """Three seconds are several steps of a few milliseconds on a busy machine, too; a moment is one."""
+    stage = StageSettings(name="layers", minutes=minutes, lengths=(64,), batch=128, learning_rate=1e-2)
     make(tiny_base, tmp_path, prose, replace(RECIPE, stages=(stage,)))
-    assert json.loads((tmp_path / "record.json").read_text())["stages"][0]["steps"] > 1
+    steps = json.loads((tmp_path / "record.json").read_text())["stages"][0]["steps"]
+    assert (steps > 1) == is_several
 
 
 def test_a_full_disk_is_named_and_nothing_is_lost(tiny_base: Path, prose: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sb_edge.engine.cache import MANIFEST, BuildCache, cache_root, content_key
+from sb_edge.engine.cache import MANIFEST, BuildCache, content_key
 from sb_edge.util.errors import EngineError
+from sb_edge.util.user_cache import cache_root
 
 PROJECT = """
 cmake_minimum_required(VERSION 3.20)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sb_edge.cli import COMMANDS, cli
-from sb_edge.cli.parity import PieceSizes, _render
+from sb_edge.cli.params import TokenCounts
+from sb_edge.cli.parity import _render
 from sb_edge.evaluate.parity.agreement import compare_layers
 from sb_edge.evaluate.parity.engine_side import Rows, continue_greedily, feed
 from sb_edge.evaluate.parity.parity_report import EngineRun, Greedy, ParityReport
@@ -184,15 +185,15 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
 
 
 def test_pieces_are_a_list_of_numbers() -> None:
-    assert PieceSizes().convert("1, 7,33", None, None) == (1, 7, 33)
+    assert TokenCounts(1).convert("1, 7,33", None, None) == (1, 7, 33)
     with pytest.raises(click.BadParameter):
-        PieceSizes().convert("", None, None)
+        TokenCounts(1).convert("", None, None)
 
 
 def test_short_help_is_the_groups() -> None:
     command = cli.get_command(click.Context(cli), "parity")
     assert command is not None
-    assert command.get_short_help_str(limit=200) == COMMANDS["parity"][1]
+    assert command.get_short_help_str(limit=200) == COMMANDS["parity"]
 
 
 def test_the_documented_tolerances_are_those_in_use() -> None:

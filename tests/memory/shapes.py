@@ -9,7 +9,8 @@ from unittest import mock
 import gguf
 import numpy as np
 
-from sb_edge.arch.config import ARCH, PRESETS
+from sb_edge.arch import ARCH
+from sb_edge.arch.config import PRESETS
 from sb_edge.arch.tensors import TensorLayout, expected_tensors
 from sb_edge.bench.baselines.lfm2 import write_lfm2_gguf
 from sb_edge.bench.baselines.llama import write_llama_gguf

@@ -14,8 +14,8 @@ from sb_edge.bench.baselines.llama import LlamaShape, write_llama_gguf
 from sb_edge.bench.baselines.rwkv7 import Rwkv7Shape, write_rwkv7_gguf
 from sb_edge.bench.selftest.memory_check import compare_memory
 from sb_edge.bench.speed.plan import BenchModel
+from sb_edge.cli.bench_options import resolve_model
 from sb_edge.memory.forecast import EngineSettings
-from sb_edge.models.registry import resolve_model
 
 pytestmark = pytest.mark.engine
 

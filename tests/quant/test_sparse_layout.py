@@ -15,7 +15,7 @@ from sb_edge.gguf.reader import read_header
 from sb_edge.gguf.values import tensor_values
 from sb_edge.quant.quantize import quantize
 from sb_edge.quant.sparse.layout import SparseLayout, quantize_sparse
-from sb_edge.quant.tuning_text import Text
+from sb_edge.quant.tuning import Text
 from sb_edge.runtime.session import Model, Session
 from sb_edge.runtime.sparse_counters import count_products
 from sb_edge.util.errors import GgufError, OutputError, SparseError, SpikeError

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving, search
+from sb_edge.quant.spikes.allocation import allocate, interpolate_costs, predicted_loss, saving
+from sb_edge.quant.tuning import search
 
 GRID = np.geomspace(1, 128, 113)
 

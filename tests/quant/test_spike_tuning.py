@@ -25,7 +25,7 @@ from sb_edge.quant.spikes.k_tuning import (
     start_k,
     tune_file,
 )
-from sb_edge.quant.tuning_text import Text, cut_text
+from sb_edge.quant.tuning import Text, cut_text
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError, SpikeError
 

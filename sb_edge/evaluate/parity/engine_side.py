@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,23 +74,10 @@ def observe_engine(model: Model, tokens: Sequence[int], kv_type: str) -> EngineS
         kv_type: type of K and V.
     """
     recorder = CountRecorder(model)
-    rows: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
-
-    def on_tensor(name: str, values: NDArray[Any]) -> None:
+    names = f"{_INPUT_FILTER}|{recorder.tensor_filter}"
+    _, inputs = _evaluate(model, tokens, len(tokens), kv_type, names)
+    for name, values in inputs.items():
         recorder.on_tensor(name, values)
-        if re.fullmatch(_INPUT_FILTER, name):
-            rows[name].append(values)
-
-    with Session(
-        model,
-        n_ctx=len(tokens),
-        type_k=kv_type,
-        type_v=kv_type,
-        on_tensor=on_tensor,
-        tensor_filter=f"{_INPUT_FILTER}|{recorder.tensor_filter}",
-    ) as session:
-        session.evaluate(tokens, all_logits=True)
-    inputs = {name: np.concatenate(parts) for name, parts in rows.items()}
     layers = sum(name.startswith("l_out-") for name in inputs)
     blocks = (
         BlockInputs(inputs[f"l_out-{layer - 1}" if layer else "embd"], inputs[f"ffn_inp-{layer}"])
@@ -121,21 +107,24 @@ def evaluate_prompt(
     model: Model, tokens: Sequence[int], piece: int, kv_type: KvType, *, per_layer: bool
 ) -> Rows:
     """Evaluate a prompt `piece` tokens at a time; with `per_layer` collect layer outputs."""
-    collected: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    return Rows(*_evaluate(model, tokens, piece, kv_type, LAYER_FILTER if per_layer else None))
 
-    def collect(name: str, rows: NDArray[np.float32]) -> None:
-        collected[name].append(rows)
 
+def _evaluate(
+    model: Model, tokens: Sequence[int], piece: int, kv_type: str, names: str | None
+) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
+    """Logits of a prompt, and the values of the tensors whose whole name matches `names`."""
+    collected: dict[str, list[NDArray[Any]]] = defaultdict(list)
     with Session(
         model,
         n_ctx=len(tokens),
         type_k=kv_type,
         type_v=kv_type,
-        on_tensor=collect if per_layer else None,
-        tensor_filter=LAYER_FILTER if per_layer else None,
+        on_tensor=(lambda name, values: collected[name].append(values)) if names else None,
+        tensor_filter=names,
     ) as session:
         logits = feed(session, tokens, piece)
-    return Rows(logits, {name: np.concatenate(rows) for name, rows in collected.items()})
+    return logits, {name: np.concatenate(parts) for name, parts in collected.items()}
 
 
 def generate_greedily(model: Model, prompt: Sequence[int], n_tokens: int, kv_type: KvType) -> list[int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sb_edge.reference.ops.naive import accumulation_dtype
+from sb_edge.reference.ops.naive import accumulation_dtype, initial_state
 
 CHUNK = 64
 
@@ -55,15 +55,30 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor) -> Tensor:
     return own
 
 
-def _states(k: Tensor, v: Tensor, log_a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The state before every chunk, [B, N, Hkv, d, dv], and the state after the last one, [B, Hkv, d, dv]."""
-    written = (k * _beyond(log_a).exp()).mT @ v  # [B, N, Hkv, d, dv]
-    decay = log_a.sum(-2).exp().unsqueeze(-1)  # [B, N, Hkv, d, 1]
+def states(written: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The state before every chunk, [B, N, Hkv, d, dv], and the state after the last one, [B, Hkv, d, dv].
+
+    Args:
+        written: [B, N, Hkv, d, dv], what each chunk adds.
+        decay: [B, N, Hkv, d, 1], what it leaves of the state before it.
+        state: [B, Hkv, d, dv].
+    """
     before = []
-    for n in range(k.shape[1]):
+    for new, kept in zip(written.unbind(1), decay.unbind(1), strict=True):
         before.append(state)
-        state = decay[:, n] * state + written[:, n]
+        state = kept * state + new
     return torch.stack(before, dim=1), state
+
+
+def split(x: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
+    """[B, T, Hkv, ...] -> [B, N, Hkv, C, ...]; rows of zeros write and forget nothing."""
+    padded = functional.pad(x.to(dtype), (0, 0) * (x.dim() - 2) + (0, -x.shape[1] % chunk))
+    return padded.unflatten(1, (-1, chunk)).transpose(2, 3)
+
+
+def join(o: Tensor, length: int) -> Tensor:
+    """[B, N, Hkv, C, G, dv] -> [B, T, H, dv]: the inverse of `split` for outputs."""
+    return o.transpose(2, 3).flatten(1, 2)[:, :length].flatten(2, 3)
 
 
 def gated_linear_attention(
@@ -83,20 +98,12 @@ def gated_linear_attention(
     dtype = accumulation_dtype(q.dtype)
     length, kv_heads = k.shape[1:3]
     chunk = min(chunk, 1 << (length - 1).bit_length())
-    # Padding rows are harmless: k = 0 writes nothing and log_a = 0 forgets nothing.
-    missing = -length % chunk
-
-    def chunks(x: Tensor) -> Tensor:
-        """[B, T, Hkv, ...] -> [B, N, Hkv, C, ...]"""
-        padded = functional.pad(x.to(dtype), (0, 0) * (x.dim() - 2) + (0, missing))
-        return padded.unflatten(1, (-1, chunk)).transpose(2, 3)
-
-    queries = chunks((q.to(dtype) * scale).unflatten(2, (kv_heads, -1)))
-    keys, values, gates = chunks(k), chunks(v), chunks(log_a)
-    if state is None:
-        state = keys.new_zeros(k.shape[0], kv_heads, k.shape[3], v.shape[3])
-    before, after = _states(keys, values, gates, state.to(dtype))
+    queries = split((q.to(dtype) * scale).unflatten(2, (kv_heads, -1)), chunk, dtype)
+    keys, values, gates = (split(x, chunk, dtype) for x in (k, v, log_a))
+    written = (keys * _beyond(gates).exp()).mT @ values  # [B, N, Hkv, d, dv]
+    decay = gates.sum(-2).exp().unsqueeze(-1)  # [B, N, Hkv, d, 1]
+    before, after = states(written, decay, initial_state(k, v, state, dtype))
     decayed = queries * _through(gates).exp().unsqueeze(-2)
     inherited = (decayed.flatten(-3, -2) @ before).unflatten(-2, (chunk, -1))
     o = _within_chunks(queries, keys, values, gates) + inherited  # [B, N, Hkv, C, G, dv]
-    return o.transpose(2, 3).flatten(1, 2)[:, :length].flatten(2, 3).to(q.dtype), after
+    return join(o, length).to(q.dtype), after

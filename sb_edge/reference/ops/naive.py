@@ -15,6 +15,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def initial_state(k: Tensor, v: Tensor, state: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The state before the first token, [B, Hkv, d, dv] in `dtype`; zeros for None."""
+    if state is None:
+        return k.new_zeros(k.shape[0], k.shape[2], k.shape[3], v.shape[3], dtype=dtype)
+    return state.to(dtype)
+
+
 def gated_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, scale: float, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -35,9 +42,7 @@ def gated_linear_attention(
     kv_heads = k.shape[2]
     queries = (q.to(dtype) * scale).unflatten(2, (kv_heads, -1))  # [B, T, Hkv, G, d]
     k, v, decay = k.to(dtype), v.to(dtype), log_a.to(dtype).exp()
-    if state is None:
-        state = k.new_zeros(k.shape[0], kv_heads, k.shape[3], v.shape[3])
-    state = state.to(dtype)
+    state = initial_state(k, v, state, dtype)
     outputs = []
     for t in range(q.shape[1]):
         state = decay[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sb_edge.engine import cache
-from sb_edge.engine.cache import remembered_sha256
+from sb_edge.util import user_cache
 from sb_edge.util.hashes import sha256_of
+from sb_edge.util.user_cache import remembered_sha256
 
 
 def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "m.gguf"
     file.write_bytes(b"weights")
     read: list[Path] = []
-    monkeypatch.setattr(cache, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    monkeypatch.setattr(user_cache, "sha256_of", lambda path: read.append(path) or sha256_of(path))
     assert remembered_sha256(file) == remembered_sha256(file) == sha256_of(file)
     assert read == [file]
     file.write_bytes(b"changed")

@@ -1,0 +1,121 @@
+"""Options of the commands that generate text."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from sb_edge.cli.options import (
+    Command,
+    cache_type_option,
+    flash_attn_option,
+    gathered,
+    integer_option,
+    spike_k_option,
+    threads_option_as,
+    tokens_option,
+    ubatch_option,
+)
+from sb_edge.cli.params import PATH
+from sb_edge.runtime.generation import Stopping
+from sb_edge.runtime.open import Loading
+from sb_edge.runtime.sampling import Sampling
+
+
+def loading_options(command: Command) -> Command:
+    """The command takes `loading`, a `Loading`."""
+    return gathered(
+        "loading",
+        Loading,
+        tokens_option("-c", "--ctx-size", "n_ctx", default=8192, help="Context size in tokens.", least=16),
+        threads_option_as("n_threads"),
+        tokens_option("-b", "--batch-size", "n_batch", default=512, help="Prompt tokens per call."),
+        ubatch_option,
+        cache_type_option("k"),
+        cache_type_option("v"),
+        flash_attn_option,
+        click.option(
+            "--no-mmap",
+            "use_mmap",
+            is_flag=True,
+            flag_value=False,
+            default=True,
+            help="Read the weights instead of mapping the file.",
+        ),
+        click.option("--mlock", "use_mlock", is_flag=True, help="Keep the weights in physical memory."),
+        click.option(
+            "--lora",
+            "loras",
+            type=PATH,
+            multiple=True,
+            help="LoRA adapter, a GGUF (repeatable).",
+        ),
+        spike_k_option,
+    )(command)
+
+
+def sampling_options(command: Command) -> Command:
+    """llama.cpp's sampling options, names and defaults; the command takes `sampling`, a `Sampling`."""
+
+    def real(name: str, field: str, default: float, help: str, least: float, most: float | None) -> Any:
+        is_open = name == "--repeat-penalty"
+        kind = click.FloatRange(least, most, min_open=is_open)
+        return click.option(name, field, type=kind, default=default, show_default=True, help=help)
+
+    return gathered(
+        "sampling",
+        Sampling,
+        real("--temp", "temperature", 0.8, "Temperature; 0: greedy.", 0, None),
+        integer_option("--top-k", default=40, help="Keep the k most likely tokens; 0: all.", least=0),
+        real("--top-p", "top_p", 0.95, "Keep the most likely tokens up to this probability.", 0, 1),
+        real("--min-p", "min_p", 0.05, "Drop tokens below this share of the most likely.", 0, 1),
+        real("--repeat-penalty", "repeat_penalty", 1.0, "Penalty for repeated tokens; 1: none.", 0, None),
+        integer_option(
+            "--repeat-last-n", default=64, help="Number of recent tokens that penalties look at.", least=0
+        ),
+        real("--presence-penalty", "presence_penalty", 0.0, "Penalty for tokens that occurred.", -2, 2),
+        real("--frequency-penalty", "frequency_penalty", 0.0, "Penalty for each occurrence.", -2, 2),
+        click.option(
+            "-s", "--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed.  [default: a random one]"
+        ),
+        click.option("--grammar", help="GBNF grammar that the output follows."),
+        click.option(
+            "-j", "--json-schema", help="JSON schema that the output follows; {} for any JSON object."
+        ),
+    )(command)
+
+
+def stopping_options(command: Command) -> Command:
+    """`-n`, `--stop` and `--reverse-prompt`; the command takes `stopping`, a `Stopping`."""
+    return gathered(
+        "stopping",
+        Stopping,
+        tokens_option(
+            "-n",
+            "--predict",
+            "--n-predict",
+            "n_predict",
+            default=256,
+            help="Maximum number of tokens.",
+        ),
+        click.option("--stop", "stops", multiple=True, help="Stop at this text, not shown (repeatable)."),
+        click.option(
+            "-r",
+            "--reverse-prompt",
+            "reverse_prompts",
+            multiple=True,
+            help="Stop after it (repeatable).",
+        ),
+    )(command)
+
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, param, value: os.environ.update(SB_EDGE_VERBOSE="1") if value else None,
+    help="Show the engine's log.",
+)
