@@ -21,7 +21,7 @@ from torch.nn import functional
 from sb_edge.convert.checkpoint.base_model import fingerprint
 from sb_edge.distill.base import Base, load_base
 from sb_edge.distill.text.tokenizer import Tokenizer
-from sb_edge.engine.cache import cache_root, content_key
+from sb_edge.engine.cache import content_key
 from sb_edge.evaluate.perplexity import held_out_text
 from sb_edge.evaluate.recall_cases import (
     Kind,
@@ -37,6 +37,7 @@ from sb_edge.reference.network import SpikingBrain
 from sb_edge.util.errors import ConfigError
 from sb_edge.util.output import json_fields, write_json
 from sb_edge.util.progress import Advance, progress_bar
+from sb_edge.util.user_cache import cache_root
 
 SPAN = 16
 """Tokens that a limited layer sees."""

@@ -25,10 +25,10 @@ from sb_edge.distill.text.decontamination import held_out_hashes, holds
 from sb_edge.distill.text.render import Format, format_of, render
 from sb_edge.distill.text.sources import Document
 from sb_edge.distill.text.tokenizer import Tokenizer
-from sb_edge.engine import cache_root
 from sb_edge.util.errors import TrainingError
 from sb_edge.util.hashes import sha256_of
 from sb_edge.util.progress import progress_bar
+from sb_edge.util.user_cache import cache_root
 
 LIST = "packages.toml"
 
