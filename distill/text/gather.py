@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sb_edge.distill.base import Base
-from sb_edge.distill.text.package_text import package_documents
+from sb_edge.distill.text.package_text import listed_packages, package_documents
 from sb_edge.distill.text.recall import recall_documents
 from sb_edge.distill.text.samples import sampled_documents
 from sb_edge.distill.text.sources import Document, given_documents
@@ -56,7 +56,7 @@ def documents(request: TextRequest, base: Base, tokenizer: Tokenizer) -> Iterato
     yield from given_documents(request.text)
     passages = []
     if request.packages:
-        for document in package_documents(tokenizer, request.packages, request.seed):
+        for document in package_documents(listed_packages(), tokenizer, request.packages, request.seed):
             passages.append(document.text)
             yield document
     if request.samples:

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,14 +70,15 @@ def listed_packages() -> list[Package]:
     return [Package(**entry) for entry in tomllib.loads(text)["package"]]
 
 
-def package_documents(tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[Document]:
-    """About `tokens` tokens of all listed packages, by their shares, drawn at random.
+def package_documents(
+    packages: Sequence[Package], tokenizer: Tokenizer, tokens: int, seed: int
+) -> Iterator[Document]:
+    """About `tokens` tokens of all packages, by their shares, drawn at random.
 
     Raises:
         TrainingError: a package cannot be fetched, or is another one than listed.
     """
     held_out = held_out_hashes()
-    packages = listed_packages()
     with progress_bar("reading packages", len(packages)) as advance:
         for package in packages:
             path = fetch(package, cache_root() / "packages")

@@ -279,17 +279,3 @@ def test_bad_options_are_usage_errors(options: list[str], message: str) -> None:
     done = sb_edge("distill", "base", "-o", "out", *options)
     assert done.returncode == 2
     assert message in done.stderr
-
-
-@pytest.mark.parametrize("micro_batch", [128, 192, 64])
-def test_the_micro_batch_is_no_part_of_the_result(
-    micro_batch: int, tiny_base: Path, prose: Path, tmp_path: Path
-) -> None:
-    """Gradients of 4 sequences at once, and of 2, of 3 and 1, or of 1 at a time, agree to rounding."""
-    stages = tuple(stage.model_copy(update={"tokens": 1024, "batch": 256}) for stage in (LAYERS, WHOLE))
-    recipe = replace(RECIPE, stages=stages)
-    make(tiny_base, tmp_path / "whole", prose, replace(recipe, micro_batch=256))
-    make(tiny_base, tmp_path / "parts", prose, replace(recipe, micro_batch=micro_batch))
-    expected, found = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
-    for name in (name for name in expected if name.startswith(("curve.", "parameters."))):
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
