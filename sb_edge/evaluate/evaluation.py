@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from sb_edge.evaluate.passkey import PasskeyScore, prompt_tokens, retrieve_passkeys
-from sb_edge.evaluate.quality import Quality, compare_quality
+from sb_edge.evaluate.quality import Quality, compare_quality, mean_quality
 from sb_edge.evaluate.questions import Question, QuestionScore, answer_questions
 from sb_edge.runtime.session import Model
 from sb_edge.util.output import json_fields
@@ -45,28 +45,50 @@ class TaskScores:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Results of a model with one spike setting.
+
+    Attributes:
+        texts: prediction quality on each text.
+        tasks: scores on the tasks.
+    """
+
+    texts: tuple[Quality, ...]
+    tasks: TaskScores
+
+    @property
+    def quality(self) -> Quality:
+        """Mean prediction quality over the texts."""
+        return mean_quality(self.texts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of `quality` and of the scores, and `texts`."""
+        texts = [json_fields(each) for each in self.texts]
+        return {**json_fields(self.quality), "texts": texts, **json_fields(self.tasks)}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Results of a model and its base.
 
     Attributes:
-        runs: the model's prediction quality and task scores for each spike setting.
+        runs: one for each spike setting.
         base: task scores of the base.
     """
 
-    runs: tuple[tuple[Quality, TaskScores], ...]
+    runs: tuple[Run, ...]
     base: TaskScores
 
     def to_json(self) -> dict[str, Any]:
         """The results of the first run, of all `runs`, and of the base."""
-        runs = [json_fields(quality) | json_fields(tasks) for quality, tasks in self.runs]
+        runs = [run.to_json() for run in self.runs]
         return {**runs[0], "runs": runs, "base_tasks": json_fields(self.base)}
 
 
 def evaluate_model(
     model: Path,
     base: Path,
-    text: str,
-    name: str,
+    texts: Mapping[str, str],
     *,
     max_tokens: int,
     context: int,
@@ -77,7 +99,9 @@ def evaluate_model(
     """Evaluate a model with each spike setting, and its base.
 
     Args:
-        model, base, text, name, max_tokens, context: as in `compare_quality`.
+        model, base, context: as in `compare_quality`.
+        texts: at least one text, by its name.
+        max_tokens: maximum number of tokens of each text.
         spikes: at least one setting, each as in `Model`.
         tasks: tasks of all runs.
         n_threads: None: `default_threads`.
@@ -88,17 +112,20 @@ def evaluate_model(
     """
     runs = []
     for setting in spikes:
-        quality = compare_quality(
-            model,
-            base,
-            text,
-            name,
-            max_tokens=max_tokens,
-            context=context,
-            spikes=setting,
-            n_threads=n_threads,
+        found = tuple(
+            compare_quality(
+                model,
+                base,
+                text,
+                name,
+                max_tokens=max_tokens,
+                context=context,
+                spikes=setting,
+                n_threads=n_threads,
+            )
+            for name, text in texts.items()
         )
-        runs.append((quality, _do_tasks(model, setting, tasks, n_threads)))
+        runs.append(Run(found, _do_tasks(model, setting, tasks, n_threads)))
     return Evaluation(tuple(runs), _do_tasks(base, None, tasks, n_threads))
 
 

@@ -120,15 +120,16 @@ def test_the_command_line(tmp_path: Path) -> None:
     passkeys = document["base_tasks"]["passkeys"]
     assert [(key["distance"], key["trials"]) for key in passkeys] == [(32, 2), (8, 1), (16, 1)]
     heading, _, *rows = (tmp_path / "table.md").read_text().splitlines()
-    assert heading == (
-        "|  | perplexity | ratio | KL | all (1) | facts (1) "
-        "| passkey 32 (2) | passkey 8 (1) | passkey 16 (1) |"
-    )
-    assert [row.split(" | ")[0].partition(", ")[2] for row in rows] == [
-        "",
-        "no spikes",
-        "k = 3",
-        "",
+    assert heading == "|  | base | no spikes | k = 3 | as stored |"
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| perplexity",
+        "| over the base's",
+        "| KL",
+        "| all (1)",
+        "| facts (1)",
+        "| passkey 32 (2)",
+        "| passkey 8 (1)",
+        "| passkey 16 (1)",
     ]
     many = sb_edge("eval", "default", "--base", "default-base", "--passkey", "8", "--trials", "2,1")
     assert (many.returncode, "2 numbers, but fewer distances" in many.stderr) == (2, True)
