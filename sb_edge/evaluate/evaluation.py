@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from sb_edge.evaluate.passkey import PasskeyScore, prompt_tokens, retrieve_passkeys
 from sb_edge.evaluate.quality import Quality, compare_quality, mean_quality
 from sb_edge.evaluate.questions import Question, QuestionScore, answer_questions
+from sb_edge.evaluate.recall import RecallScore, RecallTask, paired_difference, recall
 from sb_edge.runtime.session import Model
 from sb_edge.util.output import json_fields
 from sb_edge.util.progress import progress_bar
@@ -22,18 +21,11 @@ class Tasks:
 
     Attributes:
         questions: multiple-choice questions; empty: skip them.
-        distances: passkey distances, tokens; empty: skip passkeys.
-        trials: number of prompts per distance; the last number is used for all further distances.
+        recall: retrieval from the context; empty: skip it.
     """
 
     questions: tuple[Question, ...] = ()
-    distances: tuple[int, ...] = ()
-    trials: tuple[int, ...] = (10,)
-
-    @property
-    def passkeys(self) -> tuple[tuple[int, int], ...]:
-        """(distance, trials)."""
-        return tuple(zip(self.distances, chain(self.trials, repeat(self.trials[-1])), strict=False))
+    recall: tuple[RecallTask, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ class TaskScores:
     """A model's scores on `Tasks`."""
 
     questions: tuple[QuestionScore, ...]
-    passkeys: tuple[PasskeyScore, ...]
+    recall: tuple[RecallScore, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +74,13 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """The results of the first run, of all `runs`, and of the base."""
         runs = [run.to_json() for run in self.runs]
+        for run, document in zip(self.runs, runs, strict=True):
+            for entry, *scores in zip(
+                document["recall"], run.tasks.recall, self.base.recall, self.runs[0].tasks.recall, strict=True
+            ):
+                found, base, first = scores
+                entry["over_base"] = json_fields(paired_difference(found, base))
+                entry["over_first"] = json_fields(paired_difference(found, first))
         return {**runs[0], "runs": runs, "base_tasks": json_fields(self.base)}
 
 
@@ -108,7 +107,7 @@ def evaluate_model(
 
     Raises:
         GgufError, SpikeError, InferenceError: see `compare_quality`, `answer_questions`.
-        OutOfMemoryForecast: see `retrieve_passkeys`.
+        OutOfMemoryForecast: see `recall`.
     """
     runs = []
     for setting in spikes:
@@ -130,16 +129,14 @@ def evaluate_model(
 
 
 def _do_tasks(path: Path, spikes: float | None, tasks: Tasks, n_threads: int | None) -> TaskScores:
-    if not (tasks.questions or tasks.distances):
+    if not (tasks.questions or tasks.recall):
         return TaskScores((), ())
     questions: list[QuestionScore] = []
-    passkeys: list[PasskeyScore] = []
+    scores: list[RecallScore] = []
     with Model(path, spikes=spikes) as model:
         if tasks.questions:
             with progress_bar(f"{path.name}: questions", len(tasks.questions)) as advance:
                 questions = answer_questions(model, tasks.questions, n_threads=n_threads, advance=advance)
-        if tasks.distances:
-            total = sum(trials * prompt_tokens(distance) for distance, trials in tasks.passkeys)
-            with progress_bar(f"{path.name}: passkeys, tokens", total) as advance:
-                passkeys = retrieve_passkeys(model, tasks.passkeys, n_threads=n_threads, advance=advance)
-    return TaskScores(tuple(questions), tuple(passkeys))
+        if tasks.recall:
+            scores = recall(model, tasks.recall, n_threads=n_threads)
+    return TaskScores(tuple(questions), tuple(scores))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sb_edge.evaluate.evaluation import Evaluation, TaskScores
+from sb_edge.evaluate.evaluation import Evaluation
+from sb_edge.evaluate.recall import PairedDifference, paired_difference
 from sb_edge.util.output import format_depth
 from sb_edge.util.table import Column, Table
 
@@ -19,9 +20,9 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         for same in zip(*(run.texts for run in runs), strict=True):
             table.add(f"- {same[0].text} ({same[0].tokens})", "", *(f"{each.ratio:.4f}" for each in same))
     table.add("KL", "", *(f"{mean.kl:.4f}" for mean in means))
-    columns = [_scores(tasks) for tasks in (evaluation.base, *(run.tasks for run in runs))]
-    for name in columns[0]:
-        table.add(name, *(column[name] for column in columns))
+    columns = [evaluation.base.questions, *(run.tasks.questions for run in runs)]
+    for same in zip(*columns, strict=True):
+        table.add(f"{same[0].kind} ({same[0].n})", *(f"{score.acc:.1%}" for score in same))
     return table
 
 
@@ -31,9 +32,36 @@ def _setting(spikes: float | None) -> str:
     return f"k = {spikes:g}" if spikes else "no spikes"
 
 
-def _scores(tasks: TaskScores) -> dict[str, str]:
-    questions = {f"{score.kind} ({score.n})": f"{score.acc:.1%}" for score in tasks.questions}
-    passkeys = {
-        f"passkey {format_depth(key.distance)} ({key.trials})": f"{key.found:.0%}" for key in tasks.passkeys
-    }
-    return questions | passkeys
+def recall_table(evaluation: Evaluation) -> Table:
+    """One row per task and spike setting: answers found, and the paired differences in points."""
+    table = Table(
+        "task",
+        "tokens",
+        "spikes",
+        "base",
+        "found",
+        "to the base",
+        "to the first",
+        title="Retrieval from the context, by tokens between telling and asking",
+        notes=("Differences on the same cases in points, with 95 % intervals; first: first spike setting.",),
+        gap=1,
+    )
+    first = evaluation.runs[0].tasks.recall
+    for number, base in enumerate(evaluation.base.recall):
+        for run in evaluation.runs:
+            found = run.tasks.recall[number]
+            table.add(
+                f"{base.task.name} ({base.task.trials})",
+                format_depth(base.task.distance),
+                _setting(run.quality.spikes),
+                f"{base.found:.0%}",
+                f"{found.found:.0%}",
+                _points(paired_difference(found, base)),
+                _points(paired_difference(found, first[number])) if run is not evaluation.runs[0] else "",
+            )
+    return table
+
+
+def _points(difference: PairedDifference) -> str:
+    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
