@@ -184,10 +184,9 @@ def command(
             changes[stage][key] = value
     for stage, value in minutes:
         changes[stage] |= {"minutes": value, "tokens": None}
-    source = base if base.exists() else resolve_gguf(str(base))
     recipe = DistillRecipe(
         stages=tuple(DEFAULTS[name].model_copy(update=changes[name]) for name in chosen),
-        gla_layers=gla_layers_of(gla_layers, source, ignore_rope_scaling=ignore_rope_scaling),
+        gla_layers=gla_layers_of(gla_layers, base, ignore_rope_scaling=ignore_rope_scaling),
         window=window,
         seed=seed,
         adapter_rank=adapter_rank,
@@ -202,7 +201,7 @@ def command(
         start=start,
     )
     written = distill(
-        source,
+        base if base.exists() else resolve_gguf(str(base)),
         output,
         TextRequest(text, packages, samples, recall, seed, bf16),
         recipe,

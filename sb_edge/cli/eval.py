@@ -17,7 +17,7 @@ from sb_edge.evaluate.evaluation import Tasks, evaluate_model
 from sb_edge.evaluate.evaluation_table import evaluation_table, recall_table
 from sb_edge.evaluate.perplexity import evaluation_texts, read_text
 from sb_edge.evaluate.questions import read_questions
-from sb_edge.evaluate.recall import Distance, RecallTask, recall_tasks
+from sb_edge.evaluate.retrieval import Distance, RecallTask, recall_tasks
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.files import atomic_output
 from sb_edge.util.output import emit
@@ -108,7 +108,7 @@ def command(
     MODEL is a GGUF or `default`. The ratio of the perplexities is the loss; KL is the divergence from
     the base's predictions in nats a token. Without --text there are five texts, prose, technical, code,
     dialogue and tables; their mean is the geometric one. A question counts as answered if the right choice
-    is the likeliest to follow it; a passkey, number or fact as found if greedy decoding gives all of it.
+    is the likeliest to follow it; a passkey, number or fact as found if greedy decoding gives every token.
     """
     if len(trials) > max(len(distances or ()), 1):
         raise click.BadParameter(f"{len(trials)} numbers, but fewer distances", param_hint="--trials")

@@ -51,11 +51,11 @@ def command(
     BASE is a checkpoint's folder, a GGUF, or `default-base`. Everything but attention is kept; the new gates
     and norms are untrained, so the result needs distillation to be as good as the base.
     """
-    source = base if base.exists() else resolve_gguf(str(base))
+    layers = gla_layers_of(gla_layers, base, ignore_rope_scaling=ignore_rope_scaling)
     report = transplant(
-        source,
+        base if base.exists() else resolve_gguf(str(base)),
         output,
-        gla_layers=gla_layers_of(gla_layers, source, ignore_rope_scaling=ignore_rope_scaling),
+        gla_layers=layers,
         window=window,
         dtype=dtype,
         seed=seed,

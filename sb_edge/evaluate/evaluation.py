@@ -9,7 +9,7 @@ from typing import Any
 
 from sb_edge.evaluate.quality import Quality, compare_quality, mean_quality
 from sb_edge.evaluate.questions import Question, QuestionScore, answer_questions
-from sb_edge.evaluate.recall import RecallScore, RecallTask, paired_difference, recall
+from sb_edge.evaluate.retrieval import RecallTask, RetrievalScore, paired_difference, recall
 from sb_edge.runtime.session import Model
 from sb_edge.util.output import json_fields
 from sb_edge.util.progress import progress_bar
@@ -33,7 +33,7 @@ class TaskScores:
     """A model's scores on `Tasks`."""
 
     questions: tuple[QuestionScore, ...]
-    recall: tuple[RecallScore, ...]
+    recall: tuple[RetrievalScore, ...]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _do_tasks(path: Path, spikes: float | None, tasks: Tasks, n_threads: int | N
     if not (tasks.questions or tasks.recall):
         return TaskScores((), ())
     questions: list[QuestionScore] = []
-    scores: list[RecallScore] = []
+    scores: list[RetrievalScore] = []
     with Model(path, spikes=spikes) as model:
         if tasks.questions:
             with progress_bar(f"{path.name}: questions", len(tasks.questions)) as advance:

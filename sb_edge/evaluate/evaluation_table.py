@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sb_edge.evaluate.evaluation import Evaluation
-from sb_edge.evaluate.recall import PairedDifference, paired_difference
+from sb_edge.evaluate.retrieval import PairedDifference, paired_difference
 from sb_edge.util.output import format_depth
 from sb_edge.util.table import Column, Table
 

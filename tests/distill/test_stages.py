@@ -102,7 +102,7 @@ def trained(base: Path, folder: Path, text: Path, recipe: DistillRecipe) -> list
 
 
 def test_a_stage_ends_with_the_best_parameters(tiny_base: Path, long_text: Path, tmp_path: Path) -> None:
-    """A rate at which the loss rises again; a step of next to no rate measures what was kept."""
+    """A rate at which the loss rises again; a step of next to no rate measures the kept parameters."""
     wild = StageSettings(name="layers", tokens=512, lengths=(64,), batch=128, learning_rate=3.0)
     recipe = DistillRecipe((wild,), adapter_rank=4, held_out=512, measure_every=128)
     losses = trained(tiny_base, tmp_path / "wild", long_text, recipe)

@@ -58,7 +58,7 @@ class RecallTask:
 
     Attributes:
         kind: the kind of case.
-        distance: tokens of other text between what was told and the question.
+        distance: tokens of other text before the question.
         trials: number of cases.
         pairs: words of a dictionary; 0 for other kinds.
     """
@@ -74,7 +74,7 @@ class RecallTask:
         return f"{self.kind} of {self.pairs}" if self.pairs else self.kind
 
     def cases(self, model: Model) -> list[RecallCase]:
-        """The cases; what is told and asked is the same at every distance and for every model."""
+        """The cases; at every distance and for every model the same but for the text between."""
 
         def encode(text: str) -> list[int]:
             return model.tokenize(text, add_special=False)
@@ -92,7 +92,7 @@ class RecallTask:
 
 
 @dataclass(frozen=True)
-class RecallScore:
+class RetrievalScore:
     """A model's answers to a task.
 
     Attributes:
@@ -142,7 +142,7 @@ def recall_tasks(distances: Sequence[int], trials: int) -> list[RecallTask]:
     ]
 
 
-def paired_difference(found: RecallScore, reference: RecallScore) -> PairedDifference:
+def paired_difference(found: RetrievalScore, reference: RetrievalScore) -> PairedDifference:
     """Compare two models by the cases in which they differ.
 
     The interval is Wald's with half a case added to each of the four outcomes (Agresti and Min, 2005), so
@@ -157,7 +157,9 @@ def paired_difference(found: RecallScore, reference: RecallScore) -> PairedDiffe
     return PairedDifference(found.found - reference.found, low, high)
 
 
-def recall(model: Model, tasks: Sequence[RecallTask], *, n_threads: int | None = None) -> list[RecallScore]:
+def recall(
+    model: Model, tasks: Sequence[RecallTask], *, n_threads: int | None = None
+) -> list[RetrievalScore]:
     """Ask a model all cases, each in an empty context.
 
     Args:
@@ -182,7 +184,7 @@ def recall(model: Model, tasks: Sequence[RecallTask], *, n_threads: int | None =
                     answers.append(_answer(session, [*start, *case.prompt], case.answer))
                     advance(length)
             hits = tuple(hit for hit, _ in answers)
-            scores.append(RecallScore(task, hits, sum(log_p for _, log_p in answers) / len(answers)))
+            scores.append(RetrievalScore(task, hits, sum(log_p for _, log_p in answers) / len(answers)))
     return scores
 
 

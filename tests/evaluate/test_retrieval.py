@@ -14,10 +14,10 @@ from sb_edge.evaluate.evaluation import Evaluation, Run, TaskScores
 from sb_edge.evaluate.evaluation_table import recall_table
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.evaluate.quality import Quality
-from sb_edge.evaluate.recall import (
+from sb_edge.evaluate.retrieval import (
     Distance,
-    RecallScore,
     RecallTask,
+    RetrievalScore,
     paired_difference,
     recall,
     recall_tasks,
@@ -28,9 +28,9 @@ from sb_edge.runtime.session import Model
 from sb_edge.util.errors import InferenceError
 
 
-def score(hits: str) -> RecallScore:
+def score(hits: str) -> RetrievalScore:
     """A score of passkeys: "110" are two found and one not."""
-    return RecallScore(RecallTask("passkey", 64, len(hits)), tuple(hit == "1" for hit in hits), -0.5)
+    return RetrievalScore(RecallTask("passkey", 64, len(hits)), tuple(hit == "1" for hit in hits), -0.5)
 
 
 @pytest.mark.parametrize(
