@@ -18,6 +18,6 @@ def require_training() -> None:
     Raises:
         TrainingError: PyTorch or tokenizers is not installed.
     """
-    for name in ("torch", "tokenizers"):
+    for name in ("torch", "tokenizers", "markdownify"):
         if importlib.util.find_spec(name) is None:
             raise TrainingError(f"distillation needs {name}", hint="pip install 'sb-edge[distill]'")

@@ -36,13 +36,14 @@ class AdaptedProjection(Projection):
         return self.weight + self.adapter_out @ self.adapter_in
 
 
-def adapt(model: nn.Module, rank: int, seed: int) -> list[str]:
+def adapt(model: nn.Module, rank: int, seed: int, *, keep_attention: bool = False) -> list[str]:
     """Put adapters around every projection whose weight is frozen and that has none yet.
 
     Args:
         model: it is changed.
         rank: Maximum LoRA rank.
         seed: of their first values.
+        keep_attention: leave out the attention's projections.
 
     Returns:
         The names of the modules that got one.
@@ -51,7 +52,9 @@ def adapt(model: nn.Module, rank: int, seed: int) -> list[str]:
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if type(module) is Projection and not module.weight.requires_grad
+        if type(module) is Projection
+        and not module.weight.requires_grad
+        and not (keep_attention and ".attn." in name)
     ]
     for name, module in found:
         parent, _, child = name.rpartition(".")

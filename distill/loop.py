@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from sb_edge.distill.base import Base
+from sb_edge.distill.layer_recall import score_cases
 from sb_edge.distill.parallel import World
 from sb_edge.distill.settings import StageSettings, TrainingSettings
-from sb_edge.distill.stages import Stage, make_stage, use_training_operator
+from sb_edge.distill.stages import Batch, LayerStage, Stage, make_stage, use_training_operator
 from sb_edge.distill.state import training_state as checkpoint
 from sb_edge.distill.state.reporter import Reporter
 from sb_edge.distill.state.training_state import Progress, Saved
 from sb_edge.distill.student import make_student, trained_parameters
-from sb_edge.distill.text.order import DataOrder
+from sb_edge.distill.text.order import DataOrder, split_text
+from sb_edge.distill.text.tokenizer import ANSWER
+from sb_edge.evaluate.recall_cases import RecallCase
 from sb_edge.reference.device import describe_device
 from sb_edge.reference.network import SpikingBrain
 from sb_edge.util.errors import TrainingError
@@ -37,6 +41,9 @@ FINAL_SHARE = 0.1
 
 BETAS = (0.9, 0.95)
 
+CALIBRATION_TOKENS = 2048
+"""Tokens that decide where gates start."""
+
 CALIBRATION = 3
 """Steps whose time decides how many a stage of `minutes` takes; their gradients are thrown away."""
 
@@ -47,21 +54,23 @@ class TrainingRun:
 
     Attributes:
         base: the teacher.
-        tokens: [n], to train on.
+        text: [n] of `TEXT_TYPE`, to train on and to measure on.
         settings: what decides the result.
         folder: gets the checkpoints.
         world: the processes.
         save_every: seconds between checkpoints; 0: after every step.
         start: values that parameters start with, by name; the others start as `make_student` makes them.
+        cases: cases of retrieval to measure progress on.
     """
 
     base: Base
-    tokens: NDArray[np.integer]
+    text: NDArray[np.void]
     settings: TrainingSettings
     folder: Path
     world: World
     save_every: float
     start: Mapping[str, Tensor] = field(default_factory=dict)
+    cases: Sequence[RecallCase] = ()
 
 
 def train(run: TrainingRun) -> tuple[SpikingBrain, Progress]:
@@ -122,6 +131,7 @@ class _Trainer:
             weight_decay=0.0,
         )
         self._orders: dict[int, DataOrder] = {}
+        self._trained, self._held_out = split_text(len(run.text), run.settings.held_out)
         self._saved_at = time.monotonic()
 
     def run(self, saved: Saved | None) -> None:
@@ -140,6 +150,8 @@ class _Trainer:
         losses = self._begin_curve()
         session = self._begin_session()
         if not progress.step:
+            if isinstance(self._stage, LayerStage) and not self._run.start:
+                self._stage.calibrate(self._calibration_text())
             self._save(scheduler)
         started = time.monotonic()
         name, curves = self._which.name, self._stage.curves
@@ -154,10 +166,27 @@ class _Trainer:
                 self._optimizer.zero_grad(set_to_none=True)
                 progress.step += 1
                 report.step(progress.step, found)
-        self._require_finite(self._batch(progress.steps - 1)[:1])
+                if self._measurement_due():
+                    report.measured(self._measure())
+        self._require_finite(self._batch(progress.steps - 1).tokens[:1])
+        _set_parameters(self._student, progress.best)
         session |= {"to_step": progress.step, "seconds": round(time.monotonic() - started, 3)}
-        progress.stage, progress.step, progress.steps = progress.stage + 1, 0, 0
+        progress.stage, progress.step, progress.steps, progress.best = progress.stage + 1, 0, 0, {}
         self._save(None)
+
+    def _calibration_text(self) -> Tensor:
+        """Some sequences to train on, the same in all processes."""
+        count = max(1, CALIBRATION_TOKENS // self._which.lengths[0])
+        return self._on_device(self._run.text[self._order(0).batch(0, count)]).tokens
+
+    def _order(self, phase: int) -> DataOrder:
+        """The order of the text in a phase."""
+        if phase not in self._orders:
+            length, seed = self._which.lengths[phase], self._run.settings.seed
+            self._orders[phase] = DataOrder(
+                self._trained, seed=seed, stage=self._progress.stage, phase=phase, length=length
+            )
+        return self._orders[phase]
 
     def _require_even_parts(self) -> None:
         size = self._run.world.size
@@ -219,19 +248,52 @@ class _Trainer:
         length = self._which.lengths[phase]
         return length * self._which.sequences(length)
 
-    def _batch(self, step: int, steps: int | None = None) -> Tensor:
-        """This process's part of a step, [b, T]."""
+    def _tokens_before(self, step: int) -> int:
+        """Tokens of all steps before a step of this stage."""
+        return sum(map(self._tokens, range(step)))
+
+    def _measurement_due(self) -> bool:
+        """Whether a multiple of `measure_every` was passed, or the stage is at its end."""
+        step, every = self._progress.step, self._run.settings.measure_every
+        done = self._tokens_before(step)
+        return step == self._progress.steps or done // every > (done - self._tokens(step - 1)) // every
+
+    def _measure(self) -> dict[str, Any]:
+        """Held-out losses and retrieval of the student as it is; keep its parameters if it is the best."""
+        progress, settings = self._progress, self._run.settings
+        found: dict[str, Any] = {"step": progress.step, "tokens": self._tokens_before(progress.step)}
+        if len(self._held_out):
+            held_out = self._on_device(self._run.text[self._held_out]).parts(settings.micro_batch)
+            found["losses"] = [round(float(x), 6) for x in self._stage.measure(held_out)]
+        if self._run.cases:
+            with torch.autocast(self._run.world.device.type, torch.bfloat16, enabled=settings.bf16):
+                log_p, share = score_cases(self._student, self._run.cases)
+            found |= {"log_p": log_p, "found": share}
+        measured = progress.measured.setdefault(self._which.name, [])
+        losses = [sum(entry["losses"]) for entry in (*measured, found) if "losses" in entry]
+        measured.append(found)
+        if losses and losses[-1] == min(losses):
+            progress.best = {
+                name: parameter.detach().cpu().clone()
+                for name, parameter in trained_parameters(self._student).items()
+            }
+        return found
+
+    def _on_device(self, text: NDArray[np.void]) -> Batch:
+        """[b, T] of `TEXT_TYPE` as a batch."""
+        device = self._run.world.device
+        counts = torch.from_numpy(text["counts"].astype(np.float32))
+        weights = torch.where(counts == ANSWER, self._run.settings.answer_weight, counts)
+        return Batch(torch.from_numpy(text["token"].astype(np.int64)).to(device), weights.to(device))
+
+    def _batch(self, step: int, steps: int | None = None) -> Batch:
+        """This process's part of a step."""
         world, which = self._run.world, self._which
         phase, within = self._phase(step, steps or self._progress.steps)
         length = which.lengths[phase]
-        if phase not in self._orders:
-            settings = self._run.settings
-            self._orders[phase] = DataOrder(
-                self._run.tokens, seed=settings.seed, stage=self._progress.stage, phase=phase, length=length
-            )
-        whole = self._orders[phase].batch(within, which.sequences(length))
+        whole = self._order(phase).batch(within, which.sequences(length))
         own = len(whole) // world.size
-        return torch.from_numpy(whole[world.rank * own : (world.rank + 1) * own]).to(world.device)
+        return self._on_device(self._run.text[whole[world.rank * own : (world.rank + 1) * own]])
 
     def _gradients(self, step: int, phases: int | None = None) -> Tensor:
         """Leave a step's clipped gradients in the parameters; its losses, float32 [n], on the CPU.
@@ -239,16 +301,13 @@ class _Trainer:
         Raises:
             TrainingError: a loss or gradient is not finite.
         """
-        batch = self._batch(step, phases)
-        parts = batch.split(max(1, self._run.settings.micro_batch // batch.shape[1]))
-        losses = torch.zeros(len(self._stage.curves), device=batch.device)
+        parts = self._batch(step, phases).parts(self._run.settings.micro_batch)
         for number, part in enumerate(parts):
-            share = len(part) / len(batch)
-            losses += share * self._stage.accumulate(part, share, sync=number == len(parts) - 1)
-        losses = self._run.world.mean(losses).cpu()
+            self._stage.accumulate(part, sync=number == len(parts) - 1)
+        losses = self._stage.finish().cpu()
         if not bool(losses.isfinite().all()):
             bad = int(losses.isfinite().logical_not().nonzero()[0])
-            raise self._not_finite("the loss", self._stage.locate(parts[0]) or self._stage.curves[bad])
+            raise self._not_finite("the loss", self._stage.locate(parts[0].tokens) or self._stage.curves[bad])
         for group in self._stage.groups:
             norm = torch.nn.utils.clip_grad_norm_(group.values(), CLIP)
             if not bool(norm.isfinite()):

@@ -56,6 +56,10 @@ class TrainingSettings(BaseModel):
         micro_batch: tokens that go through the model at once, in each process.
         stages: those to run, in order.
         start: SHA-256 of the checkpoint that GLA layers start from.
+        keep_attention: the other layers' attention stays as it is in the base.
+        answer_weight: weight of an answer in text that asks for what it told, over that of other tokens.
+        held_out: tokens of the text to measure on instead of training on them, at most.
+        measure_every: tokens between two measurements; the best parameters by held-out loss are kept.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -70,6 +74,10 @@ class TrainingSettings(BaseModel):
     micro_batch: PositiveInt = 4096
     stages: tuple[StageSettings, ...]
     start: str | None = None
+    keep_attention: bool = False
+    answer_weight: PositiveFloat = 4.0
+    held_out: Annotated[int, Field(ge=0)] = 8192
+    measure_every: PositiveInt = 131072
 
 
 def differences(ours: TrainingSettings, theirs: TrainingSettings) -> list[str]:

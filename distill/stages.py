@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sb_edge.distill.adapters import adapt
 from sb_edge.distill.base import gla_layers_of
-from sb_edge.distill.losses import divergence, normalised_error
+from sb_edge.distill.losses import divergence, squared_error
 from sb_edge.distill.parallel import World, without_sync
 from sb_edge.distill.settings import StageSettings, TrainingSettings
 from sb_edge.distill.student import trained_parameters
@@ -25,15 +26,40 @@ RECOMPUTE_BEYOND = 2048
 """Longer sequences' activations are computed again in the backward pass: 8192 tokens of a 135M model would
 take 17 GB."""
 
+GATE_STARTS = (-2.0, 0.0, 2.0, 4.0, 6.0, 8.0)
+"""Gate logits: states halve in 5, 16, 87, 600, 4500 and 33,000 tokens."""
+
 Group = Mapping[str, nn.Parameter]
 
 
-class Stage(ABC):
-    """Gradients for a batch.
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of a step, or a part of them.
 
     Attributes:
-        curves: names of the losses that `accumulate` returns.
-        groups: the parameters, by name, in groups whose gradients are clipped together.
+        tokens: [b, T].
+        weights: [b, T], how much the prediction after each token counts.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+
+    def parts(self, tokens: int) -> list[Batch]:
+        """Split into parts of at most `tokens` tokens, but at least one sequence."""
+        size = max(1, tokens // self.tokens.shape[1])
+        split = zip(self.tokens.split(size), self.weights.split(size), strict=True)
+        return [Batch(*part) for part in split]
+
+
+class Stage(ABC):
+    """Gradients of a step, in parts of any size.
+
+    A loss is a ratio, of an error and of the size of its target. A mean of ratios depends on the parts, so
+    both sums are taken over the whole step, and the gradients are divided at its end.
+
+    Attributes:
+        curves: names of the losses that `finish` returns.
+        groups: for each loss, the parameters that it trains, by name.
     """
 
     curves: list[str]
@@ -42,19 +68,44 @@ class Stage(ABC):
     def __init__(self, world: World, bf16: bool) -> None:
         self._world = world
         self._bf16 = bf16
+        self._sums: Tensor | None = None
 
-    @abstractmethod
-    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
-        """Add a part of a step's gradients.
+    def accumulate(self, part: Batch, *, sync: bool) -> None:
+        """Add a part of a step.
 
         Args:
-            tokens: [b, T], on this process's device.
-            share: Share of the step that this process computes.
+            part: on this process's device.
             sync: the last part: gradients are averaged over all processes.
+        """
+        sums = self._sums_of(part, train=True, sync=sync)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def finish(self) -> Tensor:
+        """Leave the step's gradients in the parameters.
 
         Returns:
-            Losses [len(curves)], float32.
+            Losses over all processes [len(curves)], float32.
         """
+        if self._sums is None:
+            raise ValueError("a step without a part")
+        errors, sizes = self._world.mean(self._sums)
+        self._sums = None
+        for group, size in zip(self.groups, sizes, strict=True):
+            for parameter in group.values():
+                if parameter.grad is not None:
+                    parameter.grad /= size
+        return errors / sizes
+
+    def measure(self, parts: Iterable[Batch]) -> Tensor:
+        """Losses [len(curves)] without gradients, float32."""
+        with torch.no_grad():
+            sums = [self._sums_of(part, train=False, sync=True) for part in parts]
+        errors, sizes = torch.stack(sums).sum(0)
+        return errors / sizes
+
+    @abstractmethod
+    def _sums_of(self, part: Batch, *, train: bool, sync: bool) -> Tensor:
+        """Errors and sizes of their targets [2, len(curves)], float32; add the errors' gradients to train."""
 
     @abstractmethod
     def locate(self, tokens: Tensor) -> str | None:
@@ -75,22 +126,46 @@ class LayerStage(Stage):
         names = {id(parameter): name for name, parameter in student.named_parameters()}
         self.curves = [f"layer {layer}" for layer in layers]
         self.groups = [{names[id(p)]: p for p in attention[layer].parameters()} for layer in layers]
+        self._attention = attention
         self._students = {layer: world.wrap(module) for layer, module in attention.items()}
 
-    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
-        losses: list[Tensor] = []
+    def calibrate(self, tokens: Tensor) -> None:
+        """Start every head's gates where its layer's error is least, out of `GATE_STARTS`.
+
+        Some layers look back a few tokens and others all of the text; training moves a gate slowly.
+
+        Args:
+            tokens: [b, T], the same in all processes.
+        """
+
+        def choose(layer: int, x: Tensor, y: Tensor) -> None:
+            attention = self._attention[layer]
+            for gates in attention.gk_proj[1].bias.split(attention.head_dim):
+                errors = []
+                for start in GATE_STARTS:
+                    gates.fill_(start)
+                    with self._autocast():
+                        output, _ = attention(x, (), 0)
+                    errors.append(float(squared_error(output, y)[0]))
+                gates.fill_(GATE_STARTS[errors.index(min(errors))])
+
+        self._through_base(tokens, choose)
+
+    def _sums_of(self, part: Batch, *, train: bool, sync: bool) -> Tensor:
+        sums: list[Tensor] = []
 
         def learn(layer: int, x: Tensor, y: Tensor) -> None:
             module = self._students[layer]
-            with without_sync(module, sync), torch.enable_grad():
+            with without_sync(module, sync), torch.set_grad_enabled(train):
                 with self._autocast():
                     output, _ = module(x, (), 0)
-                loss = normalised_error(output, y)
-                (loss * share).backward()
-            losses.append(loss.detach())
+                error, size = squared_error(output, y)
+                if train:
+                    error.backward()
+            sums.append(torch.stack((error.detach(), size)))
 
-        self._through_base(tokens, learn)
-        return torch.stack(losses).float()
+        self._through_base(part.tokens, learn)
+        return torch.stack(sums, dim=1).float()
 
     def locate(self, tokens: Tensor) -> str | None:
         bad: list[int] = []
@@ -98,7 +173,7 @@ class LayerStage(Stage):
         def check(layer: int, x: Tensor, y: Tensor) -> None:
             with self._autocast():
                 output, _ = self._students[layer](x, (), 0)
-            if not bool(normalised_error(output, y).isfinite()):
+            if not bool(squared_error(output, y)[0].isfinite()):
                 bad.append(layer)
 
         self._through_base(tokens, check)
@@ -134,14 +209,15 @@ class WholeStage(Stage):
         self.groups = [trained_parameters(student)]
         self._hidden = world.wrap(_Hidden(student))
 
-    def accumulate(self, tokens: Tensor, share: float, *, sync: bool) -> Tensor:
+    def _sums_of(self, part: Batch, *, train: bool, sync: bool) -> Tensor:
         with torch.no_grad(), self._autocast():
-            wanted = self._base.hidden(tokens)
+            wanted = self._base.hidden(part.tokens)
         with without_sync(self._hidden, sync):
             with self._autocast():
-                loss = divergence(self._hidden(tokens), wanted, self._student.head)
-            (loss * share).backward()
-        return loss.detach().float()[None]
+                loss = divergence(self._hidden(part.tokens), wanted, self._student.head, part.weights)
+            if train:
+                loss.backward()
+        return torch.stack((loss.detach(), part.weights.sum()))[:, None].float()
 
     @torch.no_grad()
     def locate(self, tokens: Tensor) -> str | None:
@@ -180,7 +256,7 @@ def make_stage(
     """A stage; from the second on the student has adapters."""
     if which.name == "layers":
         return LayerStage(base, student, world, settings.bf16)
-    adapt(student, settings.adapter_rank, settings.seed)
+    adapt(student, settings.adapter_rank, settings.seed, keep_attention=settings.keep_attention)
     return WholeStage(base, student, world, settings.bf16)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sb_edge.arch.tensors import attention_prefixes
 from sb_edge.convert.transplant import student_config
 from sb_edge.distill.base import Base, gla_layers_of, load_base
+from sb_edge.distill.layer_recall import recall_cases
 from sb_edge.distill.loop import TrainingRun, train
 from sb_edge.distill.parallel import World, joined
 from sb_edge.distill.settings import StageSettings, TrainingSettings
@@ -22,6 +23,7 @@ from sb_edge.distill.student import write_student, write_trained
 from sb_edge.distill.text.corpus import Corpus, open_corpus, write_corpus
 from sb_edge.distill.text.gather import TextRequest, documents
 from sb_edge.distill.text.tokenizer import Tokenizer
+from sb_edge.evaluate.recall_cases import RecallCase
 from sb_edge.util.errors import OutputError, TrainingError
 from sb_edge.util.files import remove_abandoned
 from sb_edge.util.hashes import sha256_of
@@ -41,6 +43,7 @@ class DistillRecipe:
         stages: in order.
         seed, adapter_rank, bf16, micro_batch: as `TrainingSettings`.
         outtype: Type of the student's checkpoint: "f32", "f16" or "bf16".
+        keep_attention, answer_weight, held_out, measure_every: as `TrainingSettings`.
         ignore_rope_scaling: as `load_base`.
         start: folder of another run of the same base; GLA layers that it trains start as they are there, and
             so do its adapters where it has the same GLA layers and the same rank.
@@ -53,6 +56,10 @@ class DistillRecipe:
     adapter_rank: int = 16
     bf16: bool = False
     micro_batch: int = 4096
+    keep_attention: bool = False
+    answer_weight: float = 4.0
+    held_out: int = 8192
+    measure_every: int = 131072
     outtype: str = "f32"
     ignore_rope_scaling: bool = False
     start: Path | None = None
@@ -103,7 +110,7 @@ def distill(
         settings = _settings(source, corpus, recipe)
         start = {} if recipe.start is None else _start(source, recipe.start, settings)
         student, progress = train(
-            TrainingRun(source, corpus.tokens, settings, folder, world, save_every, start)
+            TrainingRun(source, corpus.text, settings, folder, world, save_every, start, _cases(source))
         )
         if not world.rank:
             if not (folder / STUDENT).exists():
@@ -146,9 +153,18 @@ def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSett
         adapter_rank=recipe.adapter_rank,
         bf16=recipe.bf16,
         micro_batch=recipe.micro_batch,
+        keep_attention=recipe.keep_attention,
+        answer_weight=recipe.answer_weight,
+        held_out=recipe.held_out,
+        measure_every=recipe.measure_every,
         stages=recipe.stages,
         start=None if recipe.start is None else _sha256_of_start(recipe.start),
     )
+
+
+def _cases(base: Base) -> list[RecallCase]:
+    """Few cases of retrieval, for progress alone."""
+    return recall_cases(Tokenizer(base.reader).encode, passkeys=6, dictionaries=20, facts=20)
 
 
 def _sha256_of_start(folder: Path) -> str:

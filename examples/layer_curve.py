@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from sb_edge.convert.convert import convert_checkpoint
 from sb_edge.convert.transplant import transplant
-from sb_edge.evaluate.perplexity import evaluation_text
+from sb_edge.evaluate.perplexity import evaluation_texts
 from sb_edge.evaluate.quality import compare_quality
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize
@@ -36,7 +36,8 @@ for count in sorted({1, *range(3, len(ranked), 3), len(ranked)}):
         transplant(base, checkpoint, trained=run / "trained.gguf", gla_layers=chosen, dtype="f16")
         convert_checkpoint(checkpoint, plain, outtype="f16")
         quantize(plain, small, "Q8_0")
-        found = compare_quality(small, base, evaluation_text(), "held-out", max_tokens=8192, context=2048)
+        text = evaluation_texts()["prose"]
+        found = compare_quality(small, base, text, "prose", max_tokens=8192, context=2048)
     counts.append(count)
     ratios.append(found.ratio)
     print(f"| {count} | {found.ratio:.3f} | {found.kl:.3f} | {','.join(map(str, chosen))} |", flush=True)

@@ -10,42 +10,63 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sb_edge.util.plot import PAPER, caption, dress, write_figure
+from sb_edge.util.plot import MARKERS, PAPER, caption, dress, list_names, write_figure
 
 TITLES = {
-    "layers": ("Layer by layer", "normalised error of each layer's output; bold: mean"),
-    "whole": ("End to end", "KL from the base's predictions, nats"),
-    "long": ("Growing length", "KL from the base's predictions, nats"),
+    "layers": ("Layer by layer", "normalised error of each layer's output; bold: mean; dots: held-out"),
+    "whole": ("End to end", "KL from the base's predictions, nats; dots: held-out"),
+    "long": ("Growing length", "KL from the base's predictions, nats; dots: held-out"),
 }
 
 Curve = Sequence[Mapping[str, Any]]
 
 
-def plot_losses(path: Path, curves: Mapping[str, Curve]) -> None:
-    """Draw the stages side by side.
+Measured = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def plot_losses(path: Path, curves: Mapping[str, Curve], measured: Measured) -> None:
+    """Draw the stages side by side, losses above and retrieval below.
 
     Args:
         path: a PNG, SVG or PDF.
         curves: For each stage, points with "step" and "losses" [n].
+        measured: For each stage, points with "step", and "losses" of held-out text and "found" by kind of
+            case where they were measured.
 
     Raises:
         OutputError: the file cannot be written.
     """
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots(1, len(curves), squeeze=False)[0]
-        for place, (name, curve) in zip(axes, curves.items(), strict=True):
-            _draw_stage(place, name, curve)
+        rows = figure.subplots(2, len(curves), squeeze=False)
+        for (losses, recall), (name, curve) in zip(rows.T, curves.items(), strict=True):
+            points = measured.get(name, ())
+            _draw_stage(losses, name, curve, [point for point in points if "losses" in point])
+            _draw_recall(recall, [point for point in points if "found" in point])
 
-    write_figure(path, (5.5 * len(curves), 4.2), draw)
+    write_figure(path, (5.5 * len(curves), 8.0), draw)
 
 
-def _draw_stage(axes: Axes, name: str, curve: Curve) -> None:
+def _draw_stage(axes: Axes, name: str, curve: Curve, held_out: Curve) -> None:
     steps = [point["step"] for point in curve]
     losses = np.array([point["losses"] for point in curve])  # [points, n]
     if losses.shape[1] > 1:
         axes.plot(steps, losses, color=PAPER.series[0], lw=0.7, alpha=0.5)
     axes.plot(steps, losses.mean(axis=1), color=PAPER.series[0], lw=2.2)
+    if held_out:
+        means = [np.mean(point["losses"]) for point in held_out]
+        axes.plot([point["step"] for point in held_out], means, "o", color=PAPER.series[1], ms=4)
     axes.set_yscale("log")
     caption(axes, PAPER, *TITLES[name])
+    dress(axes, PAPER, "optimizer steps")
+
+
+def _draw_recall(axes: Axes, points: Curve) -> None:
+    kinds = list(points[0]["found"]) if points else []
+    for kind, colour, marker in zip(kinds, PAPER.series, MARKERS, strict=False):
+        found = [100 * point["found"][kind] for point in points]
+        axes.plot([point["step"] for point in points], found, color=colour, marker=marker, label=kind)
+    axes.set_ylim(0, 100)
+    caption(axes, PAPER, "Retrieval", "answers found in the context, %")
+    list_names(axes, list(zip(kinds, PAPER.series, strict=False)))
     dress(axes, PAPER, "optimizer steps")

@@ -43,12 +43,16 @@ def write_record(
     document = {
         "command": command,
         "settings": settings.model_dump(mode="json"),
-        "text": {key: manifest[key] for key in ("request", "tokens", "tokens_by_licence", "tokens_sha256")},
+        "text": {
+            key: manifest[key]
+            for key in ("request", "tokens", "tokens_by_kind", "tokens_by_licence", "tokens_sha256")
+        },
         "stages": [
             {
                 "name": stage.name,
                 "steps": len(progress.curves[stage.name]),
                 "curve": curves[stage.name],
+                "measured": progress.measured.get(stage.name, []),
             }
             for stage in settings.stages
         ],
@@ -63,7 +67,7 @@ def write_record(
     }
     with atomic_output(folder / "record.json") as partial:
         partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    plot_losses(folder / "losses.png", curves)
+    plot_losses(folder / "losses.png", curves, progress.measured)
 
 
 def _points(values: Tensor) -> list[dict[str, Any]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 
@@ -76,6 +77,15 @@ class Reporter:
         self._advance(1)
         if time.monotonic() - self._shown >= INTERVAL:
             self._show(done)
+
+    def measured(self, found: Mapping[str, Any]) -> None:
+        """A measurement was taken: held-out losses, and answers found by kind."""
+        if self._silent:
+            return
+        losses = found.get("losses", [])
+        parts = [f"held-out loss {sum(losses) / len(losses):.4f}"] if losses else []
+        parts += [f"{kind} {share:.0%}" for kind, share in found.get("found", {}).items()]
+        note(f"stage {self._name}, after {found['tokens']} tokens: {', '.join(parts)}")
 
     def _show(self, done: int) -> None:
         if self._silent:

@@ -36,6 +36,8 @@ class Progress:
         steps: that it will take; 0 before it has begun.
         curves: the losses of every stage so far, by its name: [steps, n] float32.
         sessions: what each start of the command did: stage, steps, seconds, device.
+        measured: measurements of every stage so far, by its name.
+        best: parameters of the best one in this stage; empty before the first.
     """
 
     stage: int = 0
@@ -43,6 +45,8 @@ class Progress:
     steps: int = 0
     curves: dict[str, Tensor] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
+    measured: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,14 @@ def save(
         tensors |= {f"optimizer.{number}.{key}": value for key, value in entries.items()}
     tensors |= {f"random.{name}": value for name, value in random_states().items()}
     tensors |= {f"curve.{name}": value for name, value in progress.curves.items()}
+    tensors |= {f"best.{name}": value for name, value in progress.best.items()}
     document = {
         "settings": settings.model_dump(mode="json"),
         "stage": progress.stage,
         "step": progress.step,
         "steps": progress.steps,
         "sessions": progress.sessions,
+        "measured": progress.measured,
         "groups": state.get("param_groups"),
         "scheduler": scheduler,
     }
@@ -167,6 +173,8 @@ def _saved(document: dict[str, Any], tensors: dict[str, Tensor]) -> Saved:
         steps=document["steps"],
         curves=part("curve."),
         sessions=document["sessions"],
+        measured=document["measured"],
+        best=part("best."),
     )
     optimizer = None
     if document["groups"] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from sb_edge.distill.text.decontamination import held_out_hashes, holds
 from sb_edge.distill.text.sources import Document
-from sb_edge.distill.text.tokenizer import Tokenizer
+from sb_edge.distill.text.tokenizer import TEXT_TYPE, Tokenizer
 from sb_edge.util.errors import TrainingError
 from sb_edge.util.files import atomic_directory
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
@@ -28,13 +29,14 @@ class Entry:
     """A document in the manifest.
 
     Attributes:
-        source, licence: as `Document`.
+        source, licence, kind: as `Document`.
         sha256: Hash of the text as UTF-8.
         tokens: that it became, the separator included.
     """
 
     source: str
     licence: str
+    kind: str
     sha256: str
     tokens: int
 
@@ -44,11 +46,11 @@ class Corpus:
     """Tokens to train on.
 
     Attributes:
-        tokens: [n] uint32, memory-mapped.
+        text: [n] of `TEXT_TYPE`, memory-mapped.
         sha256: of their file.
     """
 
-    tokens: NDArray[np.uint32]
+    text: NDArray[np.void]
     sha256: str
 
 
@@ -69,7 +71,7 @@ def write_corpus(
     """
     held_out = held_out_hashes()
     entries: dict[str, Entry] = {}
-    pieces: list[NDArray[np.uint32]] = []
+    pieces: list[NDArray[np.void]] = []
     with atomic_directory(folder) as partial, progress_bar("reading text, documents", None) as advance:
         for document in documents:
             digest = sha256_of_bytes(document.text.encode("utf-8", "surrogatepass"))
@@ -79,23 +81,25 @@ def write_corpus(
                 raise TrainingError(
                     "holds text that models are measured on", path=document.source, hint="leave it out"
                 )
-            tokens = tokenizer.document(document.text)
-            entries[digest] = Entry(document.source, document.licence, digest, len(tokens))
+            tokens = tokenizer.document(document)
+            entries[digest] = Entry(document.source, document.licence, document.kind, digest, len(tokens))
             pieces.append(tokens)
             advance(1)
         if not pieces:
-            raise TrainingError("there is no text to train on", hint="give --text, --find-text or --samples")
+            raise TrainingError("there is no text to train on", hint="give --text, --packages or --samples")
         np.save(partial / TOKENS, np.concatenate(pieces))
         _write_manifest(partial / MANIFEST, list(entries.values()), tokenizer, request)
 
 
 def _write_manifest(path: Path, entries: list[Entry], tokenizer: Tokenizer, request: dict[str, Any]) -> None:
-    licences: dict[str, int] = {}
+    licences, kinds = Counter[str](), Counter[str]()
     for entry in entries:
-        licences[entry.licence] = licences.get(entry.licence, 0) + entry.tokens
+        licences[entry.licence] += entry.tokens
+        kinds[entry.kind] += entry.tokens
     document = {
         "request": request,
         "tokens": sum(entry.tokens for entry in entries),
+        "tokens_by_kind": dict(sorted(kinds.items())),
         "tokens_by_licence": dict(sorted(licences.items())),
         "tokenizer_sha256": tokenizer.sha256,
         "tokens_sha256": sha256_of(path.parent / TOKENS),
@@ -117,7 +121,7 @@ def open_corpus(folder: Path, vocab_size: int, request: dict[str, Any]) -> Corpu
     """
     path = folder / TOKENS
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        text = np.load(path, mmap_mode="r", allow_pickle=False)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected, made_for = manifest["tokens_sha256"], manifest["request"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,7 +137,7 @@ def open_corpus(folder: Path, vocab_size: int, request: dict[str, Any]) -> Corpu
             hint="ask for the same, remove the folder, or choose another output",
         )
     found = sha256_of(path)
-    if found != expected or tokens.dtype != np.uint32 or tokens.ndim != 1:
+    if found != expected or text.dtype != TEXT_TYPE or text.ndim != 1:
         raise TrainingError(
             "is not what its manifest says",
             path=path,
@@ -141,12 +145,12 @@ def open_corpus(folder: Path, vocab_size: int, request: dict[str, Any]) -> Corpu
             expected=expected,
             hint="remove the folder",
         )
-    if len(tokens) and int(tokens.max()) >= vocab_size:
+    if len(text) and int(text["token"].max()) >= vocab_size:
         raise TrainingError(
             "holds a token outside the base's vocabulary",
             path=path,
-            found=int(tokens.max()),
+            found=int(text["token"].max()),
             expected=f"less than {vocab_size}",
             hint="remove the folder, so that the text is read again",
         )
-    return Corpus(tokens, found)
+    return Corpus(text, found)

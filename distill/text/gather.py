@@ -1,20 +1,18 @@
-"""All the text that was asked for: given, found on the machine, sampled from the base, made for recall."""
+"""All the text that was asked for: given, of packages, sampled from the base, made for recall."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sb_edge.distill.base import Base
-from sb_edge.distill.text.finder import found_documents
+from sb_edge.distill.text.package_text import listed_packages, package_documents
 from sb_edge.distill.text.recall import recall_documents
 from sb_edge.distill.text.samples import sampled_documents
 from sb_edge.distill.text.sources import Document, given_documents
 from sb_edge.distill.text.tokenizer import Tokenizer
-from sb_edge.util.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,7 @@ class TextRequest:
 
     Attributes:
         text: files and folders.
-        find: take free text that lies on this machine, too.
-        find_tokens: Maximum number of tokens of that text, in random documents; None: all.
+        packages: tokens of the listed packages.
         samples: tokens that the base is to write itself.
         recall: tokens of documents that ask for what they told.
         seed: Random seed for drawing, sampling and recall data.
@@ -32,8 +29,7 @@ class TextRequest:
     """
 
     text: tuple[Path, ...] = ()
-    find: bool = False
-    find_tokens: int | None = None
+    packages: int = 0
     samples: int = 0
     recall: int = 0
     seed: int = 0
@@ -43,8 +39,7 @@ class TextRequest:
         """For the manifest: names without folders."""
         return {
             "text": [path.name for path in self.text],
-            "find_text": self.find,
-            "find_tokens": self.find_tokens,
+            "packages": self.packages,
             "samples": self.samples,
             "recall": self.recall,
             "seed": self.seed,
@@ -59,26 +54,12 @@ def documents(request: TextRequest, base: Base, tokenizer: Tokenizer) -> Iterato
         TrainingError: as `given_documents`.
     """
     yield from given_documents(request.text)
-    if request.find:
-        found = found_documents()
-        limit = request.find_tokens
-        yield from found if limit is None else _drawn(found, tokenizer, limit, request.seed)
+    passages = []
+    if request.packages:
+        for document in package_documents(listed_packages(), tokenizer, request.packages, request.seed):
+            passages.append(document.text)
+            yield document
     if request.samples:
         yield from sampled_documents(base, tokenizer, request.samples, request.seed, bf16=request.bf16)
     if request.recall:
-        yield from recall_documents(tokenizer, request.recall, request.seed)
-
-
-def _drawn(documents: Iterable[Document], tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[Document]:
-    """Documents in random order, until the next one would be too much."""
-    listed = []
-    with progress_bar("looking for text, documents", None) as advance:
-        for document in documents:
-            listed.append(document)
-            advance(1)
-    random.Random(seed).shuffle(listed)
-    for document in listed:
-        tokens -= len(tokenizer.document(document.text))
-        if tokens < 0:
-            return
-        yield document
+        yield from recall_documents(tokenizer, request.recall, request.seed, passages)

@@ -7,6 +7,26 @@ from numpy.typing import NDArray
 
 from sb_edge.util.errors import TrainingError
 
+HELD_OUT_LENGTH = 512
+"""Tokens of a sequence that is not trained on."""
+
+LEAST_TRAINED = 19
+"""Sequences of that length to train on for each held-out one, at least."""
+
+
+def split_text(size: int, held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions to train on, [n], and held-out ones, [sequences, HELD_OUT_LENGTH], evenly spaced.
+
+    Args:
+        size: tokens of the text.
+        held_out: tokens to hold out, at most; fewer, or none, of a short text.
+    """
+    blocks = size // HELD_OUT_LENGTH
+    count = min(held_out // HELD_OUT_LENGTH, blocks // (LEAST_TRAINED + 1))
+    chosen = (np.arange(count) * blocks + blocks // 2) // max(count, 1)
+    held = chosen[:, None] * HELD_OUT_LENGTH + np.arange(HELD_OUT_LENGTH)
+    return np.delete(np.arange(size), held.ravel()), held
+
 
 class DataOrder:
     """Windows of one long row of tokens, in another random order, and cut at other places, every time round.

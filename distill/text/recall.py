@@ -1,15 +1,16 @@
 """Documents in which something is told, and asked for again after other text.
 
 Linear attention keeps a state of fixed size, so what a student unlearns first is to look things up in its
-context. Ordinary text has few places where that decides the next token; here every document has some.
+context. Ordinary text has few places where that decides the next token; here every document has some, and
+they are marked. None of the sentences, names and words is in a test (`sb_edge.evaluate`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sb_edge.distill.text.sources import Document
 from sb_edge.distill.text.tokenizer import Tokenizer
@@ -23,6 +24,12 @@ LICENCE = "MIT"
 
 MOST_FILLER = 36
 """Sentences between telling and asking, at most: 500 tokens."""
+
+PASSAGE = 1500
+"""Characters of other text between telling and asking, at most."""
+
+STARTED = 3
+"""Words of a passage that comes twice, after which the rest of it can be known."""
 
 OWNERS = (
     "baker", "captain", "gardener", "teacher", "pilot", "nurse", "farmer", "painter", "librarian", "driver",
@@ -75,25 +82,81 @@ _VERBS = (
 )  # fmt: skip
 
 
-def recall_documents(tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[Document]:
+class _Writer:
+    """A text, and the places in it that can be known from what stands before them."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.answers: list[tuple[int, int]] = []
+
+    def add(self, text: str) -> None:
+        """Text that is told, or asks."""
+        self.text += text
+
+    def answer(self, text: str) -> None:
+        """Text that was told before."""
+        self.answers.append((len(self.text), len(self.text) + len(text)))
+        self.text += text
+
+    def fill(self, form: str, fact: dict[str, str]) -> None:
+        """A sentence of `ASK`: its values are answers."""
+        for number, part in enumerate(form.split("{value}")):
+            if number:
+                self.answer(fact["value"])
+            self.add(part.format(**fact))
+
+
+class _Kind(Protocol):
+    def __call__(self, out: _Writer, rng: random.Random, filler: _Filler) -> None: ...
+
+
+class _Filler:
+    """Text between telling and asking: passages of other documents where there are some, or sentences."""
+
+    def __init__(self, passages: Sequence[str]) -> None:
+        self._passages = passages
+
+    def __call__(self, rng: random.Random, most: int = MOST_FILLER) -> str:
+        """Up to `most` sentences, often few or none."""
+        length = int((most + 1) * rng.random() ** 2)
+        if not self._passages or rng.random() < 0.3:
+            return " ".join(map(_sentence, [rng] * length))
+        return self.passage(rng, length * PASSAGE // MOST_FILLER)
+
+    def passage(self, rng: random.Random, characters: int) -> str:
+        """A passage of a document of about `characters` characters, in whole words."""
+        if not self._passages:
+            return " ".join(_sentence(rng) for _ in range(1 + characters // 45))
+        text = rng.choice(self._passages)
+        start = text.find(" ", rng.randrange(max(1, len(text) - characters)))
+        return text[start : start + characters].rpartition(" ")[0].strip()
+
+
+def recall_documents(
+    tokenizer: Tokenizer, tokens: int, seed: int, passages: Sequence[str] = ()
+) -> Iterator[Document]:
     """Documents that look back, at least `tokens` tokens of them: answers, lists, passages that come twice.
 
     Args:
         tokenizer: the base's; where it has tokens for a chat's turns, some documents are chats.
         tokens: to write.
         seed: the same gives the same.
+        passages: other text, to stand between telling and asking.
     """
     rng = random.Random(seed)
-    kinds: list[Callable[[random.Random], str]] = [_notes, _table, _twice]
+    filler = _Filler(passages)
+    kinds: list[_Kind] = [_notes, _table, _table, _twice, _assignments]
     turns = turns_of(tokenizer)
     if turns:
         kinds.append(partial(_chat, turns))
     written = number = 0
     with progress_bar("writing text to recall, tokens", tokens) as advance:
         while written < tokens:
-            text = rng.choice(kinds)(rng)
-            size = len(tokenizer.document(text))
-            yield Document(text, f"recall {seed}/{number}", LICENCE)
+            out = _Writer()
+            rng.choice(kinds)(out, rng, filler)
+            document = Document(out.text, f"recall {seed}/{number}", LICENCE, "recall", tuple(out.answers))
+            size = len(tokenizer.document(document))
+            yield document
             number += 1
             written += size
             advance(size)
@@ -112,48 +175,65 @@ def _value(rng: random.Random, thing: str) -> str:
     return " ".join(rng.sample(WORDS, rng.choice((1, 1, 2))))
 
 
-def _filler(rng: random.Random, most: int = MOST_FILLER) -> str:
-    """Some sentences, often few or none."""
-    return " ".join(
-        f"The {rng.choice(_ADJECTIVES)} {rng.choice(_NOUNS)} {rng.choice(_VERBS)} the {rng.choice(_NOUNS)}."
-        for _ in range(int((most + 1) * rng.random() ** 2))
-    )
+def _sentence(rng: random.Random) -> str:
+    nouns, adjective, verb = rng.sample(_NOUNS, 2), rng.choice(_ADJECTIVES), rng.choice(_VERBS)
+    return f"The {adjective} {nouns[0]} {verb} the {nouns[1]}."
 
 
-def _notes(rng: random.Random) -> str:
+def _notes(out: _Writer, rng: random.Random, filler: _Filler) -> None:
     """Facts among other text, and questions with their answers."""
     facts = _facts(rng, 6)
-    told = [f"{_filler(rng, 6)} {rng.choice(TELL).format(**fact)}".strip() for fact in facts]
-    asked = [rng.choice(ASK).format(**fact) for fact in _some(rng, facts)]
-    return "\n\n".join(part for part in (*told, _filler(rng), *asked) if part)
+    for fact in facts:
+        out.add(f"{filler(rng, 6)} {rng.choice(TELL).format(**fact)}\n\n".lstrip())
+    out.add(filler(rng))
+    for fact in _some(rng, facts):
+        out.add("\n\n")
+        out.fill(rng.choice(ASK), fact)
 
 
-def _chat(turns: Turns, rng: random.Random) -> str:
+def _chat(turns: Turns, out: _Writer, rng: random.Random, filler: _Filler) -> None:
     """The same as a conversation."""
     facts = _facts(rng, 4)
-    told = " ".join(rng.choice(TELL).format(**fact) for fact in facts)
-    said = []
-    for number, fact in enumerate(_some(rng, facts)):
-        question = "What is the {owner}'s {thing}?".format(**fact)
-        before = "" if number else f"{told}\n\n{_filler(rng)}\n\n"
-        answer = "The {owner}'s {thing} is {value}.".format(**fact)
-        said.append(f"{turns.prompt.format(before + question)}{answer}{turns.end}")
-    return "".join(said)
+    before = " ".join(rng.choice(TELL).format(**fact) for fact in facts) + f"\n\n{filler(rng)}\n\n"
+    for fact in _some(rng, facts):
+        out.add(turns.prompt.format(before + "What is the {owner}'s {thing}?".format(**fact)))
+        out.fill("The {owner}'s {thing} is {value}.", fact)
+        out.add(turns.end)
+        before = ""
 
 
-def _table(rng: random.Random) -> str:
+def _table(out: _Writer, rng: random.Random, filler: _Filler) -> None:
     """Rows, and some of them again in another order."""
     thing = rng.choice((*NUMBERED, *NAMED))
-    owners = rng.sample(OWNERS, rng.randint(4, 20))
-    rows = [f"{owner}: {_value(rng, thing)}" for owner in owners]
-    again = "\n".join(_some(rng, rows))
-    return f"List, {thing}\n\n" + "\n".join(rows) + f"\n\n{_filler(rng)}\n\nFrom the list, {thing}\n\n{again}"
+    keys = rng.sample(rng.choice((OWNERS, WORDS)), rng.randint(4, 20))
+    form = rng.choice(("{} -> {}", "{} = {}", "- {}, {}", "| {} | {} |", '"{}": "{}",', "{}\t{}"))
+    rows = {key: _value(rng, thing) for key in keys}
+    out.add(f"List, {thing}\n\n" + "\n".join(form.format(*row) for row in rows.items()))
+    out.add(f"\n\n{filler(rng)}\n\nFrom the list, {thing}\n")
+    before, between, after = form.split("{}")
+    for key in _some(rng, keys):
+        out.add(f"\n{before}{key}{between}")
+        out.answer(rows[key] + after)
 
 
-def _twice(rng: random.Random) -> str:
+def _twice(out: _Writer, rng: random.Random, filler: _Filler) -> None:
     """A passage, something else, and the passage again."""
-    passage = f"{_filler(rng, 8)} {rng.choice(TELL).format(**_facts(rng, 1)[0])} {_filler(rng, 8)}".strip()
-    return f"{passage}\n\n{_filler(rng)}\n\nOnce more, from the beginning:\n\n{passage}"
+    passage = filler.passage(rng, rng.randint(150, 900))
+    start = len(" ".join(passage.split(" ")[:STARTED]))
+    out.add(f"{passage}\n\n{filler(rng)}\n\nOnce more, from the beginning:\n\n{passage[:start]}")
+    out.answer(passage[start:])
+
+
+def _assignments(out: _Writer, rng: random.Random, filler: _Filler) -> None:
+    """Values of names in a program, and what it prints."""
+    names = rng.sample(WORDS, rng.randint(3, 10))
+    values = {name: _value(rng, rng.choice((*NUMBERED, *NAMED))) for name in names}
+    out.add("".join(f'{name} = "{value}"\n' for name, value in values.items()))
+    out.add(f'"""{filler(rng)}"""\n')
+    for name in _some(rng, names):
+        out.add(f"print({name})  # ")
+        out.answer(values[name])
+        out.add("\n")
 
 
 def _some(rng: random.Random, items: list[T]) -> list[T]:

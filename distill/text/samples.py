@@ -40,6 +40,18 @@ REQUESTS = (
     "Describe {} with a vivid example.",
     "List common mistakes concerning {} and how to avoid them.",
     "Write a news report about {}.",
+    "Make a Markdown table with five rows and three columns about {}.",
+    "Write a manual on {} with headings, numbered steps and a list of warnings.",
+    "Write a Python program that has to do with {}, with comments.",
+    "Write a JavaScript function that has to do with {}.",
+    "Write an interview with somebody who knows all about {}.",
+    "Write a scene of a play in which three people quarrel about {}.",
+    "Write an essay of several paragraphs on {}.",
+    "Tell me a joke or an anecdote about {}.",
+    "Write a page of a diary that mentions {}.",
+    "What is {}? Answer in one sentence.",
+    "Write five questions and answers for a quiz on {}.",
+    "Write a poem about {}.",
 )
 
 TOPICS = (
@@ -77,7 +89,9 @@ def sampled_documents(
             batch = [next(prompts) for _ in range(SEQUENCES)]
             written_by = answers(model, tokenizer, batch, generator, ends)
             for prompt, answer in zip(batch, written_by, strict=True):
-                yield Document(prompt + tokenizer.decode(answer), f"sample {seed}/{number}", LICENCE)
+                yield Document(
+                    prompt + tokenizer.decode(answer), f"sample {seed}/{number}", LICENCE, "samples"
+                )
                 number += 1
                 written += len(answer)
                 advance(len(answer))

@@ -23,11 +23,16 @@ class Document:
         text: The text.
         source: where it is from: a file's name, without the folders above those that were given.
         licence: SPDX identifier where known.
+        kind: kind of text: "prose", "code", ...
+        answers: places [start, end) of characters that can be known from the text before them; where there
+            are some, the student learns to predict these alone.
     """
 
     text: str
     source: str
     licence: str
+    kind: str = "given"
+    answers: tuple[tuple[int, int], ...] = ()
 
 
 def given_documents(paths: Sequence[Path]) -> Iterator[Document]:

@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 from sb_edge.convert.checkpoint.base_model import BaseModelReader
+from sb_edge.distill.text.sources import Document
 from sb_edge.util.errors import TokenizerError
 from sb_edge.util.hashes import sha256_of
 from sb_edge.util.text_files import decode_text
 
 FILE = "tokenizer.json"
+
+TEXT_TYPE = np.dtype([("token", np.uint32), ("counts", np.uint8)])
+"""A token, and how the prediction of the next one counts in training."""
+
+PLAIN, ANSWER = 1, 2
+"""Values of `counts`; 0: not at all."""
 
 
 class Tokenizer:
@@ -66,10 +73,22 @@ class Tokenizer:
             )
         return eos
 
-    def document(self, text: str) -> NDArray[np.uint32]:
-        """The tokens of a text and the end token; what looks like a special token in it becomes one."""
-        ids = self._backend.encode(text, add_special_tokens=False).ids
-        return np.array([*ids, self.end], np.uint32)
+    def document(self, document: Document) -> NDArray[np.void]:
+        """The tokens of a text and the end token, [n] of `TEXT_TYPE`.
+
+        What looks like a special token in the text becomes one.
+        """
+        encoded = self._backend.encode(document.text, add_special_tokens=False)
+        text = np.zeros(len(encoded.ids) + 1, TEXT_TYPE)
+        text["token"] = [*encoded.ids, self.end]
+        if not document.answers:
+            text["counts"] = PLAIN
+            return text
+        first, last = np.array(encoded.offsets, np.int64).reshape(-1, 2).T
+        for start, end in document.answers:
+            known = ((first < end) & (last > start)).nonzero()[0]
+            text["counts"][known[known > 0] - 1] = ANSWER
+        return text
 
     def token(self, text: str) -> int | None:
         """The number of a token by how it is written; None if there is no such token."""

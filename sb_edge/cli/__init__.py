@@ -20,6 +20,7 @@ COMMANDS = {
     "init": "Make a random-weight checkpoint in the public layout.",
     "transplant": "Turn a Llama- or Qwen2-shaped model into SpikingBrain.",
     "upcycle": "Turn a checkpoint's FFNs into mixtures of experts.",
+    "layers": "Measure what each attention layer of a base does for retrieval.",
     "distill": "Train a SpikingBrain student of a Llama- or Qwen2-shaped base.",
     "convert": "Convert a SpikingBrain checkpoint to GGUF.",
     "quantize": "Quantize a GGUF with llama-quantize.",

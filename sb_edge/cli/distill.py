@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import choice_option, integer_option, tokens_option
 from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.recipe import recipe_option
-from sb_edge.cli.transplant import parse_layers
 from sb_edge.distill import require_training
 from sb_edge.distill.settings import DEFAULTS
 from sb_edge.models.registry import resolve_gguf
@@ -61,10 +61,7 @@ class StageValue(click.ParamType):
 @recipe_option
 @click.option("-o", "--output", required=True, type=PATH, help="Folder of the run.")
 @click.option("--text", multiple=True, type=PATH, help="Train on this file or folder (repeatable).")
-@click.option("--find-text", is_flag=True, help="Train on free documentation found on this machine.")
-@tokens_option(
-    "--find-tokens", default=None, help="Limit --find-text to N tokens (random documents).  [default: all]"
-)
+@tokens_option("--packages", default=0, help="Add N tokens of free text of listed packages.", least=0)
 @tokens_option("--samples", default=0, help="Add N tokens that the base generates.", least=0)
 @tokens_option("--recall", default=0, help="Add N tokens of synthetic recall data.", least=0)
 @click.option("--text-only", is_flag=True, help="Stop when the text is ready.")
@@ -75,7 +72,7 @@ class StageValue(click.ParamType):
     metavar="RUN",
     help="Start from the GLA layers, and adapters of equal rank, of another run of this base.",
 )
-@click.option("--gla-layers", help="Layers that become GLA: 0,2,4 or 6-9.  [default: the even layers]")
+@click.option("--gla-layers", help=GLA_LAYERS_HELP)
 @tokens_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option(
     "--stages", default="layers,whole,long", show_default=True, help="Training stages, in this order."
@@ -114,6 +111,18 @@ class StageValue(click.ParamType):
     help="Peak learning rate per stage.  [default: layers=5e-3, whole=1e-3, long=3e-4]",
 )
 @integer_option("--adapter-rank", default=16, help="LoRA rank of the adapters.")
+@click.option("--keep-attention", is_flag=True, help="Put no adapters on the window layers' attention.")
+@click.option(
+    "--answer-weight",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="Weight of answers in recall data.",
+)
+@tokens_option("--held-out", default=8192, help="Tokens of the text to measure on, not to train on.", least=0)
+@tokens_option(
+    "--measure-every", default=131072, help="Tokens between measurements; the best parameters are kept."
+)
 @click.option("--bf16", is_flag=True, help="Compute matrix products in bfloat16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], metax[:N].")
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
@@ -130,8 +139,7 @@ def command(
     base: Path,
     output: Path,
     text: tuple[Path, ...],
-    find_text: bool,
-    find_tokens: int | None,
+    packages: int,
     samples: int,
     recall: int,
     text_only: bool,
@@ -146,6 +154,10 @@ def command(
     micro_batch: int,
     lr: Sequence[tuple[str, float]],
     adapter_rank: int,
+    keep_attention: bool,
+    answer_weight: float,
+    held_out: int,
+    measure_every: int,
     bf16: bool,
     device: str,
     seed: int,
@@ -174,10 +186,14 @@ def command(
         changes[stage] |= {"minutes": value, "tokens": None}
     recipe = DistillRecipe(
         stages=tuple(DEFAULTS[name].model_copy(update=changes[name]) for name in chosen),
-        gla_layers=None if gla_layers is None else tuple(parse_layers(gla_layers)),
+        gla_layers=gla_layers_of(gla_layers, base, ignore_rope_scaling=ignore_rope_scaling),
         window=window,
         seed=seed,
         adapter_rank=adapter_rank,
+        keep_attention=keep_attention,
+        answer_weight=answer_weight,
+        held_out=held_out,
+        measure_every=measure_every,
         bf16=bf16,
         micro_batch=micro_batch,
         outtype=outtype,
@@ -187,7 +203,7 @@ def command(
     written = distill(
         base if base.exists() else resolve_gguf(str(base)),
         output,
-        TextRequest(text, find_text, find_tokens, samples, recall, seed, bf16),
+        TextRequest(text, packages, samples, recall, seed, bf16),
         recipe,
         device=device,
         save_every=save_every,

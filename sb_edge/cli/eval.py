@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
 from sb_edge.cli.file_options import FileCommand, OutputFile
-from sb_edge.cli.options import json_option, model_argument, threads_option, tokens_option
-from sb_edge.cli.params import PATH, CommaSeparated, TokenCounts
+from sb_edge.cli.options import integer_option, json_option, model_argument, threads_option, tokens_option
+from sb_edge.cli.params import PATH, CommaSeparated, TokenCounts, Tokens
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.evaluation import Tasks, evaluate_model
-from sb_edge.evaluate.evaluation_table import markdown_evaluation, rich_evaluation
-from sb_edge.evaluate.perplexity import evaluation_text, read_text
+from sb_edge.evaluate.evaluation_table import evaluation_table, recall_table
+from sb_edge.evaluate.perplexity import evaluation_texts, read_text
 from sb_edge.evaluate.questions import read_questions
+from sb_edge.evaluate.retrieval import Distance, RecallTask, recall_tasks
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.files import atomic_output
 from sb_edge.util.output import emit
 
 BUILT_IN = "built-in"
+
+
+class DistanceType(click.ParamType):
+    """A number of tokens, or of windows: `256`, `1k`, `1.5w`."""
+
+    name = "distance"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Distance:
+        """The distance; fails as click's own types do."""
+        if re.fullmatch(r"\d{1,4}(\.\d{1,4})?w", value, re.ASCII):
+            return Distance(float(value[:-1]), is_windows=True)
+        return Distance(Tokens(0).convert(value, param, ctx))
 
 
 @click.command(cls=FileCommand)
@@ -29,9 +45,9 @@ BUILT_IN = "built-in"
     "--text",
     "text_file",
     type=PATH,
-    help="UTF-8 text that neither model was trained on.  [default: a held-out text]",
+    help="UTF-8 text that neither model was trained on.  [default: five kinds of text]",
 )
-@tokens_option("--tokens", default=8192, help="Maximum number of tokens to evaluate.", least=2)
+@tokens_option("--tokens", default=8192, help="Maximum number of tokens of each text.", least=2)
 @tokens_option(
     "-c", "--ctx-size", "context", default=2048, help="Tokens per chunk; each chunk starts afresh.", least=16
 )
@@ -54,6 +70,16 @@ BUILT_IN = "built-in"
     help="Passkeys per distance; the last number is for all that follow: 10,10,2.",
 )
 @click.option(
+    "--recall",
+    "recall_distances",
+    type=CommaSeparated(DistanceType(), "distances"),
+    is_flag=False,
+    flag_value="0,256,1k",
+    help="Ask for passkeys, dictionaries of words and facts at these distances: tokens, or windows of MODEL "
+    "as in 0.5w,1.5w,3w.  [0,256,1k if none are given]",
+)
+@integer_option("--cases", default=20, help="Cases per task and distance of --recall.")
+@click.option(
     "--spike-k",
     "spikes",
     type=CommaSeparated(SpikeK(zero=True, file=True), "settings"),
@@ -71,6 +97,8 @@ def command(
     questions: str | None,
     distances: tuple[int, ...] | None,
     trials: tuple[int, ...],
+    recall_distances: tuple[Distance, ...] | None,
+    cases: int,
     spikes: tuple[float | None, ...] | None,
     markdown: Path | None,
     threads: int | None,
@@ -79,30 +107,41 @@ def command(
     """Measure how well a model predicts a text, beside its base.
 
     MODEL is a GGUF or `default`. The ratio of the perplexities is the loss; KL is the divergence from
-    the base's predictions in nats a token. A question counts as answered if the right choice is the likeliest
-    to follow it; a passkey as found if greedy decoding gives every digit.
+    the base's predictions in nats a token. Without --text there are five texts, prose, technical, code,
+    dialogue and tables; their mean is the geometric one. A question counts as answered if the right choice
+    is the likeliest to follow it; a passkey, number or fact as found if greedy decoding gives every token.
     """
     if len(trials) > max(len(distances or ()), 1):
         raise click.BadParameter(f"{len(trials)} numbers, but fewer distances", param_hint="--trials")
-    text, name = (evaluation_text(), BUILT_IN) if text_file is None else read_text(text_file)
+    if text_file is None:
+        texts = evaluation_texts()
+    else:
+        text, name = read_text(text_file)
+        texts = {name: text}
     asked = [] if questions is None else read_questions(None if questions == BUILT_IN else Path(questions))
+    path = resolve_gguf(model)
+    # The last number of trials is for all distances that follow.
+    passkeys = zip(distances or (), chain(trials, repeat(trials[-1])), strict=False)
+    tasks = [RecallTask("passkey", distance, count) for distance, count in passkeys]
+    tasks += recall_tasks([distance.tokens(path) for distance in recall_distances or ()], cases)
     found = evaluate_model(
-        resolve_gguf(model),
+        path,
         resolve_gguf(base),
-        text,
-        name,
+        texts,
         max_tokens=tokens,
         context=context,
         spikes=spikes or (None,),
-        tasks=Tasks(tuple(asked), distances or (), trials),
+        tasks=Tasks(tuple(asked), tuple(tasks)),
         n_threads=threads,
     )
+    table = evaluation_table(found)
     if markdown is not None:
         with atomic_output(markdown) as partial:
-            partial.write_text(markdown_evaluation(found), encoding="utf-8")
+            parts = [table, recall_table(found)] if found.base.recall else [table]
+            partial.write_text("\n".join(part.markdown() for part in parts), encoding="utf-8")
 
     def show(console: Console) -> None:
-        for quality, _ in found.runs:
+        for quality in (run.quality for run in found.runs):
             console.print(
                 f"{quality.model}: perplexity {quality.perplexity:.3f}, base {quality.base_perplexity:.3f}, "
                 f"ratio {quality.ratio:.4f} ± {quality.ratio_error:.4f}, KL {quality.kl:.4f}, "
@@ -110,8 +149,11 @@ def command(
                 highlight=False,
                 soft_wrap=True,
             )
-        if len(found.runs) > 1 or found.base.questions or found.base.passkeys:
+        if len(table.rows) > 3 or len(found.runs) > 1:
             console.print()
-            console.print(rich_evaluation(found))
+            console.print(table)
+        if found.base.recall:
+            console.print()
+            console.print(recall_table(found))
 
     emit(found, json_target, show)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import integer_option
 from sb_edge.cli.params import PATH, Real
 from sb_edge.convert.transplant import transplant
@@ -15,10 +16,7 @@ from sb_edge.models.registry import resolve_gguf
 @click.command()
 @click.argument("base", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="Folder to create.")
-@click.option(
-    "--gla-layers",
-    help="Layers that become GLA: 0,2,4 or 6-9.  [default: the even layers]",
-)
+@click.option("--gla-layers", help=GLA_LAYERS_HELP)
 @integer_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
 @integer_option("-s", "--seed", default=0, help="Random seed.", least=0)
@@ -53,7 +51,7 @@ def command(
     BASE is a checkpoint's folder, a GGUF, or `default-base`. Everything but attention is kept; the new gates
     and norms are untrained, so the result needs distillation to be as good as the base.
     """
-    layers = None if gla_layers is None else parse_layers(gla_layers)
+    layers = gla_layers_of(gla_layers, base, ignore_rope_scaling=ignore_rope_scaling)
     report = transplant(
         base if base.exists() else resolve_gguf(str(base)),
         output,
@@ -70,15 +68,3 @@ def command(
         f"{report.folder}: {report.n_copied} tensors from the base, {new}; "
         f"GLA layers {', '.join(str(n) for n, gla in enumerate(report.config.recurrent_layers) if gla)}"
     )
-
-
-def parse_layers(text: str, option: str = "--gla-layers") -> list[int]:
-    """A list such as 0,2,4 or 6-9, as `option` takes it."""
-    layers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            layers.extend(range(int(first), int(last if dash else first) + 1))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list such as 0,2,4 or 6-9", param_hint=option) from None
-    return layers

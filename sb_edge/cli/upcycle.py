@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from sb_edge.cli.layer_lists import parse_layers
 from sb_edge.cli.options import integer_option
 from sb_edge.cli.params import PATH
-from sb_edge.cli.transplant import parse_layers
 from sb_edge.convert.upcycle import upcycle
 
 

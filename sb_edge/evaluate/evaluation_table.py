@@ -1,45 +1,67 @@
-"""The tables of `sb-edge eval`: one for a terminal, one for Markdown."""
+"""The table of `sb-edge eval`, for a terminal and for Markdown."""
 
 from __future__ import annotations
 
-from sb_edge.evaluate.evaluation import Evaluation, TaskScores
+from sb_edge.evaluate.evaluation import Evaluation
+from sb_edge.evaluate.retrieval import PairedDifference, paired_difference
 from sb_edge.util.output import format_depth
 from sb_edge.util.table import Column, Table
 
 
-def rich_evaluation(evaluation: Evaluation) -> Table:
+def evaluation_table(evaluation: Evaluation) -> Table:
     """One column for the base and for each spike setting, one row per measure."""
-    markdown = _table(evaluation)
-    settings = (_setting(quality.spikes) or "as stored" for quality, _ in evaluation.runs)
+    runs = evaluation.runs
+    means = [run.quality for run in runs]
+    settings = (_setting(quality.spikes) for quality in means)
     table = Table(Column("", right=False), "base", *settings, gap=1)
-    for number, measure in enumerate(markdown.columns[1:], 1):
-        table.add(measure.heading, *(cells[number] for cells in markdown.rows))
-    return table
-
-
-def markdown_evaluation(evaluation: Evaluation) -> str:
-    """One row for the base and for each spike setting, one column per measure."""
-    return _table(evaluation).markdown()
-
-
-def _table(evaluation: Evaluation) -> Table:
-    first = evaluation.runs[0][0]
-    questions = (f"{score.kind} ({score.n})" for score in evaluation.base.questions)
-    passkeys = (f"passkey {format_depth(key.distance)} ({key.trials})" for key in evaluation.base.passkeys)
-    table = Table("", "perplexity", "ratio", "KL", *questions, *passkeys)
-    table.add(first.base, f"{first.base_perplexity:.3f}", "", "", *_scores(evaluation.base))
-    for quality, tasks in evaluation.runs:
-        name = ", ".join(filter(None, (quality.model, _setting(quality.spikes))))
-        figures = (f"{quality.perplexity:.3f}", f"{quality.ratio:.4f}", f"{quality.kl:.4f}")
-        table.add(name, *figures, *_scores(tasks))
+    table.add("perplexity", f"{means[0].base_perplexity:.3f}", *(f"{mean.perplexity:.3f}" for mean in means))
+    table.add("over the base's", "", *(f"{mean.ratio:.4f}" for mean in means))
+    if len(runs[0].texts) > 1:
+        for same in zip(*(run.texts for run in runs), strict=True):
+            table.add(f"- {same[0].text} ({same[0].tokens})", "", *(f"{each.ratio:.4f}" for each in same))
+    table.add("KL", "", *(f"{mean.kl:.4f}" for mean in means))
+    columns = [evaluation.base.questions, *(run.tasks.questions for run in runs)]
+    for same in zip(*columns, strict=True):
+        table.add(f"{same[0].kind} ({same[0].n})", *(f"{score.acc:.1%}" for score in same))
     return table
 
 
 def _setting(spikes: float | None) -> str:
     if spikes is None:
-        return ""
+        return "as stored"
     return f"k = {spikes:g}" if spikes else "no spikes"
 
 
-def _scores(tasks: TaskScores) -> list[str]:
-    return [f"{score.acc:.1%}" for score in tasks.questions] + [f"{key.found:.0%}" for key in tasks.passkeys]
+def recall_table(evaluation: Evaluation) -> Table:
+    """One row per task and spike setting: answers found, and the paired differences in points."""
+    table = Table(
+        "task",
+        "tokens",
+        "spikes",
+        "base",
+        "found",
+        "to the base",
+        "to the first",
+        title="Retrieval from the context, by tokens between telling and asking",
+        notes=("Differences on the same cases in points, with 95 % intervals; first: first spike setting.",),
+        gap=1,
+    )
+    first = evaluation.runs[0].tasks.recall
+    for number, base in enumerate(evaluation.base.recall):
+        for run in evaluation.runs:
+            found = run.tasks.recall[number]
+            table.add(
+                f"{base.task.name} ({base.task.trials})",
+                format_depth(base.task.distance),
+                _setting(run.quality.spikes),
+                f"{base.found:.0%}",
+                f"{found.found:.0%}",
+                _points(paired_difference(found, base)),
+                _points(paired_difference(found, first[number])) if run is not evaluation.runs[0] else "",
+            )
+    return table
+
+
+def _points(difference: PairedDifference) -> str:
+    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"

@@ -17,6 +17,9 @@ from sb_edge.util.input_files import read_text_input
 from sb_edge.util.logits import log_softmax
 
 _CUT_TOKENS = 256
+KINDS = ("prose", "technical", "code", "dialogue", "tables")
+"""Kinds of evaluation text."""
+
 EVALUATION_CHUNK = 128
 """Tokens evaluated at once; limits the memory for logits of a large vocabulary."""
 
@@ -34,12 +37,9 @@ def held_out_text() -> str:
     return built_in("held_out.txt")
 
 
-def evaluation_text() -> str:
-    """Twenty-two texts of this project: essays, documentation, instructions, stories, letters.
-
-    Excluded from training. Ten times as long as `held_out_text`, for perplexities within a percent.
-    """
-    return built_in("evaluation.txt")
+def evaluation_texts() -> dict[str, str]:
+    """Texts of this project by kind, each of 3000 tokens or more; excluded from training."""
+    return {kind: built_in(f"{kind}.txt") for kind in KINDS}
 
 
 def built_in(name: str) -> str:

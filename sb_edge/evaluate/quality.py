@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, geometric_mean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Quality:
 
     Attributes:
         model, base: file names.
-        text: name of the text.
+        text: name of the text, or names of several.
         tokens: number of predicted tokens.
         context: maximum number of tokens before a predicted token.
         spikes: requested spike k of the model; None: the k stored in the file.
@@ -108,6 +109,29 @@ def compare_quality(
         ratio_error=ratio * float((nll - base_nll).std()) / math.sqrt(len(nll)),
         kl=max(float(kl.mean()), 0.0),
         top1=float(same.mean()),
+    )
+
+
+def mean_quality(found: Sequence[Quality]) -> Quality:
+    """Geometric means of perplexities and ratios over texts, means of `kl` and `top1`.
+
+    Args:
+        found: one model and base on at least one text.
+    """
+    if len(found) == 1:
+        return found[0]
+    ratio = geometric_mean([each.ratio for each in found])
+    relative = math.hypot(*(each.ratio_error / each.ratio for each in found)) / len(found)
+    return replace(
+        found[0],
+        text=", ".join(each.text for each in found),
+        tokens=sum(each.tokens for each in found),
+        perplexity=geometric_mean([each.perplexity for each in found]),
+        base_perplexity=geometric_mean([each.base_perplexity for each in found]),
+        ratio=ratio,
+        ratio_error=ratio * relative,
+        kl=fmean([each.kl for each in found]),
+        top1=fmean([each.top1 for each in found]),
     )
 
 

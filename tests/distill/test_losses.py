@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from sb_edge.distill.adapters import AdaptedProjection
-from sb_edge.distill.losses import divergence, normalised_error
-from sb_edge.distill.text.order import DataOrder
+from sb_edge.distill.losses import divergence, squared_error
+from sb_edge.distill.text.order import HELD_OUT_LENGTH, DataOrder, split_text
 from sb_edge.reference import fused_window as fused
 from sb_edge.reference import layers
 from sb_edge.reference.spiking import Projection
@@ -17,27 +17,32 @@ from sb_edge.util.errors import TrainingError
 
 
 def test_divergence_and_its_gradient_are_those_of_the_plain_formula() -> None:
+    """Weighted, position by position; one of weight 0 counts for nothing."""
     torch.manual_seed(0)
     student = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
     teacher, head = torch.randn(2, 7, 6, dtype=torch.float64), torch.randn(11, 6, dtype=torch.float64)
-    found = divergence(student, teacher, head, rows=4)
+    weights = torch.rand(2, 7, dtype=torch.float64)
+    weights[0, 3] = 0
+    found = divergence(student, teacher, head, weights, rows=4)
     (gradient,) = torch.autograd.grad(3 * found, student)
-    plain = functional.kl_div(
-        (student @ head.mT).log_softmax(-1).flatten(0, 1),
-        (teacher @ head.mT).log_softmax(-1).flatten(0, 1),
+    each = functional.kl_div(
+        (student @ head.mT).log_softmax(-1),
+        (teacher @ head.mT).log_softmax(-1),
         log_target=True,
-        reduction="batchmean",
+        reduction="none",
     )
+    plain = (weights * each.sum(-1)).sum()
     (expected,) = torch.autograd.grad(3 * plain, student)
     torch.testing.assert_close(found, plain)
     torch.testing.assert_close(gradient, expected)
-    assert float(divergence(teacher, teacher, head).detach()) == pytest.approx(0, abs=1e-12)
+    assert float(divergence(teacher, teacher, head, weights)) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_normalised_error_of_zeros_is_one() -> None:
+def test_the_error_of_zeros_is_the_target_s_size() -> None:
     target = torch.randn(3, 5)
-    assert float(normalised_error(torch.zeros_like(target), target)) == pytest.approx(1)
-    assert float(normalised_error(target, target)) == 0
+    error, size = squared_error(torch.zeros_like(target), target)
+    assert float(error) == float(size) == pytest.approx(float((target**2).sum()))
+    assert float(squared_error(target, target)[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -89,3 +94,14 @@ def test_every_window_comes_once_a_round_and_rounds_differ() -> None:
 def test_too_short_a_text_is_refused() -> None:
     with pytest.raises(TrainingError, match="found 19 tokens, expected at least 20"):
         DataOrder(np.zeros(19, np.uint32), seed=0, stage=0, phase=0, length=10)
+
+
+def test_held_out_sequences_are_spread_and_never_trained_on() -> None:
+    size = 100 * HELD_OUT_LENGTH + 77
+    trained, held_out = split_text(size, 4 * HELD_OUT_LENGTH)
+    assert held_out.shape == (4, HELD_OUT_LENGTH)
+    assert (np.diff(held_out) == 1).all()
+    assert (np.diff(held_out[:, 0]) == 25 * HELD_OUT_LENGTH).all()
+    assert sorted([*trained, *held_out.ravel()]) == list(range(size))
+    assert split_text(size, 10**9)[1].shape[0] == 5
+    assert split_text(19 * HELD_OUT_LENGTH, 10**9)[1].size == 0

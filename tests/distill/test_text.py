@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,16 @@ import torch
 from tiny_bases import END_TOKEN, VOCAB, write_base
 
 from sb_edge.distill.base import load_base
-from sb_edge.distill.text import gather
 from sb_edge.distill.text.corpus import open_corpus, write_corpus
 from sb_edge.distill.text.decontamination import held_out_hashes, holds
-from sb_edge.distill.text.finder import free_licence, licence_of
 from sb_edge.distill.text.gather import TextRequest, documents
 from sb_edge.distill.text.recall import recall_documents
 from sb_edge.distill.text.samples import SEQUENCES, sampled_documents
 from sb_edge.distill.text.sources import Document, given_documents
-from sb_edge.distill.text.tokenizer import Tokenizer
+from sb_edge.distill.text.tokenizer import ANSWER, PLAIN, Tokenizer
 from sb_edge.evaluate.perplexity import held_out_text
 from sb_edge.evaluate.questions import read_questions
+from sb_edge.evaluate.recall_cases import FILLER, tested_words
 from sb_edge.util.errors import TrainingError
 
 CPU = torch.device("cpu")
@@ -55,12 +53,13 @@ def test_tokens_and_manifest_hold_what_was_given(tokenizer: Tokenizer, tmp_path:
     (folder / "image.png").write_bytes(b"\x89PNG")
     write_corpus(given_documents([folder]), tokenizer, tmp_path / "text", REQUEST)
     corpus = open_corpus(tmp_path / "text", VOCAB, REQUEST)
-    assert corpus.tokens.tolist().count(END_TOKEN) == 2
-    assert len(corpus.tokens) == len("Grün.".encode()) + 1 + len("second") + 1
+    assert corpus.text["token"].tolist().count(END_TOKEN) == 2
+    assert len(corpus.text) == len("Grün.".encode()) + 1 + len("second") + 1
+    assert (corpus.text["counts"] == PLAIN).all()
     manifest = json.loads((tmp_path / "text" / "manifest.json").read_text())
     assert [entry["source"] for entry in manifest["documents"]] == ["texts/b.txt", "texts/deep/a.md"]
     assert manifest["documents"][1]["sha256"] == hashlib.sha256(b"second").hexdigest()
-    assert manifest["tokens"] == len(corpus.tokens)
+    assert manifest["tokens"] == len(corpus.text) == manifest["tokens_by_kind"]["given"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,7 @@ def test_a_changed_text_is_refused(tokenizer: Tokenizer, prose: Path, tmp_path: 
     with pytest.raises(TrainingError, match="outside the base's vocabulary"):
         open_corpus(tmp_path / "text", 100, REQUEST)
     tokens = np.load(tmp_path / "text" / "tokens.npy")
-    tokens[5] += 1
+    tokens["token"][5] += 1
     np.save(tmp_path / "text" / "tokens.npy", tokens)
     with pytest.raises(TrainingError, match="not what its manifest says"):
         open_corpus(tmp_path / "text", VOCAB, REQUEST)
@@ -125,24 +124,6 @@ def test_the_base_writes_its_own_text(tiny_base: Path, tokenizer: Tokenizer) -> 
     assert base.model.head.dtype == torch.float32
 
 
-def test_found_documents_are_drawn_up_to_a_number_of_tokens(
-    tiny_base: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there = [Document(f"Document {n} " + "with words " * n, f"d{n}", "MIT") for n in range(40)]
-    monkeypatch.setattr(gather, "found_documents", lambda: iter(there))
-    base = load_base(tiny_base, CPU)
-
-    def drawn(tokens: int | None, seed: int = 0) -> list[Document]:
-        return list(documents(TextRequest(find=True, find_tokens=tokens, seed=seed), base, tokenizer))
-
-    assert drawn(None) == there
-    some = drawn(2000)
-    assert 0 < sum(len(tokenizer.document(document.text)) for document in some) <= 2000
-    assert some == drawn(2000) != drawn(2000, seed=1)
-    assert set(some) < set(there)
-    assert drawn(1) == []
-
-
 def test_recall_asks_only_for_what_was_told(tiny_base: Path, tokenizer: Tokenizer) -> None:
     base = load_base(tiny_base, CPU)
 
@@ -151,14 +132,31 @@ def test_recall_asks_only_for_what_was_told(tiny_base: Path, tokenizer: Tokenize
 
     first = made(1)
     assert first == made(1) != made(2)
-    sizes = [len(tokenizer.document(document.text)) for document in first]
+    sizes = [len(tokenizer.document(document)) for document in first]
     assert sum(sizes[:-1]) < 20_000 <= sum(sizes)
     held_out = held_out_hashes()
     for document in first:
         assert not holds(document.text, held_out)
-        assert "pass key" not in document.text.lower()  # how sb_edge/evaluate/passkey.py asks
-        last = re.findall(r"\w+", document.text)[-1]
-        assert len(re.findall(rf"\b{last}\b", document.text)) > 1
+        assert document.answers
+        for start, end in document.answers:
+            # The last answers of a table end in its punctuation.
+            words = re.findall(r"\w+", document.text[start:end])
+            assert all(re.search(rf"\b{word}\b", document.text[:start]) for word in words)
+
+
+def test_no_word_of_a_test_of_retrieval_is_trained_on(tokenizer: Tokenizer) -> None:
+    """Values and people of `recall_cases`, and the sentences between telling and asking."""
+    text = "\n".join(document.text for document in recall_documents(tokenizer, 100_000, 0)).lower()
+    trained = set(re.findall(r"\w+", text))
+    assert not trained & {word.lower() for word in tested_words()}
+    assert not any(sentence.lower() in text for sentence in FILLER)
+
+
+def test_answers_alone_count(tokenizer: Tokenizer) -> None:
+    """The prediction before each of an answer's tokens counts; of a text without answers, every one."""
+    text = tokenizer.document(Document("abc def", "x", "MIT", "recall", ((4, 6),)))
+    assert text["counts"].tolist() == [0, 0, 0, ANSWER, ANSWER, 0, 0, 0]
+    assert tokenizer.document(Document("abc", "x", "MIT"))["counts"].tolist() == [PLAIN] * 4
 
 
 def test_chats_are_for_bases_that_know_turns(tokenizer: Tokenizer, chat_tokenizer: Tokenizer) -> None:
@@ -171,28 +169,3 @@ def test_chats_are_for_bases_that_know_turns(tokenizer: Tokenizer, chat_tokenize
     assert chats
     assert len(chats) < len(chat)
     assert all(text.endswith("<|im_end|>\n") for text in chats)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("MIT", "MIT"),
-        ("BSD License", "BSD-3-Clause"),
-        ("Apache-2.0 OR MIT", "Apache-2.0 AND MIT"),
-        ("MIT AND GPL-3.0-only", None),
-        ("Proprietary", None),
-        ("", None),
-    ],
-)
-def test_only_known_free_licences_are_taken(text: str, found: str | None) -> None:
-    assert free_licence(text) == found
-
-
-def test_a_package_s_licence_comes_from_its_metadata(tmp_path: Path) -> None:
-    folder = tmp_path / "thing-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n"
-        "Classifier: License :: OSI Approved\nClassifier: License :: OSI Approved :: MIT License\n"
-    )
-    assert licence_of(PathDistribution(folder)) == "MIT"

@@ -1,4 +1,4 @@
-"""`sb-edge eval`: multiple choice and passkeys, on real models."""
+"""`sb-edge eval`: multiple choice, and the command line, on real models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from support import sb_edge
 
-from sb_edge.evaluate.passkey import _prompt, retrieve_passkeys
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.evaluate.questions import Question, answer_questions, read_questions
 from sb_edge.models.default_model import default_base
@@ -88,21 +87,6 @@ def test_the_likeliest_choice_counts() -> None:
 
 
 @pytest.mark.engine
-def test_passkeys_lie_as_far_back_as_asked_for() -> None:
-    with Model(default_base()) as model:
-        (near, key), (far, same) = (_prompt(model, distance, 3) for distance in (100, 421))
-        assert len(far) - len(near) == 321
-        assert key == same and len(key) >= 1
-        number = model.detokenize(key).decode().strip()
-        assert number.isdigit() and len(number) == 5
-        assert model.detokenize(far).decode().count(number) == 2
-        assert model.detokenize(_prompt(model, 100, 4)[1]).decode().strip() != number
-        (score,) = retrieve_passkeys(model, [(64, 2)], advance=ignore)
-    assert (score.distance, score.trials) == (64, 2)
-    assert score.found == 1
-
-
-@pytest.mark.engine
 def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The lighthouse stood at the end of the land. " * 6)
     (tmp_path / "mine.jsonl").write_text(QUESTION)
@@ -117,18 +101,19 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert [run["spikes"] for run in document["runs"]] == [0, 3, None]
     assert document["perplexity"] == document["runs"][0]["perplexity"] != document["runs"][1]["perplexity"]
     assert [score["kind"] for score in document["base_tasks"]["questions"]] == ["all", "facts"]
-    passkeys = document["base_tasks"]["passkeys"]
-    assert [(key["distance"], key["trials"]) for key in passkeys] == [(32, 2), (8, 1), (16, 1)]
-    heading, _, *rows = (tmp_path / "table.md").read_text().splitlines()
-    assert heading == (
-        "|  | perplexity | ratio | KL | all (1) | facts (1) "
-        "| passkey 32 (2) | passkey 8 (1) | passkey 16 (1) |"
-    )
-    assert [row.split(" | ")[0].partition(", ")[2] for row in rows] == [
-        "",
-        "no spikes",
-        "k = 3",
-        "",
+    recall = document["base_tasks"]["recall"]
+    assert [(score["distance"], score["trials"]) for score in recall] == [(32, 2), (8, 1), (16, 1)]
+    table = (tmp_path / "table.md").read_text()
+    measures, passkeys, _ = (part.splitlines() for part in table.split("\n\n"))
+    assert len(passkeys) == 2 + 3 * 3
+    heading, _, *rows = measures
+    assert heading == "|  | base | no spikes | k = 3 | as stored |"
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| perplexity",
+        "| over the base's",
+        "| KL",
+        "| all (1)",
+        "| facts (1)",
     ]
     many = sb_edge("eval", "default", "--base", "default-base", "--passkey", "8", "--trials", "2,1")
     assert (many.returncode, "2 numbers, but fewer distances" in many.stderr) == (2, True)

@@ -11,23 +11,26 @@ import pytest
 from support import sb_edge
 from text_checkpoints import around, bpe, model_gguf, write_files
 
-from sb_edge.evaluate.perplexity import perplexity, token_losses
-from sb_edge.evaluate.quality import compare_quality
+from sb_edge.distill.text.decontamination import held_out_hashes, holds
+from sb_edge.evaluate.evaluation import Evaluation, Run, TaskScores
+from sb_edge.evaluate.evaluation_table import evaluation_table
+from sb_edge.evaluate.perplexity import KINDS, evaluation_texts, perplexity, token_losses
+from sb_edge.evaluate.quality import Quality, compare_quality, mean_quality
 from sb_edge.models.default_model import default, default_base
 from sb_edge.runtime.session import Model
 from sb_edge.util.errors import InferenceError
 
-pytestmark = pytest.mark.engine
-
 TEXT = "The lighthouse stood at the end of the land. " * 12
 
 
+@pytest.mark.engine
 def test_a_model_is_as_good_as_itself() -> None:
     found = compare_quality(default_base(), default_base(), TEXT, "text", max_tokens=100, context=64)
     assert (found.ratio, found.kl, found.top1) == (1, 0, 1)
     assert found.tokens == 98  # two chunks, the first token of each is given
 
 
+@pytest.mark.engine
 def test_the_figures_are_those_of_the_two_models() -> None:
     with Model(default()) as model, Model(default_base()) as base:
         alone = [perplexity(one, TEXT, max_tokens=60).value for one in (model, base)]
@@ -47,6 +50,7 @@ def with_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_gguf(folder)
 
 
+@pytest.mark.engine
 def test_every_chunk_begins_with_bos(with_bos: Path) -> None:
     text = "the bird sings <|stop|> and the tree stands and " * 3
     found = compare_quality(with_bos, with_bos, text, "text", max_tokens=60, context=16)
@@ -59,6 +63,7 @@ def test_every_chunk_begins_with_bos(with_bos: Path) -> None:
     assert found.perplexity == pytest.approx(math.exp(nll.mean()), rel=1e-6)
 
 
+@pytest.mark.engine
 def test_a_base_that_begins_otherwise_is_refused(with_bos: Path, tmp_path: Path) -> None:
     write_files(
         tmp_path / "other",
@@ -70,6 +75,7 @@ def test_a_base_that_begins_otherwise_is_refused(with_bos: Path, tmp_path: Path)
         compare_quality(with_bos, other, "the bird " * 9, "text", max_tokens=60, context=16)
 
 
+@pytest.mark.engine
 def test_the_command_line(tmp_path: Path, golden_gguf: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT)
     done = sb_edge(
@@ -87,3 +93,47 @@ def test_the_command_line(tmp_path: Path, golden_gguf: Path) -> None:
     other = sb_edge("eval", golden_gguf, "--base", "default-base", "--text", tmp_path / "t.txt")
     assert other.returncode == 1
     assert "vocabulary" in other.stderr
+
+
+def quality(text: str, ratio: float, error: float = 0.0) -> Quality:
+    """A model on one text, 10 times its ratio in perplexity."""
+    return Quality("m.gguf", "b.gguf", text, 100, 64, None, 10 * ratio, 10, ratio, error, 0.1 * ratio, 0.5)
+
+
+def test_the_mean_over_texts_is_geometric() -> None:
+    mean = mean_quality([quality("prose", 1.0, 0.03), quality("code", 1.21, 0.0484)])
+    assert (mean.ratio, mean.perplexity, mean.base_perplexity) == pytest.approx((1.1, 11, 10))
+    assert mean.ratio_error == pytest.approx(1.1 * math.hypot(0.03, 0.04) / 2)
+    assert (mean.tokens, mean.text) == (200, "prose, code")
+    assert mean.kl == pytest.approx(0.1105)
+    assert mean_quality([quality("prose", 1.2)]) == quality("prose", 1.2)
+
+
+def test_the_table_has_a_row_for_each_kind_of_text() -> None:
+    run = Run((quality("prose", 1.0), quality("code", 1.21)), TaskScores((), ()))
+    found = Evaluation((run,), TaskScores((), ()))
+    assert evaluation_table(found).markdown().splitlines()[2:] == [
+        "| perplexity | 10.000 | 11.000 |",
+        "| over the base's |  | 1.1000 |",
+        "| - prose (100) |  | 1.0000 |",
+        "| - code (100) |  | 1.2100 |",
+        "| KL |  | 0.1105 |",
+    ]
+    document = found.to_json()
+    assert [text["ratio"] for text in document["texts"]] == [1.0, 1.21]
+    assert document["ratio"] == document["runs"][0]["ratio"] == pytest.approx(1.1)
+
+
+def test_evaluation_texts_are_never_trained_on() -> None:
+    hashes = held_out_hashes()
+    for kind, text in evaluation_texts().items():
+        longest = max(text.split("\n\n"), key=len)
+        assert holds(f"Before.\n\n{longest}\n\nAfter.", hashes), kind
+
+
+@pytest.mark.engine
+def test_evaluation_texts_are_long_enough() -> None:
+    texts = evaluation_texts()
+    assert tuple(texts) == KINDS
+    with Model(default_base()) as model:
+        assert min(len(model.tokenize(text)) for text in texts.values()) >= 3000
