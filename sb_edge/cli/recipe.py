@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
                 item=key,
                 expected=f"{nearest[0]}?" if nearest else "a long option name",
             )
+        is_flag = getattr(options[key], "is_flag", False)
+        if isinstance(value, bool) != is_flag:
+            raise ConfigError(
+                "has another type",
+                path=path,
+                item=key,
+                found=json.dumps(value, default=str),
+                expected="true or false" if is_flag else "a value",
+            )
         defaults[str(options[key].name)] = _value(options[key], value)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
@@ -44,8 +54,10 @@ def _value(param: click.Parameter, value: Any) -> Any:
     """A TOML value as the command line would spell it; a table gives STAGE=VALUE for each of its keys."""
     if isinstance(value, dict):
         return [f"{stage}={_joined(each)}" for stage, each in value.items()]
+    if getattr(param, "multiple", False):
+        return [str(each) for each in (value if isinstance(value, list) else [value])]
     if isinstance(value, list):
-        return [str(each) for each in value] if getattr(param, "multiple", False) else _joined(value, ",")
+        return _joined(value, ",")
     return value if isinstance(value, bool) else str(value)
 
 
