@@ -21,7 +21,10 @@ def parse_layers(text: str, option: str = "--gla-layers") -> tuple[int, ...]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            layers.extend(range(int(first), int(last if dash else first) + 1))
+            numbers = range(int(first), int(last if dash else first) + 1)
+            if not numbers:
+                raise ValueError
+            layers.extend(numbers)
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list such as 0,2,4 or 6-9", param_hint=option) from None
     return tuple(layers)

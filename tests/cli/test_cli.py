@@ -63,6 +63,7 @@ def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
         (["generate"], 2, "Missing argument"),
         (["no-such-command"], 2, "No such command"),
         (["transplant", "x", "-o", "y", "--gla-layers", "a-b"], 2, "--gla-layers"),
+        (["transplant", "x", "-o", "y", "--gla-layers", "3-1"], 2, "'3-1' is not a list"),
     ],
 )
 def test_errors_are_one_line_with_the_right_status(arguments: list[str], status: int, message: str) -> None:
