@@ -69,7 +69,8 @@ class Model:
                 projection.read_zones()
             if not is_checked:
                 require_memory_for_weights(self.header, spikes, sparse=sparse)
-        require_loadable(self.header)
+        if self.header.tensors or not vocab_only:  # the engine loads a vocabulary alone as nothing else
+            require_loadable(self.header)
         lib = library()
         params = lib.llama_model_default_params()
         params.load_mode = _load_mode(lib, use_mmap, use_mlock)

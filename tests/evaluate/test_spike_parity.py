@@ -149,8 +149,8 @@ def test_what_a_person_reads() -> None:
     _render(report(parity(3)), Console(file=out, width=120))
     text = out.getvalue()
     assert "99.9925% identical, 3 of 40000 differ, by at most 1; end to end: 100.0000% identical" in text
-    assert re.search(r"attn_q +│ +20000 │ +0 │ +0 │ +- │ +0", text)
-    assert re.search(r"ffn_up +│ +20000 │ +3 │ +1 │ +1 │ +0", text)
+    assert re.search(r"attn_q +20000 +0 +0 +- +0\b", text)
+    assert re.search(r"ffn_up +20000 +3 +1 +1 +0\b", text)
 
 
 @torch.inference_mode()
