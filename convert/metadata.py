@@ -19,7 +19,6 @@ import yaml
 from sb_edge.util.errors import CheckpointError
 from sb_edge.util.input_files import read_text_input
 from sb_edge.util.json_files import read_json_object
-from sb_edge.util.text_files import decode_text
 
 _TEXT_KEYS = frozenset(
     f"general.{key}"
@@ -115,7 +114,7 @@ def _load_plain(folder: Path, overrides: dict[str, Any], n_params: int) -> gguf.
         copy.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             if (folder / name).is_file():
-                text = decode_text((folder / name).read_bytes(), folder / name, CheckpointError)
+                text = read_text_input(folder / name, CheckpointError)
                 (copy / name).write_text(text, encoding="utf-8")
         override = Path(temporary) / "override.json"
         override.write_text(json.dumps(overrides), encoding="utf-8")

@@ -17,7 +17,7 @@ from sb_edge.convert.vocab.tokens import (
     read_vocab_map,
 )
 from sb_edge.util.errors import TokenizerError
-from sb_edge.util.text_files import decode_text
+from sb_edge.util.input_files import read_text_input
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -241,7 +241,7 @@ def _parts_of_class(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[
 
 def _text_merges(path: Path, vocab: dict[str, int]) -> list[str]:
     merges = []
-    for number, line in enumerate(decode_text(path.read_bytes(), path, TokenizerError).split("\n"), 1):
+    for number, line in enumerate(read_text_input(path, TokenizerError).split("\n"), 1):
         line = line.removesuffix("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 from sb_edge.convert.vocab.tokens import ChatTemplate
 from sb_edge.util.errors import TokenizerError
-from sb_edge.util.text_files import decode_text
+from sb_edge.util.input_files import read_text_input
 
 
 def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -47,7 +47,7 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Cha
 
 def _read(file: Path) -> str:
     """Read a template as in text mode, which transformers uses: every line ends in a newline alone."""
-    text = decode_text(file.read_bytes(), file, TokenizerError)
+    text = read_text_input(file, TokenizerError)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

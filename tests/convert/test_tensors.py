@@ -112,7 +112,7 @@ def test_tied_model_with_an_output(golden_copy):
 
 def test_an_adapter_beside_the_weights(golden_copy):
     (golden_copy.folder / "adapter_config.json").write_text("{}")
-    assert "adapter_config.json: belongs to a PEFT adapter" in refusal(golden_copy.folder)
+    assert "adapter_config.json: a PEFT adapter is not supported" in refusal(golden_copy.folder)
 
 
 def test_misshapen_tensor(golden_copy):

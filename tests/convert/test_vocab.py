@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -158,8 +159,10 @@ def test_both_forms_say_the_same(json_folder, text_folder, tokenizer):
 @pytest.mark.parametrize("fixture", ["json_folder", "text_folder"])
 def test_every_file_is_read_once(fixture, request, monkeypatch):
     folder = request.getfixturevalue(fixture)
-    read, original = [], Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), original(path))[1])
+    read, original = [], os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest: (read.append(Path(path).name), original(path, *rest))[1]
+    )
     load_vocabulary(folder, make_config())
     files = ["tokenizer.json"] if fixture == "json_folder" else ["vocab.json", "merges.txt"]
     assert sorted(read) == sorted(["tokenizer_config.json", *files])

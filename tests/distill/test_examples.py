@@ -42,7 +42,7 @@ def test_the_recipe_is_read_and_options_override_it(tmp_path: Path) -> None:
         ("gla-layer = 1", "gla-layer: unknown key (expected gla-layers?)"),
         ("tokens = [", "is not valid TOML"),
         ("window = -1", "is not a number of tokens"),
-        ("find-tokens = true", "find-tokens: has another type (found true, expected a value)"),
+        ("packages = true", "packages: has another type (found true, expected a value)"),
         ("text-only = [1]", "expected true or false"),
         ("tokens = 5", "'5' is not one of layers"),
     ],
