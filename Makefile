@@ -8,12 +8,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluation test lint dev engine docs upstream-tests sanitize robustness clean
+.PHONY: help demo evaluation test test-slow lint dev engine docs upstream-tests sanitize robustness clean
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
 	@echo "make evaluation      the default model beside its base: perplexity, questions, passkeys (50 minutes)"
 	@echo "make test            all tests"
+	@echo "make test-slow       tests that take minutes each"
 	@echo "make lint            ruff, mypy and the import contract"
 	@echo "make dev             environment with every tool, and pre-commit"
 	@echo "make upstream-tests  llama.cpp's own tests on the patched tree"
@@ -51,6 +52,9 @@ evaluation: engine
 
 test: $(VENV)/.test engine
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test engine
+	$(BIN)/python -m pytest -m slow --timeout 3600
 
 dev: $(VENV)/.dev
 	$(BIN)/pre-commit install

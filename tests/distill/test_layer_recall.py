@@ -133,6 +133,7 @@ def test_a_bad_number_of_layers_is_a_usage_error(value: str, tiny_base: Path, tm
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_the_layers_of_the_default_base_rank_as_measured_elsewhere() -> None:
     """A third of the cases that `sb-edge layers` takes."""
     found = measure_layers(load_base(default_base(), CPU), cases=12, bf16=True)

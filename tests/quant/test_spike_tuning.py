@@ -158,8 +158,8 @@ def test_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     ("arguments", "complaint"),
     [
         ([], "Missing option '--text'"),
-        (["--text", "a.txt", "--budget", "0"], "0.0 is not in the range 0<x<inf"),
-        (["--text", "a.txt", "--budget", "inf"], "inf is not in the range"),
+        (["--text", "a.txt", "--budget", "0"], "0.0 is not in the range x>0"),
+        (["--text", "a.txt", "--budget", "inf"], "'inf' is not a finite number"),
         (["--text", "a.txt", "--budget", "2%"], "'2%' is not a valid float"),
         (["--text", "a.txt", "--tokens", "2"], "'2' is not in the range"),
     ],
