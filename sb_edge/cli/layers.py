@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.layer_lists import parse_layers
 from sb_edge.cli.options import integer_option, json_option, tokens_option
 from sb_edge.cli.params import PATH
@@ -15,12 +16,12 @@ from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @click.argument("base", type=PATH)
 @integer_option("--cases", default=40, help="Dictionaries, and facts; a third as many passkeys.")
 @tokens_option("--span", default=16, help="Tokens that a limited layer sees.")
 @click.option("--heads", help="Limit the heads of these layers one by one, too: 0,2,4 or 6-9.")
-@click.option("--plot", type=PATH, help="Draw retrieval against perplexity (PNG, SVG).")
+@click.option("--plot", type=OutputFile(), help="Draw retrieval against perplexity (PNG, SVG).")
 @click.option("--bf16", is_flag=True, help="Compute matrix products in bfloat16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], metax[:N].")
 @click.option("--ignore-rope-scaling", is_flag=True, help="Drop the base's scaled rotary frequencies.")

@@ -34,7 +34,7 @@ DEFAULT_TRAINED = Path(str(importlib.resources.files("sb_edge.distill"))) / "dat
 
 DEFAULT_TYPE = "Q8_0"
 
-_RECIPE = 1
+_RECIPE = 2
 """Raised whenever the default model would come out differently, so that the cache makes it anew."""
 
 

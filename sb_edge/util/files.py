@@ -269,7 +269,7 @@ def _output_error(error: OSError, path: Path) -> OutputError:
 
 
 def _temporary_name(name: str) -> str:
-    short = name.encode()[:_NAME_BYTES].decode(errors="ignore")
+    short = os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
     return f".{short}.partial-{os.getpid()}-{_start_of(os.getpid()) or 0}-{_here()}-{next(_serial)}"
 
 

@@ -40,7 +40,8 @@ def test_json_that_python_stumbles_over(
     name: str, content: str | bytes, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (checkpoint / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert f"{name}: is not valid JSON" in refusal(capsys, "convert", checkpoint, "--dry-run")
+    problem = "is not UTF-8 text" if isinstance(content, bytes) else "is not valid JSON"
+    assert f"{name}: {problem}" in refusal(capsys, "convert", checkpoint, "--dry-run")
 
 
 @pytest.mark.timeout(60)

@@ -82,7 +82,8 @@ def test_a_state_is_continued_without_a_space(tmp_path: Path) -> None:
         after = vocabulary.tokenize("hel")[-1]
         for text, count in texts.items():
             tokens = vocabulary.tokenize(text, after=after)
-            assert len(tokens) == count and vocabulary.detokenize(tokens) == text.encode()
+            # the state's last token has not been read yet
+            assert len(tokens) + 1 == count and vocabulary.detokenize(tokens) == text.encode()
 
 
 def run(*command: bytes | str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
