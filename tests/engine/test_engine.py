@@ -175,7 +175,7 @@ def test_info_shows_all_fields(prefix: Path) -> None:
 
 def test_info_as_json_is_all_there_is_on_standard_output(prefix: Path) -> None:
     done = sb_edge("engine", "info", "--json", "-", SB_EDGE_ENGINE=str(prefix))
-    assert json.loads(done.stdout) == {"prefix": str(prefix), **INFO.model_dump()}
+    assert json.loads(done.stdout) == {"prefix": str(prefix), **INFO.model_dump(exclude={"files"})}
 
 
 def test_path_prints_the_prefix(prefix: Path) -> None:
