@@ -46,7 +46,8 @@ _TEXT_KEYS = frozenset(
         "sampling.sequence",
     ]
 )
-_FILES = ("README.md", "config.json", "generation_config.json")
+_CARD = "README.md"
+_FILES = (_CARD, "config.json", "generation_config.json")
 """Files that gguf-py reads."""
 
 _LIST_KEYS = frozenset({"general.tags", "general.languages"})
@@ -86,7 +87,6 @@ def load_metadata(folder: Path, override: Path | None, n_params: int) -> gguf.Me
             has the wrong type.
     """
     overrides = {} if override is None else _load_override(override)
-    _refuse_yaml_bomb(folder / "README.md")
     try:
         metadata = _load_plain(folder.resolve(), overrides, n_params)
         # gguf-py does not override the licence.
@@ -113,19 +113,18 @@ def _load_plain(folder: Path, overrides: dict[str, Any], n_params: int) -> gguf.
         copy = Path(temporary) / "copy" / folder.name
         copy.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
-            if (folder / name).is_file():
+            if (folder / name).exists():
                 text = read_text_input(folder / name, CheckpointError)
+                if name == _CARD:
+                    _refuse_yaml_bomb(folder / name, text)
                 (copy / name).write_text(text, encoding="utf-8")
         override = Path(temporary) / "override.json"
         override.write_text(json.dumps(overrides), encoding="utf-8")
         return gguf.Metadata.load(override, copy, None, n_params)
 
 
-def _refuse_yaml_bomb(card: Path) -> None:
+def _refuse_yaml_bomb(card: Path, text: str) -> None:
     """Refuse a header whose aliases could expand without end, or one that is not a header's size."""
-    if not card.exists():
-        return
-    text = read_text_input(card, CheckpointError)
     header = text.partition("\n---")[0] if text.startswith("---") else ""
     if len(header) > _MAX_CARD:
         raise CheckpointError(

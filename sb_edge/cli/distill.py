@@ -16,7 +16,7 @@ from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.distill import require_training
 from sb_edge.distill.settings import DEFAULTS
-from sb_edge.models.registry import resolve_gguf
+from sb_edge.models.registry import resolve_base
 
 STAGES = ("layers", "whole", "long")
 
@@ -201,7 +201,7 @@ def command(
         start=start,
     )
     written = distill(
-        base if base.exists() else resolve_gguf(str(base)),
+        resolve_base(base),
         output,
         TextRequest(text, packages, samples, recall, seed, bf16),
         recipe,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sb_edge.distill import require_training
-from sb_edge.models.registry import resolve_gguf
+from sb_edge.models.registry import resolve_base
 
 GLA_LAYERS_HELP = (
     "Layers that become GLA: 0,2,4 or 6-9; auto:15 (a number) or auto:0.5 (a share) keeps the layers that "
@@ -50,5 +50,5 @@ def gla_layers_of(text: str | None, base: Path, *, ignore_rope_scaling: bool) ->
     require_training()
     from sb_edge.distill.layer_recall import choose_layers
 
-    source = base if base.exists() else resolve_gguf(str(base))
+    source = resolve_base(base)
     return choose_layers(source, wanted, ignore_rope_scaling=ignore_rope_scaling)

@@ -12,7 +12,7 @@ from sb_edge.cli.layer_lists import parse_layers
 from sb_edge.cli.options import integer_option, json_option, tokens_option
 from sb_edge.cli.params import PATH
 from sb_edge.distill import require_training
-from sb_edge.models.registry import resolve_gguf
+from sb_edge.models.registry import resolve_base
 from sb_edge.util.output import emit
 
 
@@ -50,7 +50,7 @@ def command(
     from sb_edge.reference.device import pick_device
 
     source = load_base(
-        base if base.exists() else resolve_gguf(str(base)),
+        resolve_base(base),
         pick_device(device),
         ignore_rope_scaling=ignore_rope_scaling,
     )

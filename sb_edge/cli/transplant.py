@@ -10,7 +10,7 @@ from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import integer_option
 from sb_edge.cli.params import PATH, Real
 from sb_edge.convert.transplant import transplant
-from sb_edge.models.registry import resolve_gguf
+from sb_edge.models.registry import resolve_base
 
 
 @click.command()
@@ -53,7 +53,7 @@ def command(
     """
     layers = gla_layers_of(gla_layers, base, ignore_rope_scaling=ignore_rope_scaling)
     report = transplant(
-        base if base.exists() else resolve_gguf(str(base)),
+        resolve_base(base),
         output,
         gla_layers=layers,
         window=window,

@@ -16,9 +16,10 @@ from sb_edge.util.errors import InferenceError
 from sb_edge.util.input_files import read_text_input
 from sb_edge.util.logits import log_softmax
 
-_CUT_TOKENS = 256
 KINDS = ("prose", "technical", "code", "dialogue", "tables")
 """Kinds of evaluation text."""
+
+_CUT_TOKENS = 256  # more than the cut at the end of a piece can change
 
 EVALUATION_CHUNK = 128
 """Tokens evaluated at once; limits the memory for logits of a large vocabulary."""

@@ -75,7 +75,6 @@ class RecallTask:
 
     def cases(self, model: Model) -> list[RecallCase]:
         """The cases; at every distance and for every model the same but for the text between."""
-
         line_end = model.tokenize("\n", add_special=False)[-1]
 
         def encode(text: str) -> list[int]:
@@ -173,7 +172,7 @@ def recall(
         InferenceError: no vocabulary.
         OutOfMemoryForecast: the longest prompt does not fit in memory.
     """
-    start = model.tokenize("")
+    start = model.first_tokens
     asked = [(task, task.cases(model)) for task in tasks]
     sizes = [[len(start) + len(case.prompt) + len(case.answer) for case in cases] for _, cases in asked]
     scores = []

@@ -48,6 +48,11 @@ def resolve_gguf(name_or_path: str | Path) -> Path:
     return path
 
 
+def resolve_base(base: Path) -> Path:
+    """A base to train from: a checkpoint folder or a GGUF where there is one, else as `resolve_gguf`."""
+    return base if base.exists() else resolve_gguf(base)
+
+
 def default_baselines(names: Sequence[str]) -> list[str]:
     """The baselines of those models that have one."""
     return list(dict.fromkeys(TWINS[name] for name in names if name in TWINS))

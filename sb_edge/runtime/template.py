@@ -126,8 +126,10 @@ class ChatTemplate:
         if "error" in answer:
             raise self._error(answer["error"])
         text = str(answer["text"])
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise self._error("half a surrogate pair")
+        try:
+            require_unicode(text)
+        except InferenceError:
+            raise self._error("half a surrogate pair") from None
         return text
 
     def _error(self, found: str) -> InferenceError:

@@ -297,18 +297,15 @@ def _here() -> str:
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files from `folder` whose processes are gone."""
     try:
-        names = [name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name)]  # noqa: PTH208
+        found = [_TEMPORARY.fullmatch(name) for name in os.listdir(folder)]  # noqa: PTH208
     except OSError:
         return  # the write itself reports it
-    for name in names:
-        if _is_abandoned(folder / name):
-            _remove(folder / name)
+    for match in filter(None, found):
+        if _is_abandoned(folder / match[0], match):
+            _remove(folder / match[0])
 
 
-def _is_abandoned(partial: Path) -> bool:
-    found = _TEMPORARY.fullmatch(partial.name)
-    if found is None:
-        return False
+def _is_abandoned(partial: Path, found: re.Match[str]) -> bool:
     if found[3] == _here():
         return _start_of(int(found[1])) != int(found[2])
     try:

@@ -190,8 +190,10 @@ def prompt_tokens(model: Model, text: str | None, recording: Path | None, n_toke
         ParityError: an empty text, a damaged recording, or a prompt longer than the model's context.
     """
     if text is not None:
-        size = len(text.encode()) + 1 if n_tokens is None else n_tokens
-        tokens = text_tokens(model, text, size, parse_special=True)
+        if n_tokens is None:
+            tokens = model.tokenize(text)
+        else:
+            tokens = text_tokens(model, text, n_tokens, parse_special=True)
     elif recording is not None:
         recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
         tokens = recorded.input_ids[:n_tokens].tolist()
