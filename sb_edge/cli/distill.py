@@ -114,7 +114,7 @@ class StageValue(click.ParamType):
 @click.option("--keep-attention", is_flag=True, help="Put no adapters on the window layers' attention.")
 @click.option(
     "--answer-weight",
-    type=click.FloatRange(0, min_open=True),
+    type=Real(0, min_open=True),
     default=4.0,
     show_default=True,
     help="Weight of answers in recall data.",
