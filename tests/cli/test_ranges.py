@@ -44,6 +44,7 @@ def test_a_number_out_of_range_is_bad_usage(
         ("bench", "decode", "a", "-t", "100000"),
         ("parity", "a", "b", "--tolerance", "nan"),
         ("transplant", "a", "-o", "b", "--norm-scale", "nan"),
+        ("distill", "a", "-o", "b", "--answer-weight", "nan"),
         ("quantize", "a", "b", "Q4_0", "-t", "100000"),
     ],
     ids=" ".join,
