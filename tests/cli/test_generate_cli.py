@@ -64,7 +64,7 @@ def test_a_state_survives_ctrl_c(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 130
-    done = sb_edge("generate", "default", "-p", "", "-n", "2", "--load-state", tmp_path / "state")
+    done = sb_edge("generate", "default", "-p", " and", "-n", "2", "--load-state", tmp_path / "state")
     assert done.returncode == 0, done.stderr
 
 
