@@ -66,7 +66,8 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context, debug: bool) -> None:
     """SpikingBrain language models on ordinary CPUs.
 
-    Wherever a command expects a GGUF, the name of a built-in model will do; see `sb-edge models`.
+    Wherever a command expects a GGUF, the name of a built-in model will do (see `sb-edge models`); a file
+    of that name is ./NAME. Numbers of tokens take k, M and G, powers of 1024: 64k is 65536.
     """
     ctx.obj = {"debug": debug}
     if debug:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--per-layer", is_flag=True, help="Compare every layer and name the first that diverges.")
 @tokens_option("--tokens", default=None, help="Length of the prompt (random tokens: 128).")
 @click.option("-p", "--prompt", "text", help="Prompt.  [default: random tokens from a fixed seed]")
-@click.option("--greedy", type=click.IntRange(min=1), help="Compare this many greedy tokens too.")
+@tokens_option("--greedy", default=None, help="Number of greedy tokens to compare as well.")
 @click.option("--tolerance", type=Real(min=0), help="Ceiling on the NMSE instead of the KV type's own.")
 @click.option(
     "--counts-identical",

@@ -26,7 +26,14 @@ from sb_edge.cli.bench_options import (
     show_row,
 )
 from sb_edge.cli.file_options import FileCommand
-from sb_edge.cli.options import choice_option, integer_option, json_option, spike_k_option, threads_option
+from sb_edge.cli.options import (
+    choice_option,
+    integer_option,
+    json_option,
+    spike_k_option,
+    threads_option,
+    tokens_option,
+)
 from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
@@ -73,7 +80,7 @@ def fill(
 @command.command(cls=FileCommand)
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @depths_option("4096,32768")
-@integer_option("-p", "--n-prompt", default=600, help="Prompt tokens to evaluate.")
+@tokens_option("-p", "--n-prompt", default=600, help="Prompt tokens to evaluate.")
 @cache_options
 @spike_k_option
 @threads_option

@@ -204,7 +204,7 @@ def sweep(
 @choice_option("--coding", [*(each.value for each in Coding), "all"], "all", "Spike coding.")
 @click.option("--magnitudes", is_flag=True, help="Draw |s| for codings without signs.")
 @integer_option("--channels", default=64, help="Show the N most active channels.")
-@integer_option("--tokens", default=12, help="Number of prompt tokens to draw.")
+@tokens_option("--tokens", default=12, help="Number of prompt tokens to draw.")
 @spike_k_option
 @click.option(
     "-o",
