@@ -59,7 +59,7 @@ def command() -> None:
 def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...] | None) -> None:
     """Copy a GGUF with spikes of this K at its projections; 0 removes them.
 
-    Weights are not changed.
+    Weights are not changed, and OUT is another file than IN.
     """
     quantize(resolve_gguf(source), target, COPY, spike_k=k, spike_projections=spike_projections)
     click.echo(f"{target}: {format_bytes(target.stat().st_size)}")

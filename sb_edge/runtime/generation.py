@@ -86,6 +86,9 @@ class Generation:
         stats: times and counts.
         seen: how many of the prompt's and the new tokens the session has seen, whatever ended the generation.
         revision: the session's after the last evaluation; see `is_current`.
+
+    Raises:
+        InferenceError: the prompt is empty.
     """
 
     def __init__(
@@ -98,6 +101,8 @@ class Generation:
         stopping: Stopping | None = None,
         ignore_end: bool = False,
     ) -> None:
+        if not len(prompt):
+            raise InferenceError("the prompt is empty", path=session.model.path, hint="give some text")
         self.session = session
         self.prompt = prompt
         self.sampling = sampling
