@@ -17,7 +17,7 @@ from sb_edge.cli.options import (
     tokens_option,
     ubatch_option,
 )
-from sb_edge.cli.params import PATH, Real, Tokens
+from sb_edge.cli.params import PATH, Real, TokenLimit, Tokens
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading
 from sb_edge.runtime.sampling import RANGES, Sampling
@@ -93,13 +93,15 @@ def stopping_options(command: Command) -> Command:
     return gathered(
         "stopping",
         Stopping,
-        tokens_option(
+        click.option(
             "-n",
             "--predict",
             "--n-predict",
             "n_predict",
+            type=TokenLimit(),
             default=256,
-            help="Maximum number of tokens.",
+            show_default=True,
+            help="Maximum number of tokens; -1: until the model ends.",
         ),
         click.option("--stop", "stops", multiple=True, help="Stop at this text, not shown (repeatable)."),
         click.option(

@@ -44,6 +44,16 @@ class Tokens(click.ParamType):
         return int(count)
 
 
+class TokenLimit(Tokens):
+    """A number of tokens, or -1 for no limit."""
+
+    def convert(  # type: ignore[override]
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """The number, None without a limit; fails as click's own types do."""
+        return None if value == "-1" else super().convert(value, param, ctx)
+
+
 class Real(click.FloatRange):
     """A finite number within a range."""
 

@@ -15,7 +15,7 @@ from support import exit_code, sb_edge
 
 from sb_edge.cli import cli
 from sb_edge.cli.distill import TRAINING_TOKENS, StageValue
-from sb_edge.cli.params import Tokens
+from sb_edge.cli.params import TokenLimit, Tokens
 from sb_edge.evaluate.perplexity import text_tokens
 from sb_edge.runtime.sampling import RANGES, Sampling
 from sb_edge.runtime.session import Model, Session
@@ -72,6 +72,12 @@ def test_a_number_of_tokens(value: str, number: int | None) -> None:
                 kind.convert(text, None, None)
         else:
             assert kind.convert(text, None, None) == expected
+
+
+def test_an_answer_without_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (TokenLimit().convert("-1", None, None), TokenLimit().convert("2k", None, None)) == (None, 2048)
+    assert exit_code("generate", "absent.gguf", "-p", "x", "-n", "-1") == 1
+    assert exit_code("generate", "absent.gguf", "-p", "x", "-n", "-2") == 2
 
 
 def _options(group: click.Group, path: str) -> Iterator[tuple[str, click.Option]]:
