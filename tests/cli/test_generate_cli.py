@@ -119,6 +119,9 @@ def test_a_chat_in_a_terminal_edits_lines_and_keeps_a_history(tmp_path: Path) ->
 
     wait_for(b"/help lists commands", 1)
     time.sleep(1)
+    os.write(terminal, b"/load absent\r")  # an error does not end the chat
+    wait_for(b"error: absent", 1)
+    time.sleep(1)
     os.write(terminal, b"Say hellx\x7fo.\r")
     wait_for(b"tokens/s", 2)
     time.sleep(1)
