@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,14 @@ TINY_LLAMA = {
     "context": 4096,
 }
 
-os.environ["SB_EDGE_CACHE"] = str(cache_root())
+_SHARED = ("engines", "layers", "locks", "logs", "models", "packages", "source", "work")
+_CACHE = tempfile.TemporaryDirectory(
+    prefix="sb-edge-tests-"
+)  # not the user's: for facts about files of tests
+for _name in _SHARED:
+    (cache_root() / _name).mkdir(parents=True, exist_ok=True)
+    Path(_CACHE.name, _name).symlink_to(cache_root() / _name)
+os.environ["SB_EDGE_CACHE"] = _CACHE.name
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; some tests press Ctrl-C.

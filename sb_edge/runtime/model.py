@@ -87,12 +87,11 @@ class Model:
         )
         params.kv_overrides = overrides
         clear_log()
-        self.handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
-        if not self.handle:
+        self._handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._handle:
             raise not_loaded(self.path, last_problem() or f"architecture {self.header.arch!r}")
         if any("failed to mlock" in line for line in recent_log()):
             note(f"{self.path}: the weights are not kept in physical memory; raise the limit (ulimit -l)")
-        self.vocab = lib.llama_model_get_vocab(self.handle)
 
     def __enter__(self) -> Model:
         return self
@@ -102,9 +101,26 @@ class Model:
 
     def close(self) -> None:
         """Free the weights. Sessions on this model must be closed first."""
-        if self.handle:
-            library().llama_model_free(self.handle)
-            self.handle = None
+        if self._handle:
+            library().llama_model_free(self._handle)
+            self._handle = None
+            self.__dict__.pop("tokenization", None)
+
+    @property
+    def handle(self) -> Any:
+        """The engine's pointer.
+
+        Raises:
+            InferenceError: the model is closed; the engine would read freed memory.
+        """
+        if not self._handle:
+            raise InferenceError("the model is closed", path=self.path)
+        return self._handle
+
+    @property
+    def vocab(self) -> Any:
+        """The engine's pointer to the vocabulary; errors as `handle`."""
+        return library().llama_model_get_vocab(self.handle)
 
     def set_spike_k(self, layer: int, projection: str, k: float) -> None:
         """Give one projection another k, 0 to leave its input uncoded; sessions made from now on use it.

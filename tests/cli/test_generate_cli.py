@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import SB_EDGE, exit_code, sb_edge
+from support import SB_EDGE, exit_code, refusal, sb_edge
 
 from sb_edge.runtime.session import Model, Session
 
@@ -80,6 +81,17 @@ def test_chat_takes_turns_from_the_command_line() -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert "> " not in done.stdout and done.stderr == ""
+
+
+def test_a_command_of_the_chat_without_its_file_is_no_question(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"/save\n")))
+    assert "type /save FILE" in refusal(capsys, "chat", "default", "-n", "4")
+
+
+def test_an_empty_prompt_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the prompt is empty" in refusal(capsys, "generate", tiny, "-p", "")
 
 
 def test_a_piped_chat_prints_only_its_answers() -> None:
