@@ -51,7 +51,7 @@ evaluation: engine
 		--markdown out/evaluation/quality.md --json out/evaluation/quality.json
 
 test: $(VENV)/.test engine
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test engine
 	$(BIN)/python -m pytest -m slow --timeout 3600

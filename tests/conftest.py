@@ -44,6 +44,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # A shell starts background jobs with SIGINT ignored, and children inherit that; some tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# pytest-xdist's workers keep to a core each, and so do their children: two processes with two threads each
+# would wait for one another at every barrier.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 
 @pytest.fixture(autouse=True)
 def _isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
