@@ -32,9 +32,8 @@ TINY_LLAMA = {
 }
 
 _SHARED = ("engines", "layers", "locks", "logs", "models", "packages", "source", "work")
-_CACHE = tempfile.TemporaryDirectory(
-    prefix="sb-edge-tests-"
-)  # not the user's: for facts about files of tests
+# Facts about files of tests stay out of the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="sb-edge-tests-")
 for _name in _SHARED:
     (cache_root() / _name).mkdir(parents=True, exist_ok=True)
     Path(_CACHE.name, _name).symlink_to(cache_root() / _name)
