@@ -70,6 +70,8 @@ def load(
 class TextStream:
     """Generated text, piece by piece: what `stream_generate` returns.
 
+    It can be read once; another iteration goes on where the first was left.
+
     Attributes:
         stats: Token counts and times; complete when the iteration ends.
     """
