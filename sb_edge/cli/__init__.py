@@ -12,6 +12,7 @@ import click
 
 from sb_edge import __version__
 from sb_edge.util.errors import SbEdgeError, printable
+from sb_edge.util.mapped_files import exit_on_bus_error
 
 # Names, which are also those of the modules, and one-line helps. The help stands here so that
 # `sb-edge --help` imports no command; a test keeps it equal to the command's own.
@@ -75,6 +76,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line: one line per error; exit 1 for bad input, 2 for bad usage, 130 for Ctrl-C."""
+    exit_on_bus_error()
     try:
         return cli.main(args=args, prog_name="sb-edge", standalone_mode=False)
     except click.exceptions.Exit as stop:
