@@ -29,6 +29,7 @@ from sb_edge.runtime.binding import (
     library,
     recent_log,
 )
+from sb_edge.runtime.key_bias import note_large_key_biases
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import SavedState, StateOwner, load_state, save_state
 from sb_edge.system.cpu import MAX_THREADS, default_threads, fast_cpus, kept_on
@@ -131,6 +132,7 @@ class Session:
                 ),
                 is_loaded=True,
             )
+        note_large_key_biases(model.path, model.header, type_k)
         clear_log()
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
