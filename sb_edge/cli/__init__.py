@@ -15,6 +15,7 @@ import click
 
 from sb_edge import __version__
 from sb_edge.util.errors import SbEdgeError, printable
+from sb_edge.util.mapped_files import exit_on_bus_error
 
 # Names, which are also those of the modules, and one-line helps. The help stands here so that
 # `sb-edge --help` imports no command; a test keeps it equal to the command's own.
@@ -103,6 +104,7 @@ def main(args: list[str] | None = None) -> Any:
     Exits with 1 for bad input, 2 for bad usage, 130 for Ctrl-C, and 141 (SIGPIPE) when the reader of the
     output, such as head, has gone.
     """
+    exit_on_bus_error()
     try:
         return cli.main(args=args, prog_name="sb-edge", standalone_mode=False)
     except click.exceptions.Exit as stop:

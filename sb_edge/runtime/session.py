@@ -30,6 +30,7 @@ from sb_edge.runtime.binding import (
     library,
     recent_log,
 )
+from sb_edge.runtime.key_bias import note_large_key_biases
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import SavedState, StateOwner, load_state, save_state
 from sb_edge.system.cpu import MAX_THREADS, default_threads, fast_cpus, kept_on
@@ -136,6 +137,7 @@ class Session:
                 ),
                 is_loaded=True,
             )
+        note_large_key_biases(model.path, model.header, type_k)
         clear_log()
         self._handle = lib.llama_init_from_model(model.handle, params)
         if not self._handle:

@@ -44,6 +44,7 @@ def test_the_recipe_is_read_and_options_override_it(tmp_path: Path) -> None:
         ("window = -1", "is not a number of tokens"),
         ("packages = true", "packages: has another type (found true, expected a value)"),
         ("text-only = [1]", "expected true or false"),
+        (f"seed = {'9' * 5000}", "is not valid TOML (found Exceeds the limit"),
         ("tokens = 5", "'5' is not one of layers"),
     ],
 )
