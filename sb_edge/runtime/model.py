@@ -208,13 +208,7 @@ class Model:
         Raises:
             InferenceError: the GGUF has no vocabulary.
         """
-        if not self.has_vocab:
-            raise InferenceError(
-                "has no vocabulary, so it cannot read or write text",
-                path=self.path,
-                item="tokenizer.ggml.model",
-                hint="convert a checkpoint that has its tokenizer files",
-            )
+        require_vocab(self.header)
 
     def tokenize(
         self, text: str, add_special: bool = True, parse_special: bool = True, *, after: int | None = None
@@ -283,6 +277,21 @@ class Model:
     def is_end_of_generation(self, token: int) -> bool:
         """Whether a token ends an answer (EOS, EOT and their kin)."""
         return self.tokenization.is_end(token)
+
+
+def require_vocab(header: GgufHeader) -> None:
+    """Refuse a GGUF without a vocabulary where text is needed.
+
+    Raises:
+        InferenceError: it has none.
+    """
+    if header.metadata.get("tokenizer.ggml.model") in ("no_vocab", "none"):
+        raise InferenceError(
+            "has no vocabulary, so it cannot read or write text",
+            path=header.files[0],
+            item="tokenizer.ggml.model",
+            hint="convert a checkpoint that has its tokenizer files",
+        )
 
 
 def _load_mode(lib: Any, use_mmap: bool, use_mlock: bool) -> int:
