@@ -14,7 +14,7 @@ from torch.nn import functional
 from sb_edge.arch.coding import int8_round
 from sb_edge.arch.config import GATE_LOGIT_NORMALIZER, SpikingBrainConfig
 from sb_edge.reference.ops.naive import accumulation_dtype
-from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts
+from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts, straight_through
 
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -159,7 +159,7 @@ class SlidingWindowAttention(Attention):
         if self.query_k:
             q = round_to_counts(q, self.query_k)
         if self.kv_rounding:
-            k, v = int8_round(k).to(x.dtype), int8_round(v).to(x.dtype)
+            k, v = (straight_through(part, int8_round(part).to(x.dtype)) for part in (k, v))
         if state:
             k, v = torch.cat((state[0], k), dim=1), torch.cat((state[1], v), dim=1)
         y = self.o_proj(self.attend(q, k, v, self.window).flatten(2))
