@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.arch.tensors import attention_prefixes
 from sb_edge.convert.transplant import student_config
 from sb_edge.distill.base import Base, gla_layers_of, load_base
@@ -43,7 +44,7 @@ class DistillRecipe:
         stages: in order.
         seed, adapter_rank, bf16, micro_batch: as `TrainingSettings`.
         outtype: Type of the student's checkpoint: "f32", "f16" or "bf16".
-        keep_attention, answer_weight, held_out, measure_every: as `TrainingSettings`.
+        keep_attention, answer_weight, held_out, measure_every, spikes, spike_share: as `TrainingSettings`.
         ignore_rope_scaling: as `load_base`.
         start: folder of another run of the same base; GLA layers that it trains start as they are there, and
             so do its adapters where it has the same GLA layers and the same rank.
@@ -60,6 +61,8 @@ class DistillRecipe:
     answer_weight: float = 4.0
     held_out: int = 8192
     measure_every: int = 131072
+    spikes: SpikePlan | None = None
+    spike_share: float = 0.5
     outtype: str = "f32"
     ignore_rope_scaling: bool = False
     start: Path | None = None
@@ -94,6 +97,7 @@ def distill(
     Raises:
         CheckpointError, ConfigError, GgufError: the base is missing, damaged or of another shape.
         TrainingError: see `write_corpus` and `train`.
+        SpikeError: the spike plan is for another number of layers.
         OutputError: something cannot be written.
     """
     try:
@@ -157,6 +161,8 @@ def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSett
         answer_weight=recipe.answer_weight,
         held_out=recipe.held_out,
         measure_every=recipe.measure_every,
+        spikes=recipe.spikes,
+        spike_share=recipe.spike_share,
         stages=recipe.stages,
         start=None if recipe.start is None else _sha256_of_start(recipe.start),
     )

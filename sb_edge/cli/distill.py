@@ -10,13 +10,18 @@ from typing import Any
 
 import click
 
+from sb_edge.arch.model_spikes import check_plan
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import choice_option, integer_option, tokens_option
 from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.recipe import recipe_option
+from sb_edge.cli.spike_options import SpikeK
 from sb_edge.distill import require_training
 from sb_edge.distill.settings import DEFAULTS
-from sb_edge.models.registry import resolve_base
+from sb_edge.gguf.reader import read_header
+from sb_edge.models.registry import resolve_base, resolve_gguf
+from sb_edge.util.errors import SpikeError
 
 STAGES = ("layers", "whole", "long")
 
@@ -54,6 +59,22 @@ class StageValue(click.ParamType):
         if not 0 < number < 1e15 or (self._kind is int and number != int(number)):
             self.fail(f"{value!r} holds no positive number of that kind", param, ctx)
         return self._kind(number)
+
+
+class PlanSource(click.ParamType):
+    """A k, or the name of a GGUF."""
+
+    name = "K|FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str | None:
+        """A number where it is one; fails as click's own types do."""
+        try:
+            float(value)
+        except ValueError:
+            return str(value)
+        return SpikeK().convert(value, param, ctx)
 
 
 @click.command()
@@ -123,6 +144,18 @@ class StageValue(click.ParamType):
 @tokens_option(
     "--measure-every", default=131072, help="Tokens between measurements; the best parameters are kept."
 )
+@click.option(
+    "--spikes",
+    type=PlanSource(),
+    help="Train the stages after the first with spikes: a k, or the GGUF whose spike plan is used.",
+)
+@click.option(
+    "--spike-share",
+    type=Real(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the steps with spikes.",
+)
 @click.option("--bf16", is_flag=True, help="Compute matrix products in bfloat16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], metax[:N].")
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
@@ -158,6 +191,8 @@ def command(
     answer_weight: float,
     held_out: int,
     measure_every: int,
+    spikes: float | str | None,
+    spike_share: float,
     bf16: bool,
     device: str,
     seed: int,
@@ -194,6 +229,8 @@ def command(
         answer_weight=answer_weight,
         held_out=held_out,
         measure_every=measure_every,
+        spikes=spikes if spikes is None else _plan(spikes),
+        spike_share=spike_share,
         bf16=bf16,
         micro_batch=micro_batch,
         outtype=outtype,
@@ -211,6 +248,16 @@ def command(
         command=shlex.join(["sb-edge", *sys.argv[1:]]),
     )
     click.echo(str(written))
+
+
+def _plan(source: float | str) -> SpikePlan:
+    if isinstance(source, float):
+        return SpikePlan(k=source)
+    path = resolve_gguf(source)
+    plan = check_plan(read_header(path))
+    if plan is None:
+        raise SpikeError("has no spike plan", path=path, hint="`sb-edge spikes tune` makes one")
+    return plan
 
 
 def _stage_names(text: str) -> list[str]:

@@ -159,7 +159,7 @@ class SlidingWindowAttention(Attention):
         if self.query_k:
             q = round_to_counts(q, self.query_k)
         if self.kv_rounding:
-            k, v = (straight_through(part, int8_round(part).to(x.dtype)) for part in (k, v))
+            k, v = (straight_through(part, int8_round(part.detach()).to(x.dtype)) for part in (k, v))
         if state:
             k, v = torch.cat((state[0], k), dim=1), torch.cat((state[1], v), dim=1)
         y = self.o_proj(self.attend(q, k, v, self.window).flatten(2))

@@ -1,7 +1,7 @@
 """Projections with coded inputs: y = threshold * (W s) + b, s the counts of `sb_edge.arch.coding`.
 
-Which projections are coded, and with which k, is data: `SpikingBrain.set_spikes` takes a `SpikePlan`. Gradients
-are straight-through: those of the same computation on uncoded values.
+Which projections are coded, and with which k, is data: `SpikingBrain.set_spikes` takes a `SpikePlan`.
+Gradients are straight-through: those of the same computation on uncoded values.
 """
 
 from __future__ import annotations

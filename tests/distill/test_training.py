@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from support import exit_code, sb_edge
 from tiny_bases import VOCAB, write_base
 
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.transplant import transplant
 from sb_edge.distill.base import load_base
@@ -208,8 +209,12 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
         make(tiny_base, tmp_path, prose, wild, save_every=0)
 
 
-def test_a_diverging_whole_stage_names_the_layer(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
-    wild = replace(RECIPE, stages=(WHOLE.model_copy(update={"learning_rate": 1e30}),))
+@pytest.mark.parametrize("spikes", [None, SpikePlan()])
+def test_a_diverging_whole_stage_names_the_layer(
+    tiny_base: Path, prose: Path, tmp_path: Path, spikes: SpikePlan | None
+) -> None:
+    stage = WHOLE.model_copy(update={"learning_rate": 1e30})
+    wild = replace(RECIPE, stages=(stage,), spikes=spikes, spike_share=1.0)
     with pytest.raises(TrainingError, match=r"stage whole, step \d+, (layer \d|KL|model\.)"):
         make(tiny_base, tmp_path, prose, wild)
 
@@ -273,6 +278,8 @@ def test_two_runs_do_not_share_a_folder(tiny_base: Path, prose: Path, tmp_path: 
         (["--tokens", "layers=-3"], "no positive number"),
         (["--tokens", "layers=1:2"], "more than one value"),
         (["--stages", "whole,layers"], "--stages"),
+        (["--spikes", "0"], "'0' is not a positive number"),
+        (["--spikes", "nan"], "'nan' is not a positive number"),
     ],
 )
 def test_bad_options_are_usage_errors(options: list[str], message: str) -> None:
