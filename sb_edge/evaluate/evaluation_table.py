@@ -30,7 +30,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         table.add(f"{scores[0].kind} ({scores[0].n})", *(f"{score.acc:.1%}" for score in scores))
         if scores[0] is asked[0]:
             differences = [paired_difference(score.hits, asked[0].hits) for score in scores[1:]]
-            table.add("- to the base", "", *map(_points, differences))
+            table.add("- to the base", "", *map(points, differences))
             table.add("- p", "", *(f"{difference.p:.2f}" for difference in differences))
     return table
 
@@ -66,12 +66,13 @@ def recall_table(evaluation: Evaluation) -> Table:
                 _setting(run.quality.spikes),
                 f"{base.found:.0%}",
                 f"{found.found:.0%}",
-                _points(paired_difference(found.hits, base.hits)),
-                _points(paired_difference(found.hits, first[number].hits)) if run is not runs[0] else "",
+                points(paired_difference(found.hits, base.hits)),
+                points(paired_difference(found.hits, first[number].hits)) if run is not runs[0] else "",
             )
     return table
 
 
-def _points(difference: PairedDifference) -> str:
+def points(difference: PairedDifference) -> str:
+    """A difference and its interval in points: "-3 [-7, +1]"."""
     value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
     return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
