@@ -15,7 +15,7 @@ from torch.nn import functional
 from sb_edge.distill.base import gla_layers_of
 from sb_edge.evaluate.recall_cases import Encode, RecallCase
 from sb_edge.evaluate.retrieval import RecallTask, RetrievalScore
-from sb_edge.reference.layers import SlidingWindowAttention
+from sb_edge.reference.layers import WINDOWED
 from sb_edge.reference.network import Cache, SpikingBrain
 from sb_edge.util.progress import progress_bar
 
@@ -23,7 +23,7 @@ from sb_edge.util.progress import progress_bar
 def set_window(model: SpikingBrain, window: int) -> None:
     """Limit the window layers to another window, tokens."""
     for module in model.modules():
-        if isinstance(module, SlidingWindowAttention):
+        if isinstance(module, WINDOWED):
             module.window = window
 
 

@@ -91,7 +91,13 @@ def train(run: TrainingRun) -> tuple[SpikingBrain, Progress]:
     torch.manual_seed(settings.seed)
     if settings.bf16 and run.world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 in the operator: ten bits, more than bfloat16 has
-    student = make_student(run.base, settings.gla_layers, window=settings.window, seed=settings.seed)
+    student = make_student(
+        run.base,
+        settings.gla_layers,
+        window=settings.window,
+        seed=settings.seed,
+        kept_heads=settings.kept_heads,
+    )
     use_training_operator(student)
     student.set_spikes(settings.spikes)  # a plan that does not fit is refused before anything is trained
     student.set_spikes(None)

@@ -52,6 +52,7 @@ class TrainingSettings(BaseModel):
         text: SHA-256 of the tokens.
         gla_layers: the student's.
         window: Window of the other layers in tokens.
+        kept_heads: layer and key/value head of heads of GLA layers that keep windowed attention.
         seed: Random seed for new parameters and data order.
         adapter_rank: LoRA rank in the stages after the first.
         bf16: matrix products in bfloat16.
@@ -82,6 +83,7 @@ class TrainingSettings(BaseModel):
     answer_weight: PositiveFloat = 4.0
     held_out: Annotated[int, Field(ge=0)] = 8192
     measure_every: PositiveInt = 131072
+    kept_heads: tuple[tuple[int, int], ...] = ()
     spikes: SpikePlan | None = None
     spike_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 

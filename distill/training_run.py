@@ -40,6 +40,7 @@ class DistillRecipe:
 
     Attributes:
         gla_layers: None: the even ones.
+        kept_heads: as `TrainingSettings`; the engine does not run such a student.
         window: Window of the other layers in tokens.
         stages: in order.
         seed, adapter_rank, bf16, micro_batch: as `TrainingSettings`.
@@ -52,6 +53,7 @@ class DistillRecipe:
 
     stages: tuple[StageSettings, ...]
     gla_layers: tuple[int, ...] | None = None
+    kept_heads: tuple[tuple[int, int], ...] = ()
     window: int = 4096
     seed: int = 0
     adapter_rank: int = 16
@@ -119,7 +121,8 @@ def distill(
         if not world.rank:
             if not (folder / STUDENT).exists():
                 write_student(source, student, folder / STUDENT, recipe.outtype)
-            write_trained(source, student, folder / TRAINED)
+            if not recipe.kept_heads:  # which an adapter file does not know
+                write_trained(source, student, folder / TRAINED)
             write_record(folder, settings, progress, command, folder / TEXT)
         world.wait()
     return folder / STUDENT
@@ -144,7 +147,7 @@ def _corpus(base: Base, folder: Path, text: TextRequest, world: World) -> Corpus
 
 
 def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSettings:
-    config = student_config(base.reader, recipe.gla_layers, recipe.window)
+    config = student_config(base.reader, recipe.gla_layers, recipe.window, recipe.kept_heads)
     layers = gla_layers_of(config)
     if not layers:
         raise TrainingError("there is no GLA layer to train", item="gla_layers", expected="at least one")
@@ -152,6 +155,7 @@ def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSett
         base=base.sha256,
         text=corpus.sha256,
         gla_layers=layers,
+        kept_heads=recipe.kept_heads,
         window=recipe.window,
         seed=recipe.seed,
         adapter_rank=recipe.adapter_rank,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import choice_option, integer_option, tokens_option
-from sb_edge.cli.params import PATH, Real
+from sb_edge.cli.params import PATH, CommaSeparated, Real
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.distill import require_training
@@ -61,6 +62,21 @@ class StageValue(click.ParamType):
         return self._kind(number)
 
 
+class Head(click.ParamType):
+    """LAYER:HEAD."""
+
+    name = "LAYER:HEAD"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """The two numbers; fails as click's own types do."""
+        found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", value, re.ASCII)
+        if not found:
+            self.fail(f"{value!r} is not a layer and a head such as 18:0", param, ctx)
+        return int(found[1]), int(found[2])
+
+
 class PlanSource(click.ParamType):
     """A k, or the name of a GGUF."""
 
@@ -94,6 +110,12 @@ class PlanSource(click.ParamType):
     help="Start from the GLA layers, and adapters of equal rank, of another run of this base.",
 )
 @click.option("--gla-layers", help=GLA_LAYERS_HELP)
+@click.option(
+    "--keep-heads",
+    type=CommaSeparated(Head(), "LAYER:HEAD,..."),
+    help="Key/value heads of GLA layers that keep window attention: 18:0,18:2 (an experiment; the engine "
+    "does not run such students).",
+)
 @tokens_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option(
     "--stages", default="layers,whole,long", show_default=True, help="Training stages, in this order."
@@ -178,6 +200,7 @@ def command(
     text_only: bool,
     start: Path | None,
     gla_layers: str | None,
+    keep_heads: tuple[tuple[int, int], ...] | None,
     window: int,
     stages: str,
     tokens: Sequence[tuple[str, int]],
@@ -222,6 +245,7 @@ def command(
     recipe = DistillRecipe(
         stages=tuple(DEFAULTS[name].model_copy(update=changes[name]) for name in chosen),
         gla_layers=gla_layers_of(gla_layers, base, ignore_rope_scaling=ignore_rope_scaling),
+        kept_heads=keep_heads or (),
         window=window,
         seed=seed,
         adapter_rank=adapter_rank,
