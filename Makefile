@@ -12,7 +12,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
-	@echo "make evaluation      the default model beside its base: perplexity, questions, passkeys (50 minutes)"
+	@echo "make evaluation      the default model beside its base: perplexity, questions, retrieval (hours; goes on)"
 	@echo "make test            all tests"
 	@echo "make test-slow       tests that take minutes each"
 	@echo "make lint            ruff, mypy and the import contract"
@@ -43,12 +43,19 @@ engine: $(VENV)/.core
 demo: engine
 	$(BIN)/sb-edge demo
 
-evaluation: engine
+# Each step keeps its finished parts in out/evaluation: repeat the command to go on.
+evaluation: $(VENV)/.test engine
 	mkdir -p out/evaluation
-	$(BIN)/sb-edge spikes tune default out/evaluation/default-tuned.gguf --budget 0.02 --text docs/benchmarks.md
-	$(BIN)/sb-edge eval out/evaluation/default-tuned.gguf --base default-base --questions built-in \
-		--passkey 256,1k,4k,8k,32k --trials 10,10,10,2,1 --spike-k 0,3,file \
+	$(BIN)/sb-edge eval default --base default-base --questions built-in --passkey 256,1k,3k --trials 30 \
+		--recall 0 --recall-tasks dictionary-10,facts --cases 200 --spike-k 0,3 --parts out/evaluation/parts.json \
 		--markdown out/evaluation/quality.md --json out/evaluation/quality.json
+	$(BIN)/sb-edge spikes stats default --text sb_edge/evaluate/data/prose.txt --tokens 2048 \
+		--json out/evaluation/spikes.json
+	[ -e out/evaluation/student ] || $(BIN)/sb-edge transplant default-base --trained distill/data/trained.gguf \
+		--dtype f32 -o out/evaluation/student
+	$(BIN)/python examples/beyond_window.py default-base out/evaluation/student --window 256 \
+		--parts out/evaluation/beyond.json --markdown out/evaluation/beyond.md
+	$(BIN)/python examples/transcript.py > out/evaluation/transcript.md
 
 test: $(VENV)/.test engine
 	$(BIN)/python -m pytest -n 2 --dist loadfile

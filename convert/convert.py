@@ -96,7 +96,8 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint is damaged, has an unknown layout, or holds NaN or infinity.
-        ConfigError: the FFNs of the checkpoint are mixtures of experts, or the type is unknown.
+        ConfigError: the FFNs of the checkpoint are mixtures of experts, it has `attn_heads`, or the type is
+            unknown.
         OutputError: the output cannot be written, or would replace a file of the checkpoint.
         SpikeError: k is not a positive number, or the model does not have a projection.
     """
@@ -110,6 +111,13 @@ def convert_checkpoint(
             found=source.config.num_experts,
             expected=0,
             hint="convert the dense checkpoint",
+        )
+    if source.config.attn_heads is not None:
+        raise ConfigError(
+            "the engine does not support GLA layers with heads of window attention",
+            path=source.folder / "config.json",
+            item="attn_heads",
+            hint="the reference computes them",
         )
     layout, table = account_for_tensors(source)
     vocabulary = load_vocabulary(source.folder, source.config)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from sb_edge.arch.config import SpikingBrainConfig
 from sb_edge.arch.tensors import expected_tensors
@@ -21,6 +22,7 @@ from sb_edge.convert.checkpoint.shard_writer import CheckpointWriter
 from sb_edge.memory.check import require_working_memory
 from sb_edge.util.errors import CheckpointError, ConfigError, GgufError
 from sb_edge.util.progress import progress_bar
+from sb_edge.util.validation import first_problem
 
 Origin = Literal["base", "new", "trained"]
 
@@ -164,12 +166,20 @@ def refuse_scaling(source: BaseModelReader, ignore: bool) -> None:
 
 
 def student_config(
-    source: BaseModelReader, gla_layers: Sequence[int] | None, window: int
+    source: BaseModelReader,
+    gla_layers: Sequence[int] | None,
+    window: int,
+    kept_heads: Sequence[tuple[int, int]] = (),
 ) -> SpikingBrainConfig:
-    """The configuration of a base's transplant; arguments as in `transplant`.
+    """The configuration of a base's transplant.
+
+    Args:
+        source: the base.
+        gla_layers, window: as in `transplant`.
+        kept_heads: layer and key/value head of heads of GLA layers that keep windowed attention.
 
     Raises:
-        ConfigError: the base does not have a layer of `gla_layers`.
+        ConfigError: the base does not have a layer of `gla_layers`, or a head is not one of a GLA layer.
     """
     shape = source.shape
     layers = range(shape.num_hidden_layers)
@@ -183,11 +193,16 @@ def student_config(
             found=beyond[0],
             expected=f"0 to {shape.num_hidden_layers - 1}",
         )
-    return SpikingBrainConfig(
-        **shape.model_dump(exclude={"rope_scaling"}),
-        sliding_window=window,
-        attn_layers=[layer for layer in layers if layer not in gla],
-    )
+    kept = [[head for at, head in kept_heads if at == layer] for layer in layers]
+    try:
+        return SpikingBrainConfig(
+            **shape.model_dump(exclude={"rope_scaling"}),
+            sliding_window=window,
+            attn_layers=[layer for layer in layers if layer not in gla],
+            attn_heads=kept if kept_heads else None,
+        )
+    except ValidationError as error:
+        raise ConfigError(first_problem(error).message, path=source.path, item="kept heads") from None
 
 
 def new_parameter(

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sb_edge.reference.spiking import Projection, SharedInput
+from sb_edge.reference.spiking import Projection
 
 
 class AdaptedProjection(Projection):
-    """A frozen projection with a trained low-rank addition; without spikes.
+    """A frozen projection with a trained low-rank addition, of the same counts where it is coded.
 
     Attributes:
         adapter_in: A [rank, in].
@@ -25,11 +25,10 @@ class AdaptedProjection(Projection):
         self.adapter_in = nn.Parameter(start.to(self.weight))
         self.adapter_out = nn.Parameter(self.weight.new_zeros(self.out_features, rank))
 
-    def forward(self, x: Tensor | SharedInput) -> Tensor:
-        """x: [..., in] -> [..., out]."""
-        plain = x.x if isinstance(x, SharedInput) else x
-        adapted = functional.linear(functional.linear(plain, self.adapter_in), self.adapter_out)
-        return functional.linear(plain, self.weight, self.bias) + adapted
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(W + B A) x + bias, x: [..., in] -> [..., out]."""
+        adapted = functional.linear(functional.linear(x, self.adapter_in), self.adapter_out)
+        return super().product(x, bias) + adapted
 
     def merged(self) -> Tensor:
         """[out, in]: the weight that does the same without an adapter."""

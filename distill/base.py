@@ -12,7 +12,7 @@ from sb_edge.arch.tensors import TensorLayout, expected_tensors
 from sb_edge.convert.checkpoint.base_model import BaseModelReader, fingerprint, open_base
 from sb_edge.convert.transplant import GATE_RANK, refuse_scaling, student_config
 from sb_edge.reference import fused_window as fused
-from sb_edge.reference.layers import SlidingWindowAttention
+from sb_edge.reference.layers import WINDOWED
 from sb_edge.reference.network import SpikingBrain
 
 
@@ -64,7 +64,7 @@ def load_base(path: Path, device: torch.device, *, ignore_rope_scaling: bool = F
 def use_fused_attention(model: SpikingBrain) -> None:
     """Give the SWA layers PyTorch's own kernel."""
     for module in model.modules():
-        if isinstance(module, SlidingWindowAttention):
+        if isinstance(module, WINDOWED):
             module.attend = fused.windowed_attention
 
 

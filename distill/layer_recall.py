@@ -74,7 +74,7 @@ class LimitedScore:
 
     Attributes:
         layer: number of the layer.
-        head: number of the query head; None: all of the layer.
+        head: number of the query head, or of the key/value head with its query heads; None: all of the layer.
         score: retrieval and prediction of this model.
         damage: nats that an answer's tokens lose, mean over the kinds of cases.
     """
@@ -97,6 +97,7 @@ class LayerRecall:
         whole: score of the base as it is.
         layers: one entry per layer.
         heads: one entry per head of the layers asked for.
+        grouped: whether these are key/value heads.
     """
 
     base: str
@@ -106,6 +107,7 @@ class LayerRecall:
     whole: RecallScore
     layers: tuple[LimitedScore, ...]
     heads: tuple[LimitedScore, ...] = ()
+    grouped: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
@@ -195,6 +197,7 @@ def measure_layers(
     cases: int = CASES,
     span: int = SPAN,
     head_layers: Sequence[int] = (),
+    grouped: bool = False,
     bf16: bool = False,
 ) -> LayerRecall:
     """Limit one layer after the other.
@@ -207,6 +210,7 @@ def measure_layers(
         cases: dictionaries and facts each; passkeys, which are longer, a third of that.
         span: tokens that a limited layer sees, its own included.
         head_layers: layers whose heads are limited one by one, too.
+        grouped: limit the query heads of a key/value head together.
         bf16: matrix products in bfloat16.
 
     Raises:
@@ -214,7 +218,10 @@ def measure_layers(
         TokenizerError: the base has no tokenizer.
     """
     model, tokenizer = base.model, Tokenizer(base.reader)
-    n_layer, n_head = model.config.num_hidden_layers, model.config.num_attention_heads
+    config = model.config
+    n_layer = config.num_hidden_layers
+    n_head = config.num_key_value_heads if grouped else config.num_attention_heads
+    size = config.num_attention_heads // n_head
     for layer in head_layers:
         if not 0 <= layer < n_layer:
             raise ConfigError(
@@ -235,7 +242,7 @@ def measure_layers(
         progress_bar("limiting layers, passes through a layer", total) as advance,
     ):
         for batch in batches:
-            _measure(model, batch, span, whole, limited, advance)
+            _measure(model, batch, span, size, whole, limited, advance)
     reference = whole.score()
     found = [
         LimitedScore(layer, head, score, _damage(reference, score))
@@ -249,6 +256,7 @@ def measure_layers(
         whole=reference,
         layers=tuple(entry for entry in found if entry.head is None),
         heads=tuple(entry for entry in found if entry.head is not None),
+        grouped=grouped,
     )
 
 
@@ -261,6 +269,7 @@ def _measure(
     model: SpikingBrain,
     batch: _Batch,
     span: int,
+    size: int,
     whole: _Tally,
     limited: dict[tuple[int, int | None], _Tally],
     advance: Advance,
@@ -270,7 +279,8 @@ def _measure(
     x = model.model.embeddings(batch.tokens)
     for layer, block in enumerate(blocks):
         for head in [head for at, head in limited if at == layer]:
-            y = _limited_block(block, x, span, head)
+            heads = slice(None) if head is None else slice(head * size, (head + 1) * size)
+            y = _limited_block(block, x, span, heads)
             for later in blocks[layer + 1 :]:
                 y, _ = later(y, (), 0)
             limited[layer, head].add(batch, _log_p(model, batch, model.model.norm(y)))
@@ -279,16 +289,16 @@ def _measure(
     whole.add(batch, _log_p(model, batch, model.model.norm(x)))
 
 
-def _limited_block(block: Any, x: Tensor, span: int, head: int | None) -> Tensor:
-    """A block's output while its attention, or one head of it, sees `span` tokens."""
+def _limited_block(block: Any, x: Tensor, span: int, heads: slice) -> Tensor:
+    """A block's output while some query heads of its attention see `span` tokens."""
     attend = block.attn.attend
 
     def limit(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         narrow = fused.windowed_attention(q, k, v, span)
-        if head is None:
+        if heads == slice(None):
             return narrow
         mixed: Tensor = attend(q, k, v, window).clone()
-        mixed[:, :, head] = narrow[:, :, head]
+        mixed[:, :, heads] = narrow[:, :, heads]
         return mixed
 
     block.attn.attend = limit

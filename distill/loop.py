@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from sb_edge.distill.text.tokenizer import ANSWER
 from sb_edge.evaluate.recall_cases import RecallCase
 from sb_edge.reference.device import describe_device
 from sb_edge.reference.network import SpikingBrain
-from sb_edge.util.errors import TrainingError
+from sb_edge.util.errors import SpikeError, TrainingError
 
 CLIP = 1.0
 """Largest norm of a group's gradient."""
@@ -82,6 +83,7 @@ def train(run: TrainingRun) -> tuple[SpikingBrain, Progress]:
     Raises:
         TrainingError: a loss or gradient that is not finite, too little text, or a checkpoint that is damaged
             or belongs to other settings. The last good checkpoint stays.
+        SpikeError: the spike plan is for another number of layers.
         OutputError: a checkpoint cannot be written.
     """
     settings = run.settings
@@ -89,8 +91,16 @@ def train(run: TrainingRun) -> tuple[SpikingBrain, Progress]:
     torch.manual_seed(settings.seed)
     if settings.bf16 and run.world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 in the operator: ten bits, more than bfloat16 has
-    student = make_student(run.base, settings.gla_layers, window=settings.window, seed=settings.seed)
+    student = make_student(
+        run.base,
+        settings.gla_layers,
+        window=settings.window,
+        seed=settings.seed,
+        kept_heads=settings.kept_heads,
+    )
     use_training_operator(student)
+    student.set_spikes(settings.spikes)  # a plan that does not fit is refused before anything is trained
+    student.set_spikes(None)
     progress = saved.progress if saved else Progress()
     begun: set[str] = set()
     for number, which in enumerate(settings.stages):
@@ -259,19 +269,25 @@ class _Trainer:
         return step == self._progress.steps or done // every > (done - self._tokens(step - 1)) // every
 
     def _measure(self) -> dict[str, Any]:
-        """Held-out losses and retrieval of the student as it is; keep its parameters if it is the best."""
+        """Held-out losses and retrieval of the student as it is; keep its parameters if it is the best.
+
+        Retrieval is measured without spikes.
+        """
         progress, settings = self._progress, self._run.settings
         found: dict[str, Any] = {"step": progress.step, "tokens": self._tokens_before(progress.step)}
         if len(self._held_out):
             held_out = self._on_device(self._run.text[self._held_out]).parts(settings.micro_batch)
             found["losses"] = [round(float(x), 6) for x in self._stage.measure(held_out)]
+            if settings.spikes and self._has_spikes:
+                with self._coded(held_out[0]):
+                    found["spike_losses"] = [round(float(x), 6) for x in self._stage.measure(held_out)]
         if self._run.cases:
             with torch.autocast(self._run.world.device.type, torch.bfloat16, enabled=settings.bf16):
                 log_p, share = score_cases(self._student, self._run.cases)
             found |= {"log_p": log_p, "found": share}
         measured = progress.measured.setdefault(self._which.name, [])
-        losses = [sum(entry["losses"]) for entry in (*measured, found) if "losses" in entry]
         measured.append(found)
+        losses = [loss for loss in map(settings.held_out_loss, measured) if loss is not None]
         if losses and losses[-1] == min(losses):
             progress.best = {
                 name: parameter.detach().cpu().clone()
@@ -301,9 +317,12 @@ class _Trainer:
         Raises:
             TrainingError: a loss or gradient is not finite.
         """
-        parts = self._batch(step, phases).parts(self._run.settings.micro_batch)
-        for number, part in enumerate(parts):
-            self._stage.accumulate(part, sync=number == len(parts) - 1)
+        settings = self._run.settings
+        parts = self._batch(step, phases).parts(settings.micro_batch)
+        coded = self._has_spikes and settings.is_coded(step)
+        with self._coded(parts[0]) if coded else nullcontext():
+            for number, part in enumerate(parts):
+                self._stage.accumulate(part, sync=number == len(parts) - 1)
         losses = self._stage.finish().cpu()
         if not bool(losses.isfinite().all()):
             bad = int(losses.isfinite().logical_not().nonzero()[0])
@@ -316,6 +335,28 @@ class _Trainer:
                 )
                 raise self._not_finite("a gradient", name)
         return losses
+
+    @property
+    def _has_spikes(self) -> bool:
+        """Whether the stage has steps with spikes: single layers learn without."""
+        return not isinstance(self._stage, LayerStage)
+
+    @contextmanager
+    def _coded(self, part: Batch) -> Iterator[None]:
+        """The student with spikes.
+
+        Raises:
+            TrainingError: an input is not finite; `part` is to find out where.
+        """
+        self._student.set_spikes(self._run.settings.spikes)
+        try:
+            yield
+        except SpikeError:
+            self._student.set_spikes(None)
+            where = self._stage.locate(part.tokens) or "with spikes"
+            raise self._not_finite("a spike count", where) from None
+        finally:
+            self._student.set_spikes(None)
 
     def _require_finite(self, batch: Tensor) -> None:
         where = self._stage.locate(batch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from sb_edge.arch.spike_plan import SpikePlan
 
 StageName = Literal["layers", "whole", "long"]
 
@@ -50,6 +52,7 @@ class TrainingSettings(BaseModel):
         text: SHA-256 of the tokens.
         gla_layers: the student's.
         window: Window of the other layers in tokens.
+        kept_heads: layer and key/value head of heads of GLA layers that keep windowed attention.
         seed: Random seed for new parameters and data order.
         adapter_rank: LoRA rank in the stages after the first.
         bf16: matrix products in bfloat16.
@@ -60,6 +63,8 @@ class TrainingSettings(BaseModel):
         answer_weight: weight of an answer in text that asks for what it told, over that of other tokens.
         held_out: tokens of the text to measure on instead of training on them, at most.
         measure_every: tokens between two measurements; the best parameters by held-out loss are kept.
+        spikes: spike plan of the student in the stages after the first; None: no spikes.
+        spike_share: share of the steps, 0 to 1, and of the held-out loss, in which it does.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -78,6 +83,19 @@ class TrainingSettings(BaseModel):
     answer_weight: PositiveFloat = 4.0
     held_out: Annotated[int, Field(ge=0)] = 8192
     measure_every: PositiveInt = 131072
+    kept_heads: tuple[tuple[int, int], ...] = ()
+    spikes: SpikePlan | None = None
+    spike_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def is_coded(self, step: int) -> bool:
+        """Whether a step of a stage after the first is one with spikes; these are spread evenly."""
+        return self.spikes is not None and int((step + 1) * self.spike_share) > int(step * self.spike_share)
+
+    def held_out_loss(self, measured: Mapping[str, Any]) -> float | None:
+        """Loss that decides which parameters are kept, of a measurement; None without held-out text."""
+        losses = [sum(measured[key]) for key in ("losses", "spike_losses") if key in measured]
+        share = self.spike_share if len(losses) > 1 else 0.0
+        return (1 - share) * losses[0] + share * losses[-1] if losses else None
 
 
 def differences(ours: TrainingSettings, theirs: TrainingSettings) -> list[str]:

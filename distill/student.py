@@ -22,7 +22,14 @@ from sb_edge.reference.network import SpikingBrain
 from sb_edge.util.errors import CheckpointError
 
 
-def make_student(base: Base, gla_layers: Sequence[int] | None, *, window: int, seed: int) -> SpikingBrain:
+def make_student(
+    base: Base,
+    gla_layers: Sequence[int] | None,
+    *,
+    window: int,
+    seed: int,
+    kept_heads: Sequence[tuple[int, int]] = (),
+) -> SpikingBrain:
     """An untrained student, as `convert.transplant` makes it; what it has in common with its base it shares.
 
     Only the GLA layers' attention has gradients.
@@ -32,11 +39,12 @@ def make_student(base: Base, gla_layers: Sequence[int] | None, *, window: int, s
         gla_layers: None: the even ones.
         window: Window of the other layers in tokens.
         seed: Random seed for the gates' first projections.
+        kept_heads: as in `student_config`.
 
     Raises:
-        ConfigError: a layer that the base does not have.
+        ConfigError: a layer or a head that the base does not have.
     """
-    config = student_config(base.reader, gla_layers, window)
+    config = student_config(base.reader, gla_layers, window, kept_heads)
     with torch.device("meta"):
         model = SpikingBrain(config, base.layout)
     shared = base.model.state_dict()

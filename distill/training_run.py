@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.arch.tensors import attention_prefixes
 from sb_edge.convert.transplant import student_config
 from sb_edge.distill.base import Base, gla_layers_of, load_base
@@ -39,11 +40,12 @@ class DistillRecipe:
 
     Attributes:
         gla_layers: None: the even ones.
+        kept_heads: as `TrainingSettings`; the engine does not run such a student.
         window: Window of the other layers in tokens.
         stages: in order.
         seed, adapter_rank, bf16, micro_batch: as `TrainingSettings`.
         outtype: Type of the student's checkpoint: "f32", "f16" or "bf16".
-        keep_attention, answer_weight, held_out, measure_every: as `TrainingSettings`.
+        keep_attention, answer_weight, held_out, measure_every, spikes, spike_share: as `TrainingSettings`.
         ignore_rope_scaling: as `load_base`.
         start: folder of another run of the same base; GLA layers that it trains start as they are there, and
             so do its adapters where it has the same GLA layers and the same rank.
@@ -51,6 +53,7 @@ class DistillRecipe:
 
     stages: tuple[StageSettings, ...]
     gla_layers: tuple[int, ...] | None = None
+    kept_heads: tuple[tuple[int, int], ...] = ()
     window: int = 4096
     seed: int = 0
     adapter_rank: int = 16
@@ -60,6 +63,8 @@ class DistillRecipe:
     answer_weight: float = 4.0
     held_out: int = 8192
     measure_every: int = 131072
+    spikes: SpikePlan | None = None
+    spike_share: float = 0.5
     outtype: str = "f32"
     ignore_rope_scaling: bool = False
     start: Path | None = None
@@ -94,6 +99,7 @@ def distill(
     Raises:
         CheckpointError, ConfigError, GgufError: the base is missing, damaged or of another shape.
         TrainingError: see `write_corpus` and `train`.
+        SpikeError: the spike plan is for another number of layers.
         OutputError: something cannot be written.
     """
     try:
@@ -115,7 +121,8 @@ def distill(
         if not world.rank:
             if not (folder / STUDENT).exists():
                 write_student(source, student, folder / STUDENT, recipe.outtype)
-            write_trained(source, student, folder / TRAINED)
+            if not recipe.kept_heads:  # which an adapter file does not know
+                write_trained(source, student, folder / TRAINED)
             write_record(folder, settings, progress, command, folder / TEXT)
         world.wait()
     return folder / STUDENT
@@ -140,7 +147,7 @@ def _corpus(base: Base, folder: Path, text: TextRequest, world: World) -> Corpus
 
 
 def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSettings:
-    config = student_config(base.reader, recipe.gla_layers, recipe.window)
+    config = student_config(base.reader, recipe.gla_layers, recipe.window, recipe.kept_heads)
     layers = gla_layers_of(config)
     if not layers:
         raise TrainingError("there is no GLA layer to train", item="gla_layers", expected="at least one")
@@ -148,6 +155,7 @@ def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSett
         base=base.sha256,
         text=corpus.sha256,
         gla_layers=layers,
+        kept_heads=recipe.kept_heads,
         window=recipe.window,
         seed=recipe.seed,
         adapter_rank=recipe.adapter_rank,
@@ -157,6 +165,8 @@ def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSett
         answer_weight=recipe.answer_weight,
         held_out=recipe.held_out,
         measure_every=recipe.measure_every,
+        spikes=recipe.spikes,
+        spike_share=recipe.spike_share,
         stages=recipe.stages,
         start=None if recipe.start is None else _sha256_of_start(recipe.start),
     )

@@ -18,6 +18,7 @@ from sb_edge.evaluate.perplexity import evaluation_texts
 from sb_edge.evaluate.quality import compare_quality
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.quant.quantize import quantize
+from sb_edge.runtime.session import Model
 from sb_edge.util.plot import PAPER, caption, dress, write_figure
 
 run = Path(sys.argv[1])
@@ -37,7 +38,8 @@ for count in sorted({1, *range(3, len(ranked), 3), len(ranked)}):
         convert_checkpoint(checkpoint, plain, outtype="f16")
         quantize(plain, small, "Q8_0")
         text = evaluation_texts()["prose"]
-        found = compare_quality(small, base, text, "prose", max_tokens=8192, context=2048)
+        with Model(small) as model, Model(base) as teacher:
+            found = compare_quality(model, teacher, text, "prose", max_tokens=8192, context=2048)
     counts.append(count)
     ratios.append(found.ratio)
     print(f"| {count} | {found.ratio:.3f} | {found.kl:.3f} | {','.join(map(str, chosen))} |", flush=True)

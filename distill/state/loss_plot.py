@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 from sb_edge.util.plot import MARKERS, PAPER, caption, dress, list_names, write_figure
 
+KL_CAPTION = "KL from the base's predictions, nats; dots: held-out (and with spikes)"
+
 TITLES = {
     "layers": ("Layer by layer", "normalised error of each layer's output; bold: mean; dots: held-out"),
-    "whole": ("End to end", "KL from the base's predictions, nats; dots: held-out"),
-    "long": ("Growing length", "KL from the base's predictions, nats; dots: held-out"),
+    "whole": ("End to end", KL_CAPTION),
+    "long": ("Growing length", KL_CAPTION),
 }
 
 Curve = Sequence[Mapping[str, Any]]
@@ -53,9 +55,10 @@ def _draw_stage(axes: Axes, name: str, curve: Curve, held_out: Curve) -> None:
     if losses.shape[1] > 1:
         axes.plot(steps, losses, color=PAPER.series[0], lw=0.7, alpha=0.5)
     axes.plot(steps, losses.mean(axis=1), color=PAPER.series[0], lw=2.2)
-    if held_out:
-        means = [np.mean(point["losses"]) for point in held_out]
-        axes.plot([point["step"] for point in held_out], means, "o", color=PAPER.series[1], ms=4)
+    for key, colour in (("losses", PAPER.series[1]), ("spike_losses", PAPER.series[2])):
+        points = [(point["step"], np.mean(point[key])) for point in held_out if key in point]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=colour, ms=4)
     axes.set_yscale("log")
     caption(axes, PAPER, *TITLES[name])
     dress(axes, PAPER, "optimizer steps")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -82,8 +83,9 @@ class Reporter:
         """A measurement was taken: held-out losses, and answers found by kind."""
         if self._silent:
             return
-        losses = found.get("losses", [])
-        parts = [f"held-out loss {sum(losses) / len(losses):.4f}"] if losses else []
+        held_out = {"losses": "held-out loss", "spike_losses": "with spikes"}
+        means = {name: fmean(found[key]) for key, name in held_out.items() if key in found}
+        parts = [f"{name} {value:.4f}" for name, value in means.items()]
         parts += [f"{kind} {share:.0%}" for kind, share in found.get("found", {}).items()]
         note(f"stage {self._name}, after {found['tokens']} tokens: {', '.join(parts)}")
 

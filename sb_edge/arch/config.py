@@ -28,8 +28,10 @@ class SpikingBrainConfig(BaseModel):
     Other keys (dropout, initializer range, ...) are ignored. `attn_layers` lists the SWA layers; if it is
     absent, the odd layers are SWA. All other layers are GLA.
 
-    The keys from `num_experts` on belong to this project, because no checkpoint with experts is public. With
+    The keys from `num_experts` on belong to this project, because no such checkpoint is public. With
     experts, the FFN of every layer that `moe_dense_layers` does not list is a mixture of experts.
+    `attn_heads` lists, for every layer, the key/value heads of a GLA layer that have sliding-window
+    attention, each with its query heads (an experiment).
     """
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
@@ -56,6 +58,7 @@ class SpikingBrainConfig(BaseModel):
     num_experts_per_tok: PositiveInt = 1
     num_shared_experts: PositiveInt = 1
     moe_dense_layers: list[Annotated[int, Field(ge=0)]] = []
+    attn_heads: list[list[Annotated[int, Field(ge=0)]]] | None = None
 
     @model_validator(mode="after")
     def _shapes_agree(self) -> SpikingBrainConfig:
@@ -88,7 +91,20 @@ class SpikingBrainConfig(BaseModel):
                 )
             if len(set(self.attn_layers)) != len(self.attn_layers):
                 raise ValueError("attn_layers: a layer is listed twice")
+        if self.attn_heads is not None:
+            self._require_heads(self.attn_heads)
         return self
+
+    def _require_heads(self, attn_heads: list[list[int]]) -> None:
+        if len(attn_heads) != self.num_hidden_layers:
+            raise ValueError(f"attn_heads: {len(attn_heads)} lists for {self.num_hidden_layers} layers")
+        for layer, (heads, recurrent) in enumerate(zip(attn_heads, self.recurrent_layers, strict=True)):
+            fits = len(set(heads)) == len(heads) < self.num_key_value_heads
+            if not fits or max(heads, default=0) >= self.num_key_value_heads or (heads and not recurrent):
+                raise ValueError(
+                    f"attn_heads: {heads} of layer {layer} are not some of the "
+                    f"{self.num_key_value_heads} key/value heads of a GLA layer"
+                )
 
     @property
     def head_dim(self) -> int:

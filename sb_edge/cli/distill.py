@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,13 +11,18 @@ from typing import Any
 
 import click
 
+from sb_edge.arch.model_spikes import check_plan
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import choice_option, integer_option, tokens_option
-from sb_edge.cli.params import PATH, Real, Tokens
+from sb_edge.cli.params import PATH, CommaSeparated, Real, Tokens
 from sb_edge.cli.recipe import recipe_option
+from sb_edge.cli.spike_options import SpikeK
 from sb_edge.distill import require_training
 from sb_edge.distill.settings import DEFAULTS
-from sb_edge.models.registry import resolve_base
+from sb_edge.gguf.reader import read_header
+from sb_edge.models.registry import resolve_base, resolve_gguf
+from sb_edge.util.errors import SpikeError
 
 STAGES = ("layers", "whole", "long")
 
@@ -50,6 +56,37 @@ class StageValue(click.ParamType):
         return stage, tuple(numbers) if self._several else numbers[0]
 
 
+class Head(click.ParamType):
+    """LAYER:HEAD."""
+
+    name = "LAYER:HEAD"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """The two numbers; fails as click's own types do."""
+        found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", value, re.ASCII)
+        if not found:
+            self.fail(f"{value!r} is not a layer and a head such as 18:0", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+class PlanSource(click.ParamType):
+    """A k, or the name of a GGUF."""
+
+    name = "K|FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str | None:
+        """A number where it is one; fails as click's own types do."""
+        try:
+            float(value)
+        except ValueError:
+            return str(value)
+        return SpikeK().convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("base", type=PATH)
 @recipe_option
@@ -67,6 +104,12 @@ class StageValue(click.ParamType):
     help="Start from the GLA layers, and adapters of equal rank, of another run of this base.",
 )
 @click.option("--gla-layers", help=GLA_LAYERS_HELP)
+@click.option(
+    "--keep-heads",
+    type=CommaSeparated(Head(), "LAYER:HEAD,..."),
+    help="Key/value heads of GLA layers that keep window attention: 18:0,18:2 (an experiment; the engine "
+    "does not run such students).",
+)
 @tokens_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option(
     "--stages", default="layers,whole,long", show_default=True, help="Training stages, in this order."
@@ -117,6 +160,18 @@ class StageValue(click.ParamType):
 @tokens_option(
     "--measure-every", default=131072, help="Tokens between measurements; the best parameters are kept."
 )
+@click.option(
+    "--spikes",
+    type=PlanSource(),
+    help="Train the stages after the first with spikes: a k, or the GGUF whose spike plan is used.",
+)
+@click.option(
+    "--spike-share",
+    type=Real(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the steps with spikes.",
+)
 @click.option("--bf16", is_flag=True, help="Compute matrix products in bfloat16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], metax[:N].")
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
@@ -139,6 +194,7 @@ def command(
     text_only: bool,
     start: Path | None,
     gla_layers: str | None,
+    keep_heads: tuple[tuple[int, int], ...] | None,
     window: int,
     stages: str,
     tokens: Sequence[tuple[str, int]],
@@ -152,6 +208,8 @@ def command(
     answer_weight: float,
     held_out: int,
     measure_every: int,
+    spikes: float | str | None,
+    spike_share: float,
     bf16: bool,
     device: str,
     seed: int,
@@ -181,6 +239,7 @@ def command(
     recipe = DistillRecipe(
         stages=tuple(DEFAULTS[name].model_copy(update=changes[name]) for name in chosen),
         gla_layers=gla_layers_of(gla_layers, base, ignore_rope_scaling=ignore_rope_scaling),
+        kept_heads=keep_heads or (),
         window=window,
         seed=seed,
         adapter_rank=adapter_rank,
@@ -188,6 +247,8 @@ def command(
         answer_weight=answer_weight,
         held_out=held_out,
         measure_every=measure_every,
+        spikes=spikes if spikes is None else _plan(spikes),
+        spike_share=spike_share,
         bf16=bf16,
         micro_batch=micro_batch,
         outtype=outtype,
@@ -205,6 +266,16 @@ def command(
         command=shlex.join(["sb-edge", *sys.argv[1:]]),
     )
     click.echo(str(written))
+
+
+def _plan(source: float | str) -> SpikePlan:
+    if isinstance(source, float):
+        return SpikePlan(k=source)
+    path = resolve_gguf(source)
+    plan = check_plan(read_header(path))
+    if plan is None:
+        raise SpikeError("has no spike plan", path=path, hint="`sb-edge spikes tune` makes one")
+    return plan
 
 
 def _stage_names(text: str) -> list[str]:

@@ -12,13 +12,15 @@ from rich.console import Console
 
 from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import integer_option, json_option, model_argument, threads_option, tokens_option
-from sb_edge.cli.params import PATH, CommaSeparated, TokenCounts, Tokens
+from sb_edge.cli.params import PATH, CommaSeparated, OneOf, TokenCounts, Tokens
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.evaluation import Tasks, evaluate_model
 from sb_edge.evaluate.evaluation_table import evaluation_table, recall_table
+from sb_edge.evaluate.finished import Finished
 from sb_edge.evaluate.perplexity import evaluation_texts, read_text
 from sb_edge.evaluate.questions import read_questions
-from sb_edge.evaluate.retrieval import Distance, RecallTask, recall_tasks
+from sb_edge.evaluate.retrieval import RECALL_TASKS, Distance, RecallTask
+from sb_edge.evaluate.retrieval import recall_tasks as tasks_at
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.files import atomic_output
 from sb_edge.util.output import emit
@@ -78,6 +80,13 @@ class DistanceType(click.ParamType):
     help="Ask for passkeys, dictionaries of words and facts at these distances: tokens, or windows of MODEL "
     "as in 0.5w,1.5w,3w.  [0,256,1k if none are given]",
 )
+@click.option(
+    "--recall-tasks",
+    type=CommaSeparated(OneOf(list(RECALL_TASKS)), "names"),
+    default=",".join(RECALL_TASKS),
+    show_default=True,
+    help="Tasks of --recall.",
+)
 @integer_option("--cases", default=20, help="Cases per task and distance of --recall.")
 @click.option(
     "--spike-k",
@@ -86,6 +95,11 @@ class DistanceType(click.ParamType):
     help="Spike settings to compare: file (as the file says), 0 (none), or a k: file,0,3.  [default: file]",
 )
 @click.option("--markdown", type=OutputFile(), help="Write a Markdown table.")
+@click.option(
+    "--parts",
+    type=OutputFile(),
+    help="Keep each finished measurement in FILE (JSON), and take up those that it has.",
+)
 @threads_option
 @json_option
 def command(
@@ -98,9 +112,11 @@ def command(
     distances: tuple[int, ...] | None,
     trials: tuple[int, ...],
     recall_distances: tuple[Distance, ...] | None,
+    recall_tasks: tuple[str, ...],
     cases: int,
     spikes: tuple[float | None, ...] | None,
     markdown: Path | None,
+    parts: Path | None,
     threads: int | None,
     json_target: str | None,
 ) -> None:
@@ -123,7 +139,8 @@ def command(
     # The last number of trials is for all distances that follow.
     passkeys = zip(distances or (), chain(trials, repeat(trials[-1])), strict=False)
     tasks = [RecallTask("passkey", distance, count) for distance, count in passkeys]
-    tasks += recall_tasks([distance.tokens(path) for distance in recall_distances or ()], cases)
+    windows = [distance.tokens(path) for distance in recall_distances or ()]
+    tasks += tasks_at(windows, cases, recall_tasks)
     found = evaluate_model(
         path,
         resolve_gguf(base),
@@ -133,12 +150,13 @@ def command(
         spikes=spikes or (None,),
         tasks=Tasks(tuple(asked), tuple(tasks)),
         n_threads=threads,
+        finished=Finished(parts),
     )
     table = evaluation_table(found)
     if markdown is not None:
         with atomic_output(markdown) as partial:
-            parts = [table, recall_table(found)] if found.base.recall else [table]
-            partial.write_text("\n".join(part.markdown() for part in parts), encoding="utf-8")
+            tables = [table, recall_table(found)] if found.base.recall else [table]
+            partial.write_text("\n".join(each.markdown() for each in tables), encoding="utf-8")
 
     def show(console: Console) -> None:
         for quality in (run.quality for run in found.runs):

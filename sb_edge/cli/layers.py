@@ -21,6 +21,7 @@ from sb_edge.util.output import emit
 @integer_option("--cases", default=40, help="Dictionaries, and facts; a third as many passkeys.")
 @tokens_option("--span", default=16, help="Tokens that a limited layer sees.")
 @click.option("--heads", help="Limit the heads of these layers one by one, too: 0,2,4 or 6-9.")
+@click.option("--grouped", is_flag=True, help="With --heads: the query heads of a key/value head together.")
 @click.option("--plot", type=OutputFile(), help="Draw retrieval against perplexity (PNG, SVG).")
 @click.option("--bf16", is_flag=True, help="Compute matrix products in bfloat16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N], metax[:N].")
@@ -31,6 +32,7 @@ def command(
     cases: int,
     span: int,
     heads: str | None,
+    grouped: bool,
     plot: Path | None,
     bf16: bool,
     device: str,
@@ -55,7 +57,7 @@ def command(
         ignore_rope_scaling=ignore_rope_scaling,
     )
     chosen = () if heads is None else parse_layers(heads, "--heads")
-    found = measure_layers(source, cases=cases, span=span, head_layers=chosen, bf16=bf16)
+    found = measure_layers(source, cases=cases, span=span, head_layers=chosen, grouped=grouped, bf16=bf16)
     if plot is not None:
         plot_layers(plot, found)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean, geometric_mean
 
 import numpy as np
@@ -53,14 +52,13 @@ class Quality:
 
 
 def compare_quality(
-    model_path: Path,
-    base_path: Path,
+    model: Model,
+    base: Model,
     text: str,
     name: str,
     *,
     max_tokens: int,
     context: int,
-    spikes: float | None = None,
     n_threads: int | None = None,
 ) -> Quality:
     """Evaluate a model and its base on the same chunks of a text.
@@ -68,41 +66,38 @@ def compare_quality(
     Each chunk has a new context, which begins with BOS where the vocabulary asks for it.
 
     Args:
-        model_path, base_path: GGUFs with the same vocabulary.
+        model, base: open GGUFs with the same vocabulary.
         text: text that neither model was trained on.
         name: name of the text.
         max_tokens: maximum number of tokens of the text.
         context: tokens per chunk, BOS included.
-        spikes: spike k of the model, as in `Model`; the base has no spikes.
         n_threads: None: number of physical cores.
 
     Raises:
-        GgufError, SpikeError: a file cannot be loaded, or has no spikes.
         InferenceError: no vocabulary, different vocabularies, or a text of fewer than two tokens.
     """
-    with Model(model_path, spikes=spikes) as model, Model(base_path) as base:
-        begin = model.first_tokens
-        tokens = text_tokens(model, text, max_tokens + len(begin))
-        _require_same_vocabulary(model, base, text, tokens)
-        require_tokens(tokens, 2, name)
-        del tokens[: len(begin)]
-        size = context - len(begin)
-        chunks = [[*begin, *tokens[start : start + size]] for start in range(0, len(tokens), size)]
-        columns: list[Floats] = []
-        with progress_bar("evaluating model and base, tokens", len(tokens)) as advance:
-            for chunk in chunks:
-                if len(chunk) > 1:
-                    columns.append(_compare(model, base, chunk, n_threads))
-                advance(len(chunk) - len(begin))
+    begin = model.first_tokens
+    tokens = text_tokens(model, text, max_tokens + len(begin))
+    _require_same_vocabulary(model, base, text, tokens)
+    require_tokens(tokens, 2, name)
+    del tokens[: len(begin)]
+    size = context - len(begin)
+    chunks = [[*begin, *tokens[start : start + size]] for start in range(0, len(tokens), size)]
+    columns: list[Floats] = []
+    with progress_bar("evaluating model and base, tokens", len(tokens)) as advance:
+        for chunk in chunks:
+            if len(chunk) > 1:
+                columns.append(_compare(model, base, chunk, n_threads))
+            advance(len(chunk) - len(begin))
     nll, base_nll, kl, same = np.concatenate(columns, axis=1)
     ratio = math.exp(float((nll - base_nll).mean()))
     return Quality(
-        model=model_path.name,
-        base=base_path.name,
+        model=model.path.name,
+        base=base.path.name,
         text=name,
         tokens=len(nll),
         context=context,
-        spikes=spikes,
+        spikes=model.spikes,
         perplexity=math.exp(float(nll.mean())),
         base_perplexity=math.exp(float(base_nll.mean())),
         ratio=ratio,

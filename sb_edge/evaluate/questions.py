@@ -58,6 +58,7 @@ class QuestionScore:
         acc_norm: accuracy with log-probabilities divided by the choices' lengths in bytes.
         acc_error: standard error of `acc`.
         chance: expected `acc` of random choices.
+        hits: for each question, whether the correct choice has the largest probability.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class QuestionScore:
     acc_norm: float
     acc_error: float
     chance: float
+    hits: tuple[bool, ...]
 
 
 def read_questions(file: Path | None) -> list[Question]:
@@ -140,4 +142,5 @@ def _log_probability(session: Session, prompt: list[int], question: Question, ch
 
 def _score(kind: str, hits: Sequence[tuple[bool, bool, float]]) -> QuestionScore:
     acc, acc_norm, chance = np.array(hits, dtype=np.float64).mean(axis=0).tolist()
-    return QuestionScore(kind, len(hits), acc, acc_norm, math.sqrt(acc * (1 - acc) / len(hits)), chance)
+    error = math.sqrt(acc * (1 - acc) / len(hits))
+    return QuestionScore(kind, len(hits), acc, acc_norm, error, chance, tuple(hit for hit, _, _ in hits))

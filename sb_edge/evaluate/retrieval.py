@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sb_edge.evaluate.recall_cases import Kind, RecallCase, dictionary_case, facts_case, passkey_case
+from sb_edge.evaluate.recall_cases import (
+    Encode,
+    Kind,
+    RecallCase,
+    dictionary_case,
+    facts_case,
+    passkey_case,
+)
 from sb_edge.gguf.reader import read_header
 from sb_edge.runtime.session import Model, Session
 from sb_edge.util.errors import InferenceError
@@ -17,8 +23,14 @@ from sb_edge.util.logits import log_softmax
 from sb_edge.util.output import json_fields
 from sb_edge.util.progress import progress_bar
 
-PAIRS = (5, 10, 20)
-"""Pairs of the dictionaries that are asked for."""
+RECALL_TASKS: dict[str, tuple[Kind, int]] = {
+    "passkey": ("passkey", 0),
+    "dictionary-5": ("dictionary", 5),
+    "dictionary-10": ("dictionary", 10),
+    "dictionary-20": ("dictionary", 20),
+    "facts": ("facts", 0),
+}
+"""Kind of case, and pairs of a dictionary, by name of the task."""
 
 SEED = 20261122
 
@@ -73,13 +85,8 @@ class RecallTask:
         """Kind with the number of pairs: "dictionary of 10"."""
         return f"{self.kind} of {self.pairs}" if self.pairs else self.kind
 
-    def cases(self, model: Model) -> list[RecallCase]:
-        """The cases; at every distance and for every model the same but for the text between."""
-        line_end = model.tokenize("\n", add_special=False)[-1]
-
-        def encode(text: str) -> list[int]:
-            return model.tokenize(text, after=line_end)
-
+    def cases(self, encode: Encode) -> list[RecallCase]:
+        """The cases; at every distance and for every tokenizer the same but for the text between."""
         cases = []
         for trial in range(self.trials):
             rng = random.Random(f"{SEED} {self.name} {trial}")
@@ -116,46 +123,23 @@ class RetrievalScore:
         return json_fields(self.task) | json_fields(self, "found", "log_p", "hits")
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Share of cases that one model answers, less that of another, on the same cases.
-
-    Attributes:
-        value: the difference, -1 to 1.
-        low, high: 95 % interval.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def recall_tasks(distances: Sequence[int], trials: int) -> list[RecallTask]:
-    """Passkeys, dictionaries of `PAIRS` and facts at each distance."""
+def recall_tasks(distances: Sequence[int], trials: int, names: Sequence[str]) -> list[RecallTask]:
+    """Tasks of `RECALL_TASKS` at each distance."""
     return [
-        task
+        RecallTask(kind, distance, trials, pairs)
         for distance in distances
-        for task in (
-            RecallTask("passkey", distance, trials),
-            *(RecallTask("dictionary", distance, trials, pairs) for pairs in PAIRS),
-            RecallTask("facts", distance, trials),
-        )
+        for kind, pairs in (RECALL_TASKS[name] for name in names)
     ]
 
 
-def paired_difference(found: RetrievalScore, reference: RetrievalScore) -> PairedDifference:
-    """Compare two models by the cases in which they differ.
+def encode_with(model: Model) -> Encode:
+    """Tokens of a part of a text, as a model has them behind a line feed."""
+    line_end = model.tokenize("\n", add_special=False)[-1]
 
-    The interval is Wald's with half a case added to each of the four outcomes (Agresti and Min, 2005), so
-    that few cases without a difference do not give an interval of no width.
-    """
-    pairs = list(zip(found.hits, reference.hits, strict=True))
-    better, worse = (pairs.count(pair) + 0.5 for pair in ((True, False), (False, True)))
-    n = len(pairs) + 2
-    middle = (better - worse) / n
-    reach = 1.96 * math.sqrt(better + worse - (better - worse) ** 2 / n) / n
-    low, high = max(-1.0, middle - reach), min(1.0, middle + reach)
-    return PairedDifference(found.found - reference.found, low, high)
+    def encode(text: str) -> list[int]:
+        return model.tokenize(text, after=line_end)
+
+    return encode
 
 
 def recall(
@@ -173,7 +157,8 @@ def recall(
         OutOfMemoryForecast: the longest prompt does not fit in memory.
     """
     start = model.first_tokens
-    asked = [(task, task.cases(model)) for task in tasks]
+    encode = encode_with(model)
+    asked = [(task, task.cases(encode)) for task in tasks]
     sizes = [[len(start) + len(case.prompt) + len(case.answer) for case in cases] for _, cases in asked]
     scores = []
     with progress_bar(f"{model.path.name}: recall, tokens", sum(map(sum, sizes))) as advance:

@@ -5,7 +5,7 @@ Sizes: B sequences, T new tokens, P cached ones, H query heads, Hkv key/value he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,15 @@ from torch.nn import functional
 from sb_edge.arch.coding import int8_round
 from sb_edge.arch.config import GATE_LOGIT_NORMALIZER, SpikingBrainConfig
 from sb_edge.reference.ops.naive import accumulation_dtype
-from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts
+from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts, straight_through
 
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]]
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 LayerState = tuple[Tensor, ...]
-"""What a layer keeps between calls: GLA (S,), SWA (keys, values) of the last tokens; () before the first."""
+"""What a layer keeps between calls: GLA (S,), SWA (keys, values) of the last tokens, a hybrid of both all
+three; () before the first."""
 
 QUERY_BLOCK = 512
 """SWA takes this many queries at once: its scores need B * H * 512 * (512 + w) numbers instead of T * T."""
@@ -159,7 +160,7 @@ class SlidingWindowAttention(Attention):
         if self.query_k:
             q = round_to_counts(q, self.query_k)
         if self.kv_rounding:
-            k, v = int8_round(k).to(x.dtype), int8_round(v).to(x.dtype)
+            k, v = (straight_through(part, int8_round(part.detach()).to(x.dtype)) for part in (k, v))
         if state:
             k, v = torch.cat((state[0], k), dim=1), torch.cat((state[1], v), dim=1)
         y = self.o_proj(self.attend(q, k, v, self.window).flatten(2))
@@ -192,6 +193,55 @@ class GatedLinearAttention(Attention):
         log_a = functional.logsigmoid(gate) / GATE_LOGIT_NORMALIZER
         o, last = self.operator(q, k, v, log_a, self.head_dim**-0.5, state[0] if state else None)
         return self.o_proj(self.g_norm(o).flatten(2)), (last,)
+
+
+class HeadHybridAttention(GatedLinearAttention):
+    """GLA whose key/value heads `kept`, each with its query heads, have sliding-window attention instead.
+
+    Those have a rotary embedding and no norm; their gates are not used. Head-level hybrids: arXiv 2602.11374.
+    """
+
+    attend: Attend = staticmethod(windowed_attention)
+
+    def __init__(
+        self,
+        config: SpikingBrainConfig,
+        bias: bool,
+        gate_rank: int,
+        operator: Operator,
+        kept: Sequence[int],
+    ) -> None:
+        super().__init__(config, bias, gate_rank, operator)
+        self.window = config.sliding_window
+        self.theta = config.rope_theta
+        self.kept = list(kept)
+        self.recurrent = [head for head in range(config.num_key_value_heads) if head not in kept]
+        order = [*self.recurrent, *self.kept]
+        self.places = [order.index(head) for head in range(len(order))]
+
+    def forward(self, x: Tensor, state: LayerState, position: int) -> tuple[Tensor, LayerState]:
+        shared = SharedInput(x)
+        k, v = self.heads(self.k_proj(shared)), self.heads(self.v_proj(shared))
+        q = self.heads(self.q_proj(shared)).unflatten(2, (k.shape[2], -1))  # [B, T, Hkv, G, d]
+        gate = self.heads(self.gk_proj(shared)).to(accumulation_dtype(x.dtype))
+        log_a = functional.logsigmoid(gate) / GATE_LOGIT_NORMALIZER
+        queries, keys, values, log_a = (part[:, :, self.recurrent] for part in (q, k, v, log_a))
+        queries, keys = functional.relu(queries.flatten(2, 3)), functional.relu(keys)
+        scale = self.head_dim**-0.5
+        o, last = self.operator(queries, keys, values, log_a, scale, state[0] if state else None)
+        queries, keys, values = (part[:, :, self.kept] for part in (q, k, v))
+        queries, keys = (rotate(part, position, self.theta) for part in (queries.flatten(2, 3), keys))
+        if state:
+            keys, values = torch.cat((state[1], keys), dim=1), torch.cat((state[2], values), dim=1)
+        near = self.attend(queries, keys, values, self.window)
+        both = torch.cat((self.g_norm(o), near), dim=2).unflatten(2, (k.shape[2], -1))
+        oldest = max(0, keys.shape[1] - self.window + 1)
+        y = self.o_proj(both[:, :, self.places].flatten(2))
+        return y, (last, keys[:, oldest:], values[:, oldest:])
+
+
+WINDOWED = (SlidingWindowAttention, HeadHybridAttention)
+"""The kinds of layer with a window."""
 
 
 class Block(nn.Module):

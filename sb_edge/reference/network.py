@@ -26,6 +26,7 @@ from sb_edge.reference.layers import (
     Attention,
     Block,
     GatedLinearAttention,
+    HeadHybridAttention,
     LayerState,
     Operator,
     RMSNorm,
@@ -59,12 +60,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList()
-        for recurrent, mixed in zip(config.recurrent_layers, config.moe_layers, strict=True):
-            attention: Attention = (
-                GatedLinearAttention(config, layout.attention_bias, layout.gate_rank, operator)
-                if recurrent
-                else SlidingWindowAttention(config, layout.attention_bias)
-            )
+        bias, rank = layout.attention_bias, layout.gate_rank
+        kept = config.attn_heads or [[]] * config.num_hidden_layers
+        for recurrent, heads, mixed in zip(config.recurrent_layers, kept, config.moe_layers, strict=True):
+            attention: Attention
+            if not recurrent:
+                attention = SlidingWindowAttention(config, bias)
+            elif heads:
+                attention = HeadHybridAttention(config, bias, rank, operator, heads)
+            else:
+                attention = GatedLinearAttention(config, bias, rank, operator)
             dense = (config.hidden_size, config.intermediate_size)
             mlp = MixtureOfExperts(config) if mixed else SwiGLU(*dense)
             self.layers.append(Block(config, attention, mlp))

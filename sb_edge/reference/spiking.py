@@ -1,6 +1,7 @@
 """Projections with coded inputs: y = threshold * (W s) + b, s the counts of `sb_edge.arch.coding`.
 
 Which projections are coded, and with which k, is data: `SpikingBrain.set_spikes` takes a `SpikePlan`.
+Gradients are straight-through: those of the same computation on uncoded values.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +35,22 @@ Site = tuple[str, ...]
 OnCounts = Callable[[Site, Tensor], None]
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        return outer[0], None
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, exactly, with the gradient of x; both of one shape."""
+    passed: Tensor = _StraightThrough.apply(x, value.detach())
+    return passed
+
+
 class SharedInput:
     """The input of several projections, coded once for those that have the same k."""
 
@@ -40,12 +58,20 @@ class SharedInput:
         """x: [..., n]."""
         self.x = x
         self._coded: dict[float, tuple[Tensor, Tensor]] = {}
+        self._spikes: dict[tuple[float, torch.dtype], Tensor] = {}
 
     def coded(self, k: float) -> tuple[Tensor, Tensor]:
         """Counts, int32 [..., n], and thresholds, float32 [..., 1]."""
         if k not in self._coded:
-            self._coded[k] = spike_counts(self.x, k)
+            self._coded[k] = spike_counts(self.x.detach(), k)
         return self._coded[k]
+
+    def spikes(self, k: float, dtype: torch.dtype) -> Tensor:
+        """Counts in the type of weights, [..., n], with the gradient of x / threshold."""
+        if (k, dtype) not in self._spikes:
+            counts, threshold = self.coded(k)
+            self._spikes[k, dtype] = straight_through(self.x / threshold, counts.to(dtype))
+        return self._spikes[k, dtype]
 
 
 class Projection(nn.Linear):
@@ -57,17 +83,21 @@ class Projection(nn.Linear):
         """x: [..., in] -> [..., out] in the weights' dtype."""
         x = _shared(x)
         if not self.spike_k:
-            return super().forward(x.x)
-        counts, threshold = x.coded(self.spike_k)
-        dtype = self.weight.dtype
-        y = functional.linear(counts.to(dtype), self.weight) * threshold.to(dtype)
+            return self.product(x.x, self.bias)
+        y = self.product(x.spikes(self.spike_k, self.weight.dtype))
+        _, threshold = x.coded(self.spike_k)
+        y = (y * threshold).to(y.dtype)  # bfloat16 under autocast
         return y if self.bias is None else y + self.bias
+
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W x + bias, x: [..., in] -> [..., out]."""
+        return functional.linear(x, self.weight, bias)
 
 
 def round_to_counts(x: Tensor, k: float) -> Tensor:
     """x: [..., n] -> the values that its counts stand for, counts * threshold, in the same dtype."""
-    counts, threshold = spike_counts(x, k)
-    return (counts * threshold).to(x.dtype)
+    counts, threshold = spike_counts(x.detach(), k)
+    return straight_through(x, (counts * threshold).to(x.dtype))
 
 
 def projections(block: nn.Module) -> dict[str, Projection]:

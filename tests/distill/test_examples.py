@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -12,6 +17,48 @@ from support import sb_edge
 from sb_edge.cli import cli
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def output_of(name: str, *arguments: object) -> list[str]:
+    """Lines that a script prints, run in this process."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name))
+    return printed.getvalue().splitlines()
+
+
+def test_maps_by_layers_and_by_heads_keep_as_many_heads(tmp_path: Path) -> None:
+    """Three layers of two heads; limits cost most in layer 1, then in single heads."""
+
+    def entry(layer: int, head: int | None, damage: float) -> dict[str, object]:
+        return {"layer": layer, "head": head, "damage": damage, "score": {"loss": 3.0}}
+
+    heads = {(0, 0): 0.1, (0, 1): 0.5, (1, 0): 0.9, (1, 1): 0.8, (2, 0): 0.7, (2, 1): 0.2}
+    found = {
+        "whole": {"loss": 3.0},
+        "layers": [entry(layer, None, damage) for layer, damage in enumerate((0.3, 2.0, 0.6))],
+        "heads": [entry(layer, head, damage) for (layer, head), damage in heads.items()],
+    }
+    (tmp_path / "layers.json").write_text(json.dumps(found))
+    for share, expected in (
+        (0.67, ["layers: --gla-layers 0", "heads:  --gla-layers 0,2 --keep-heads 0:1,2:0"]),
+        (0.33, ["layers: --gla-layers 0,2", "heads:  --gla-layers 0,2"]),
+    ):
+        assert output_of("head_map.py", tmp_path / "layers.json", share) == expected
+
+
+def test_runs_are_compared_by_their_last_measurements(tmp_path: Path) -> None:
+    point = {"tokens": 128, "losses": [0.5], "found": {"passkey": 1.0, "dictionary": 0.25, "facts": 0.0}}
+    stages = [
+        {"name": "layers", "measured": [point | {"losses": [0.25, 0.75]}]},
+        {"name": "whole", "measured": [point, point | {"tokens": 256, "spike_losses": [0.625]}]},
+    ]
+    (tmp_path / "record.json").write_text(json.dumps({"stages": stages}))
+    assert output_of("compare_runs.py", tmp_path)[2:] == [
+        f"| {tmp_path.name} | layers | 128 | 0.5000 |  | 100% | 25% | 0% |",
+        f"| {tmp_path.name} | whole | 256 | 0.5000 | 0.6250 | 100% | 25% | 0% |",
+    ]
 
 
 @pytest.mark.parametrize("name", ["distill_llama.sh", "distill_qwen.sh"])

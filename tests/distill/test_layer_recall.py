@@ -99,6 +99,14 @@ def test_heads_are_limited_one_by_one(tiny_recall: LayerRecall) -> None:
     assert len({round(score, 7) for score in (*scores, tiny_recall.whole.loss)}) == 6
 
 
+def test_heads_of_a_group_are_limited_together(tiny_base: Path) -> None:
+    """Two query heads at a time: the layer's window is that of both groups together."""
+    found = measure_layers(load_base(tiny_base, CPU), cases=1, head_layers=(1,), grouped=True)
+    assert [(entry.layer, entry.head) for entry in found.heads] == [(1, 0), (1, 1)]
+    scores = [entry.score.loss for entry in (*found.heads, found.layers[1])]
+    assert len({round(score, 7) for score in (*scores, found.whole.loss)}) == 4
+
+
 def test_table_and_picture(tiny_recall: LayerRecall, tmp_path: Path) -> None:
     text = layer_table(tiny_recall, tiny_recall.layers).markdown()
     assert text.count("\n| layer ") == 4

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.run import get_args_parser
 
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.cli import cli
 from sb_edge.distill.settings import StageSettings
 from sb_edge.distill.text.gather import TextRequest
@@ -33,6 +34,7 @@ RECIPE = DistillRecipe(
     window=48,
     micro_batch=32,
     adapter_rank=4,
+    spikes=SpikePlan(k=3.0),
 )
 
 

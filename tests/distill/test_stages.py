@@ -14,13 +14,17 @@ import torch
 from safetensors.torch import load_file
 from tiny_bases import VOCAB
 
+from sb_edge.arch.spike_plan import SpikePlan
+from sb_edge.distill.adapters import adapt
 from sb_edge.distill.base import load_base
 from sb_edge.distill.parallel import World
 from sb_edge.distill.settings import StageName, StageSettings, TrainingSettings
 from sb_edge.distill.stages import GATE_STARTS, Batch, LayerStage, Stage, make_stage, use_training_operator
-from sb_edge.distill.student import make_student
+from sb_edge.distill.student import make_student, merged_weights
 from sb_edge.distill.text.gather import TextRequest
 from sb_edge.distill.training_run import DistillRecipe, distill
+from sb_edge.reference.network import SpikingBrain
+from sb_edge.util.errors import SpikeError
 
 CPU = torch.device("cpu")
 GLA = (0, 2)
@@ -85,6 +89,38 @@ def test_gates_start_where_the_error_is_least(tiny_base: Path) -> None:
         assert [set(part.tolist()) for part in gates(student, layer)] == [{value} for value in values]
 
 
+def test_the_coded_student_computes_what_its_checkpoint_does(tiny_base: Path) -> None:
+    """Adapters apart and merged, with gradients and without: the same counts everywhere, in float64."""
+    base = load_base(tiny_base, CPU)
+    student = make_student(base, GLA, window=48, seed=0)
+    adapt(student, 4, 0)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if name.endswith("adapter_out"):
+                parameter.normal_(std=0.05)
+    student.to(torch.float64)
+    merged = SpikingBrain(student.config, base.layout, "naive").to(torch.float64)
+    merged.load_state_dict(dict(merged_weights(student, list(merged.state_dict()))))
+    seen: list[dict[str, torch.Tensor]] = [{}, {}]
+    outputs = []
+    for model, tensors in zip((student, merged), seen, strict=True):
+        model.set_spikes(SpikePlan(k=2.5, query_k=3.0, kv_rounding=True))
+        outputs.append(model.hidden(TOKENS[:1], on_tensor=tensors.__setitem__))
+    assert outputs[0].requires_grad
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
+    counted = [name for name in seen[1] if name.startswith("spike_")]
+    assert len(counted) == 4 * student.config.num_hidden_layers
+    for name in counted:
+        assert torch.equal(seen[0][name], seen[1][name]), name
+
+
+def test_steps_with_spikes_are_spread_evenly() -> None:
+    for share, expected in ((0.5, "0101010101"), (0.3, "0001001001"), (1.0, "1111111111")):
+        settings = SETTINGS.model_copy(update={"spikes": SpikePlan(), "spike_share": share})
+        assert "".join(str(int(settings.is_coded(step))) for step in range(10)) == expected
+    assert not SETTINGS.is_coded(1)
+
+
 @pytest.fixture(scope="module")
 def long_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough for a held-out sequence."""
@@ -112,6 +148,26 @@ def test_a_stage_ends_with_the_best_parameters(tiny_base: Path, long_text: Path,
     kept = replace(recipe, stages=(still,), start=tmp_path / "wild")
     (found,) = trained(tiny_base, tmp_path / "still", long_text, kept)
     assert found == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_training_with_spikes_lowers_the_loss_with_spikes(
+    tiny_base: Path, long_text: Path, tmp_path: Path
+) -> None:
+    """Both losses are measured, and the plan is in the record; a plan of the wrong size trains nothing."""
+    stage = StageSettings(name="whole", tokens=2560, lengths=(64,), batch=128, learning_rate=5e-3)
+    recipe = DistillRecipe(
+        (stage,), adapter_rank=4, held_out=512, measure_every=128, spikes=SpikePlan(("ffn_up", "ssm_f"))
+    )
+    trained(tiny_base, tmp_path / "run", long_text, recipe)
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    measured = record["stages"][0]["measured"]
+    plain, coded = ([point[key][0] for point in measured] for key in ("losses", "spike_losses"))
+    assert plain[0] != coded[0]
+    assert coded[-1] < 0.9 * coded[0] and plain[-1] < 0.9 * plain[0]
+    assert record["settings"]["spikes"]["projections"] == ["ffn_up", "ssm_f"]
+    wrong = replace(recipe, spikes=SpikePlan(("ffn_up",), layer_k=((3.0,),)))
+    with pytest.raises(SpikeError, match="a k for every layer"):
+        trained(tiny_base, tmp_path / "wrong", long_text, wrong)
 
 
 def test_without_held_out_text_the_last_parameters_stay(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from support import exit_code, sb_edge
 from tiny_bases import VOCAB, write_base
 
+from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.transplant import transplant
 from sb_edge.distill.base import load_base
@@ -21,6 +22,7 @@ from sb_edge.distill.settings import StageSettings
 from sb_edge.distill.student import make_student, merged_weights
 from sb_edge.distill.text.gather import TextRequest
 from sb_edge.distill.training_run import DistillRecipe, distill
+from sb_edge.reference.layers import HeadHybridAttention
 from sb_edge.reference.network import SpikingBrain
 from sb_edge.util.errors import ConfigError, TrainingError
 from sb_edge.util.logits import nmse
@@ -210,6 +212,24 @@ def test_a_damaged_checkpoint_is_refused(
         make(tiny_base, tmp_path, prose)
 
 
+def test_heads_that_keep_window_attention(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
+    """Both stages train such a student; the reference loads its checkpoint, the converter refuses it."""
+    recipe = replace(RECIPE, kept_heads=((0, 1),))
+    make(tiny_base, tmp_path / "run", prose, recipe)
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    for stage in record["stages"]:
+        losses = [sum(point["losses"]) for point in stage["curve"]]
+        assert losses[-1] < 0.9 * losses[0], stage["name"]
+    assert not (tmp_path / "run" / "trained.gguf").exists()
+    student = SpikingBrain.from_checkpoint(tmp_path / "run" / "student")
+    assert student.config.attn_heads == [[1], [], [], []]
+    assert type(student.model.layers[0].attn) is HeadHybridAttention
+    done = sb_edge("convert", tmp_path / "run" / "student", "-o", tmp_path / "x.gguf")
+    assert done.returncode == 1 and "attn_heads: the engine does not support" in done.stderr
+    with pytest.raises(ConfigError, match=r"kept heads: \S*attn_heads: \[0\] of layer 1 are not some of"):
+        make(tiny_base, tmp_path / "wrong", prose, replace(RECIPE, kept_heads=((1, 0),)))
+
+
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
     tiny_base: Path, prose: Path, tmp_path: Path
 ) -> None:
@@ -224,8 +244,12 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(
         make(tiny_base, tmp_path, prose, wild, save_every=0)
 
 
-def test_a_diverging_whole_stage_names_the_layer(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
-    wild = replace(RECIPE, stages=(WHOLE.model_copy(update={"learning_rate": 1e30}),))
+@pytest.mark.parametrize("spikes", [None, SpikePlan()])
+def test_a_diverging_whole_stage_names_the_layer(
+    tiny_base: Path, prose: Path, tmp_path: Path, spikes: SpikePlan | None
+) -> None:
+    stage = WHOLE.model_copy(update={"learning_rate": 1e30})
+    wild = replace(RECIPE, stages=(stage,), spikes=spikes, spike_share=1.0)
     with pytest.raises(TrainingError, match=r"stage whole, step \d+, (layer \d|KL|model\.)"):
         make(tiny_base, tmp_path, prose, wild)
 
@@ -289,6 +313,9 @@ def test_two_runs_do_not_share_a_folder(tiny_base: Path, prose: Path, tmp_path: 
         (["--tokens", "layers=-3"], "no positive number"),
         (["--tokens", "layers=1:2"], "more than one value"),
         (["--stages", "whole,layers"], "--stages"),
+        (["--keep-heads", "18"], "not a layer and a head"),
+        (["--spikes", "0"], "'0' is not a positive number"),
+        (["--spikes", "nan"], "'nan' is not a positive number"),
     ],
 )
 def test_bad_options_are_usage_errors(options: list[str], message: str) -> None:

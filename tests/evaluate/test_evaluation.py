@@ -95,8 +95,11 @@ def test_the_command_line(tmp_path: Path) -> None:
         "--questions", tmp_path / "mine.jsonl", "--passkey", "32,8,16", "--trials", "2,1",
         "--spike-k", "0,3,file",
         "--markdown", tmp_path / "table.md", "--json", tmp_path / "found.json",
+        "--parts", tmp_path / "parts.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "parts.json").read_text()).values()
+    assert Counter(part["what"]["measure"] for part in kept) == {"text": 3, "questions": 4, "recall": 4 * 3}
     document = json.loads((tmp_path / "found.json").read_text())
     assert [run["spikes"] for run in document["runs"]] == [0, 3, None]
     assert document["perplexity"] == document["runs"][0]["perplexity"] != document["runs"][1]["perplexity"]
@@ -104,15 +107,19 @@ def test_the_command_line(tmp_path: Path) -> None:
     recall = document["base_tasks"]["recall"]
     assert [(score["distance"], score["trials"]) for score in recall] == [(32, 2), (8, 1), (16, 1)]
     table = (tmp_path / "table.md").read_text()
-    measures, passkeys, _ = (part.splitlines() for part in table.split("\n\n"))
+    measures, _, passkeys, _ = (part.splitlines() for part in table.split("\n\n"))
     assert len(passkeys) == 2 + 3 * 3
     heading, _, *rows = measures
     assert heading == "|  | base | no spikes | k = 3 | as stored |"
+    assert max(map(len, done.stdout.splitlines()[4:])) <= 80
     assert [row.split(" | ")[0] for row in rows] == [
         "| perplexity",
         "| over the base's",
+        "| over no spikes",
         "| KL",
         "| all (1)",
+        "| - to the base",
+        "| - p",
         "| facts (1)",
     ]
     many = sb_edge("eval", "default", "--base", "default-base", "--passkey", "8", "--trials", "2,1")

@@ -25,7 +25,8 @@ TEXT = "The lighthouse stood at the end of the land. " * 12
 
 @pytest.mark.engine
 def test_a_model_is_as_good_as_itself() -> None:
-    found = compare_quality(default_base(), default_base(), TEXT, "text", max_tokens=100, context=64)
+    with Model(default_base()) as one, Model(default_base()) as other:
+        found = compare_quality(one, other, TEXT, "text", max_tokens=100, context=64)
     assert (found.ratio, found.kl, found.top1) == (1, 0, 1)
     assert found.tokens == 98  # two chunks, the first token of each is given
 
@@ -34,7 +35,7 @@ def test_a_model_is_as_good_as_itself() -> None:
 def test_the_figures_are_those_of_the_two_models() -> None:
     with Model(default()) as model, Model(default_base()) as base:
         alone = [perplexity(one, TEXT, max_tokens=60).value for one in (model, base)]
-    found = compare_quality(default(), default_base(), TEXT, "text", max_tokens=60, context=2048)
+        found = compare_quality(model, base, TEXT, "text", max_tokens=60, context=2048)
     np.testing.assert_allclose([found.perplexity, found.base_perplexity], alone, rtol=2e-2)
     assert found.ratio == pytest.approx(found.perplexity / found.base_perplexity)
     assert found.kl > 0 and math.isfinite(found.ratio_error)
@@ -53,8 +54,8 @@ def with_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.engine
 def test_every_chunk_begins_with_bos(with_bos: Path) -> None:
     text = "the bird sings <|stop|> and the tree stands and " * 3
-    found = compare_quality(with_bos, with_bos, text, "text", max_tokens=60, context=16)
-    with Model(with_bos) as model:
+    with Model(with_bos) as model, Model(with_bos) as same:
+        found = compare_quality(model, same, text, "text", max_tokens=60, context=16)
         tokens = model.tokenize(text, add_special=False, parse_special=False)[:60]
         assert not {300, 301} & set(tokens)
         chunks = [[301, *tokens[start : start + 15]] for start in range(0, 60, 15)]
@@ -71,8 +72,12 @@ def test_a_base_that_begins_otherwise_is_refused(with_bos: Path, tmp_path: Path)
         tokenizer_config_json={"eos_token": "<|stop|>"},
     )
     other = model_gguf(tmp_path / "other")
-    with pytest.raises(InferenceError, match="a different vocabulary from its base"):
-        compare_quality(with_bos, other, "the bird " * 9, "text", max_tokens=60, context=16)
+    with (
+        Model(with_bos) as model,
+        Model(other) as base,
+        pytest.raises(InferenceError, match="a different vocabulary from its base"),
+    ):
+        compare_quality(model, base, "the bird " * 9, "text", max_tokens=60, context=16)
 
 
 @pytest.mark.engine

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from support import sb_edge
 
 from sb_edge.evaluate.evaluation import Evaluation, Run, TaskScores
 from sb_edge.evaluate.evaluation_table import recall_table
+from sb_edge.evaluate.paired import paired_difference
 from sb_edge.evaluate.perplexity import token_losses
 from sb_edge.evaluate.quality import Quality
 from sb_edge.evaluate.retrieval import (
+    RECALL_TASKS,
     Distance,
     RecallTask,
     RetrievalScore,
-    paired_difference,
+    encode_with,
     recall,
     recall_tasks,
 )
@@ -39,15 +42,19 @@ def score(hits: str) -> RetrievalScore:
         # b = 0 and c = 4 of 10: (0.5 - 4.5) / 12 -+ 1.96 sqrt(5 - 16 / 12) / 12
         ("1111000000", "1111111100", -0.4, -0.646094, -0.020573),
         ("1100", "1010", 0.0, -0.565803, 0.565803),  # sqrt(1.5 + 1.5) * 1.96 / 6
+        ("110111", "010000", 4 / 6, 0.075648, 0.924352),  # sqrt(4 + 1 - 16 / 8) * 1.96 / 8
         ("11", "11", 0.0, -0.49, 0.49),  # sqrt(0.5 + 0.5) * 1.96 / 4
     ],
 )
 def test_a_paired_difference_counts_cases_that_differ(
     found: str, base: str, value: float, low: float, high: float
 ) -> None:
-    difference = paired_difference(score(found), score(base))
+    difference = paired_difference(score(found).hits, score(base).hits)
     assert difference.value == pytest.approx(value)
     assert (difference.low, difference.high) == pytest.approx((low, high), abs=1e-5)
+    both = [(a, b) for a, b in zip(found, base, strict=True) if a != b]
+    expected = binomtest(both.count(("1", "0")), len(both)).pvalue if both else 1.0
+    assert difference.p == pytest.approx(expected)
 
 
 def test_the_interval_covers_the_truth() -> None:
@@ -58,13 +65,13 @@ def test_the_interval_covers_the_truth() -> None:
         easy = rng.random(50) < 0.5
         first, second = (easy | (rng.random(50) < extra) for extra in (0.4, 0.1))
         texts = ("".join(map(str, hits.astype(int))) for hits in (first, second))
-        difference = paired_difference(*map(score, texts))
+        difference = paired_difference(*(score(text).hits for text in texts))
         covered += difference.low <= 0.5 * (0.4 - 0.1) <= difference.high
     assert 930 <= covered <= 985
 
 
 def test_all_tasks_at_all_distances() -> None:
-    names = [(task.name, task.distance, task.trials) for task in recall_tasks((0, 96), 7)]
+    names = [(task.name, task.distance, task.trials) for task in recall_tasks((0, 96), 7, list(RECALL_TASKS))]
     kinds = ("passkey", "dictionary of 5", "dictionary of 10", "dictionary of 20", "facts")
     assert names == [(name, distance, 7) for distance, name in itertools.product((0, 96), kinds)]
 
@@ -85,7 +92,8 @@ def test_a_model_without_a_window_is_named() -> None:
 def test_what_is_told_is_the_same_at_every_distance(tiny: Path) -> None:
     with Model(tiny) as model:
         for kind, pairs in (("passkey", 0), ("dictionary", 5), ("facts", 0)):
-            near, far = (RecallTask(kind, distance, 3, pairs).cases(model) for distance in (10, 321))
+            tasks = (RecallTask(kind, distance, 3, pairs) for distance in (10, 321))
+            near, far = (task.cases(encode_with(model)) for task in tasks)
             assert len({case.told for case in near}) == 3
             for one, other in zip(near, far, strict=True):
                 assert len(other.told) - len(one.told) == 311
@@ -101,7 +109,7 @@ def test_scores_are_those_of_the_plain_computation(tiny: Path) -> None:
         for task, score in zip(tasks, found, strict=True):
             assert score.task == task and len(score.hits) == task.trials
             means = []
-            for case in task.cases(model):
+            for case in task.cases(encode_with(model)):
                 losses = token_losses(model, [*case.prompt, *case.answer])
                 means.append(-losses[len(case.prompt) - 1 :].mean())
             assert score.log_p == pytest.approx(sum(means) / len(means), abs=1e-4)

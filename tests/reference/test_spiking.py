@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
-from sb_edge.arch.coding import spike_counts
+from sb_edge.arch.coding import int8_round, spike_counts
 from sb_edge.arch.spike_plan import PROJECTIONS, RELEASED_PLAN, SpikePlan
+from sb_edge.reference.layers import SwiGLU
 from sb_edge.reference.network import Cache, SpikingBrain
-from sb_edge.reference.spiking import Projection, SharedInput, sites
+from sb_edge.reference.spiking import Projection, SharedInput, round_to_counts, sites, straight_through
 from sb_edge.util.errors import CheckpointError, SpikeError
 from sb_edge.util.logits import compare_logits, nmse
 from sb_edge.util.tolerances import GOLDEN_F32, PIECES_F32
@@ -48,6 +50,54 @@ def test_w8aspike_reproduces_the_recorded_logits(attention: str, dtype: torch.dt
     found = compare_logits(recorded, logits(model, tokens))
     assert found.nmse <= GOLDEN_F32.nmse
     assert found.top1 == 1
+
+
+def test_gradients_are_those_of_the_uncoded_computation() -> None:
+    """Central differences of a SwiGLU whose coding errors are held fixed, for its input and its weights."""
+    torch.manual_seed(0)
+    coded = SwiGLU(12, 20).double()
+    x = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(2, 3, 12, dtype=torch.float64)
+    for k, module in zip((2.0, 3.0, 4.0), coded.children(), strict=True):
+        assert isinstance(module, Projection)
+        module.spike_k = k
+    y = coded(x)
+    (y * direction).sum().backward()
+    gate, up, down = (module.weight for module in (coded.gate_proj, coded.up_proj, coded.down_proj))
+
+    def error(value: Tensor, k: float) -> Tensor:
+        counts, threshold = spike_counts(value.detach(), k)
+        return counts * threshold.double() - value.detach()
+
+    with torch.no_grad():
+        of_gate, of_up = error(x, 2.0), error(x, 3.0)
+        inner = functional.silu((x + of_gate) @ gate.T) * ((x + of_up) @ up.T)
+        of_down = error(inner, 4.0)
+
+    def surrogate() -> Tensor:
+        inner = functional.silu((x + of_gate) @ gate.T) * ((x + of_up) @ up.T)
+        return ((inner + of_down) @ down.T * direction).sum()
+
+    torch.testing.assert_close(surrogate(), (y * direction).sum(), rtol=1e-12, atol=0)
+    with torch.no_grad():
+        for tensor in (x, gate, up, down):
+            slopes = torch.empty_like(tensor)
+            for at in range(tensor.numel()):
+                values = []
+                for shift in (1e-6, -2e-6):
+                    tensor.view(-1)[at] += shift
+                    values.append(surrogate())
+                tensor.view(-1)[at] += 1e-6
+                slopes.view(-1)[at] = (values[0] - values[1]) / 2e-6
+            assert tensor.grad is not None
+            torch.testing.assert_close(tensor.grad, slopes, rtol=1e-6, atol=1e-7)
+
+
+def test_rounded_queries_keys_and_values_pass_gradients() -> None:
+    x = torch.randn(2, 5, requires_grad=True)
+    for rounded in (round_to_counts(x, 3.0), straight_through(x, int8_round(x.detach()))):
+        (slope,) = torch.autograd.grad(rounded.sum(), x)
+        assert torch.equal(slope, torch.ones_like(x)) and not torch.equal(rounded, x)
 
 
 @pytest.mark.parametrize("piece", [1, 5, 7])
