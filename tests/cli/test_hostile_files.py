@@ -288,8 +288,20 @@ def test_a_lora_that_does_not_fit_is_refused(tiny: Path, tmp_path: Path) -> None
 def test_grammars_and_schemas_that_cannot_be_followed(tiny: Path) -> None:
     line = ("generate", tiny, "-p", "x", "-n", "4", "--no-stats")
     deep = "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000
-    done = sb_edge(*line, "--grammar", deep)
-    assert done.returncode == 1 and "the grammar is nested too deeply" in done.stderr
+    rules = (f'r{i} ::= r{i + 1} "a" | r{i + 1} "b"' for i in range(60))
+    doubled = "\n".join(['root ::= "x"? r0', *rules, 'r60 ::= "c"'])
+    for grammar, found in (
+        (deep, "groups are nested too deeply"),
+        (doubled, "too many ways"),
+        ("root ::= " + '"a"? ' * 5000, "too many ways"),
+        ('root ::= "a"{5,2}', "minimum exceeds its maximum"),
+        ('root ::= "\\u0000"', "the grammar cannot be followed"),
+    ):
+        done = sb_edge(*line, "--grammar", grammar)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr[:500]
+        assert found in done.stderr
+    ambiguous = "root ::= " + "[a-z]? " * 80 + '"."'
+    assert sb_edge(*line, "--grammar", ambiguous).returncode == 0
     flat = 'root ::= "' + "(" * 2_000 + '" # ' + "(" * 2_000
     assert sb_edge(*line, "--grammar", flat).returncode == 0
     for schema in (
