@@ -76,6 +76,9 @@ def test_an_input_that_never_ends_is_refused(
         ("transplant", path, "-o", tmp_path / "out"),
         ("bench", "report", path, "-o", tmp_path / "out.html"),
         ("eval", golden_gguf, "--base", golden_gguf, "--questions", path),
+        ("parity", golden_gguf, "--golden", path),
+        ("quantize", golden_gguf, tmp_path / "out.gguf", "Q4_0", "--imatrix", path),
+        ("distill", golden_gguf, "-o", tmp_path / "out", "--config", path),
     ):
         assert f"{path}: is not a regular file" in refusal(capsys, *line)
 
