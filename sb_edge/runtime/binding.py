@@ -6,8 +6,6 @@ import ctypes
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -105,18 +103,9 @@ def last_problem() -> str | None:
     return without_function(_problems[-1]) if _problems else None
 
 
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Discard what C code prints to standard error past the engine's log."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:  # noqa: PTH123
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+def first_problem() -> str | None:
+    """The engine's first warning or error since `clear_log`, shortened: what follows is its consequence."""
+    return without_function(_problems[0])[:200] if _problems else None
 
 
 def kv_type(name: str) -> int:

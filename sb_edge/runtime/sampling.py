@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sb_edge.runtime.binding import clear_log, last_problem, library, quiet_stderr
+from sb_edge.runtime.binding import clear_log, first_problem, library, typed
 from sb_edge.runtime.session import Session
 from sb_edge.util.errors import InferenceError
 
@@ -26,7 +25,6 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Smallest and largest value of each number in `Sampling`."""
 
-_MAX_NESTING = 256
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _GREEDY_BELOW = 1e-6
 """Logits divided by a smaller temperature leave the range of float32."""
@@ -84,7 +82,7 @@ class Sampler:
 
     def __init__(self, session: Session, sampling: Sampling, recent: Sequence[int] = ()) -> None:
         lib = library()
-        self._session = session
+        self._session, self._sample = session, _guarded("sample")
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for sampler in self._samplers(sampling, recent):
             lib.llama_sampler_chain_add(self._chain, sampler)
@@ -114,14 +112,11 @@ class Sampler:
         ]
 
     def _grammar_sampler(self, grammar: str) -> Any:
-        _refuse_deep_nesting(grammar)
         clear_log()
-        vocab = self._session.model.vocab
-        with quiet_stderr():  # the engine prints the grammar as well
-            sampler = library().llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+        sampler = _guarded("init_grammar")(self._session.model.vocab, grammar.encode(), b"root")
         if not sampler:
             raise InferenceError(
-                "the grammar is not valid", found=last_problem(), expected="GBNF with a rule named root"
+                "the grammar is not valid", found=first_problem(), expected="GBNF with a rule named root"
             )
         return sampler
 
@@ -132,20 +127,24 @@ class Sampler:
         library().llama_sampler_free(self._chain)
 
     def next_token(self) -> int:
-        """Choose a token from the last logits, and remember it for the repeat penalty."""
-        return int(library().llama_sampler_sample(self._chain, self._session.handle, -1))
+        """Choose a token from the last logits, and remember it for the repeat penalty.
+
+        Raises:
+            InferenceError: the grammar cannot be followed.
+        """
+        clear_log()
+        token = int(self._sample(self._chain, self._session.handle, -1))
+        if token < 0:
+            raise InferenceError("the grammar cannot be followed", found=first_problem())
+        return token
 
 
-def _refuse_deep_nesting(grammar: str) -> None:
-    """The engine's parser calls itself for each parenthesis."""
-    depth = deepest = 0
-    for bracket in re.sub(r'"(\\.|[^"\\])*"|\[(\\.|[^\]\\])*\]|#.*', "", grammar):
-        depth += (bracket == "(") - (bracket == ")")
-        deepest = max(deepest, depth)
-    if deepest > _MAX_NESTING:
-        raise InferenceError(
-            "the grammar is nested too deeply", found=f"{deepest} levels", expected=f"at most {_MAX_NESTING}"
-        )
+def _guarded(name: str) -> Any:
+    """A sampler function that logs exceptions of C++; a stock engine has none, and ends with the process."""
+    lib = library()
+    plain = getattr(lib, f"llama_sampler_{name}")
+    guarded = f"llama_sb_sampler_{name}"
+    return typed(lib._lib, guarded, plain.restype, *plain.argtypes) if hasattr(lib._lib, guarded) else plain
 
 
 def _refuse_bounds(schema: Any) -> None:

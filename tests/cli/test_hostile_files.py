@@ -76,6 +76,9 @@ def test_an_input_that_never_ends_is_refused(
         ("transplant", path, "-o", tmp_path / "out"),
         ("bench", "report", path, "-o", tmp_path / "out.html"),
         ("eval", golden_gguf, "--base", golden_gguf, "--questions", path),
+        ("parity", golden_gguf, "--golden", path),
+        ("quantize", golden_gguf, tmp_path / "out.gguf", "Q4_0", "--imatrix", path),
+        ("distill", golden_gguf, "-o", tmp_path / "out", "--config", path),
     ):
         assert f"{path}: is not a regular file" in refusal(capsys, *line)
 
@@ -288,8 +291,20 @@ def test_a_lora_that_does_not_fit_is_refused(tiny: Path, tmp_path: Path) -> None
 def test_grammars_and_schemas_that_cannot_be_followed(tiny: Path) -> None:
     line = ("generate", tiny, "-p", "x", "-n", "4", "--no-stats")
     deep = "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000
-    done = sb_edge(*line, "--grammar", deep)
-    assert done.returncode == 1 and "the grammar is nested too deeply" in done.stderr
+    rules = (f'r{i} ::= r{i + 1} "a" | r{i + 1} "b"' for i in range(60))
+    doubled = "\n".join(['root ::= "x"? r0', *rules, 'r60 ::= "c"'])
+    for grammar, found in (
+        (deep, "groups are nested too deeply"),
+        (doubled, "too many ways"),
+        ("root ::= " + '"a"? ' * 5000, "too many ways"),
+        ('root ::= "a"{5,2}', "minimum exceeds its maximum"),
+        ('root ::= "\\u0000"', "the grammar cannot be followed"),
+    ):
+        done = sb_edge(*line, "--grammar", grammar)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr[:500]
+        assert found in done.stderr
+    ambiguous = "root ::= " + "[a-z]? " * 80 + '"."'
+    assert sb_edge(*line, "--grammar", ambiguous).returncode == 0
     flat = 'root ::= "' + "(" * 2_000 + '" # ' + "(" * 2_000
     assert sb_edge(*line, "--grammar", flat).returncode == 0
     for schema in (

@@ -13,7 +13,7 @@ from sb_edge.engine.patching import load_patches
 from sb_edge.engine.source import patches_folder
 from sb_edge.util.errors import EngineError
 
-MAX_HUNKS = {"00": 27, "01": 8, "02": 11}
+MAX_HUNKS = {"00": 27, "01": 8, "02": 19}
 """By the first digits of a patch: operators and architecture, speed and memory, robustness."""
 
 

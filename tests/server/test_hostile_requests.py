@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,10 +93,27 @@ def doubled_rules(n: int) -> str:
     return "\n".join(["root ::= r0", *rules, f'r{n} ::= "a"'])
 
 
+def multiplied_rules(n: int) -> str:
+    """2^n ways to begin."""
+    rules = (f'r{i} ::= r{i + 1} "a" | r{i + 1} "b"' for i in range(n))
+    return "\n".join(["root ::= r0", *rules, f'r{n} ::= "c"'])
+
+
+def optional_parts(n: int) -> str:
+    return "root ::= " + "[a-z ]? " * n + '"."'
+
+
 @pytest.mark.parametrize(
     "grammar",
-    [nested_groups(50_000), chained_rules(100_000), "root ::= " + "(" * 100_000],
-    ids=["groups", "rules", "open"],
+    [
+        nested_groups(50_000),
+        chained_rules(100_000),
+        "root ::= " + "(" * 100_000,
+        multiplied_rules(60),
+        optional_parts(5000),
+        'root ::= "a"{5,2}',
+    ],
+    ids=["groups", "rules", "open", "multiplied", "optional", "repetition"],
 )
 def test_absurd_grammars_are_refused(server: RunningServer, grammar: str) -> None:
     question = {"prompt": "a", "n_predict": 1, "grammar": grammar}
@@ -105,11 +123,28 @@ def test_absurd_grammars_are_refused(server: RunningServer, grammar: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "grammar", [nested_groups(200), chained_rules(5000), doubled_rules(40)], ids=["groups", "rules", "twice"]
+    "grammar",
+    [nested_groups(200), chained_rules(5000), doubled_rules(40), optional_parts(80)],
+    ids=["groups", "rules", "twice", "optional"],
 )
 def test_large_grammars_are_taken(server: RunningServer, grammar: str) -> None:
     answer = server.ask("/completion", {"prompt": "a", "n_predict": 1, "grammar": grammar})
-    assert answer["content"] in ("a", "")
+    assert re.fullmatch(r"a?|[a-z ]*\.?", answer["content"])
+
+
+def test_ways_that_multiply_later_end_the_answer(server: RunningServer) -> None:
+    grammar = multiplied_rules(60).replace("root ::=", 'root ::= "x"')
+    question = {"prompt": "a", "n_predict": 8, "grammar": grammar}
+    status, body, _ = server.request("POST", "/completion", json.dumps(question))
+    assert (status, b"grammar" in body) == (500, True)
+    assert server.is_healthy()
+
+
+@pytest.mark.parametrize("name", ["repeat_last_n", "dry_penalty_last_n"])
+def test_windows_of_gigabytes_are_refused(server: RunningServer, name: str) -> None:
+    question = {"prompt": "a", "n_predict": 1, "dry_multiplier": 1, "repeat_penalty": 2, name: 2**31 - 1}
+    status, body, _ = server.request("POST", "/completion", json.dumps(question))
+    assert (status, name.encode() in body) == (400, True)
 
 
 def test_deep_json_is_refused(server: RunningServer) -> None:

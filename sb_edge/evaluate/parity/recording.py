@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb_edge.util.errors import ParityError
+from sb_edge.util.input_files import open_input
 
 HEADER_BYTES = 4096
 """Maximum size of an .npy header; plain arrays need 128 bytes."""
@@ -53,12 +54,12 @@ def load_recording(path: Path, *, n_vocab: int, max_tokens: int) -> Recording:
         max_tokens: maximum length of its prompts.
 
     Raises:
-        ParityError: not an .npz file, damaged, or an array is missing, of another type or shape, or out of
-            range.
+        ParityError: not a regular .npz file, damaged, or an array is missing, of another type or shape, or
+            out of range.
         OSError: the file cannot be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_input(path, ParityError) as file, zipfile.ZipFile(file) as archive:
             input_ids = _read(archive, path, "input_ids", np.dtype(np.int32), max_tokens)
             logits = _read(archive, path, "logits", np.dtype(np.float32), max_tokens * n_vocab)
     except _DAMAGED_ARCHIVE as error:
