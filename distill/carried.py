@@ -48,7 +48,7 @@ class CarriedScore:
 
     @property
     def gain(self) -> tuple[float, float]:
-        """What the states add to `log_p`, the mean over the cases, and its standard error, nats."""
+        """Gain in `log_p` by the states, nats, mean over the cases, and its standard error."""
         gains = [own - anew for own, anew in zip(self.log_p, self.anew_log_p, strict=True)]
         return fmean(gains), pstdev(gains) / math.sqrt(len(gains))
 
@@ -61,7 +61,7 @@ def carried_score(model: SpikingBrain, task: RecallTask, encode: Encode, window:
         model: the student.
         task: cases whose distance is beyond the window.
         encode: the student's tokenizer.
-        window: of its window layers, tokens.
+        window: window of the other layers, tokens.
     """
     forgotten = gla_layers_of(model.config)
     answers: list[list[tuple[bool, float]]] = [[], []]

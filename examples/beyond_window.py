@@ -60,9 +60,7 @@ def main(
         "log p",
         "gain",
         title=f"{student}: GLA states of all of the text, or of the last {window} tokens alone",
-        notes=[
-            "difference: in points; gain: what the states add to an answer's log p, nats; with 95 % intervals."
-        ],
+        notes=["difference: in points; gain: of an answer's log p by the states, nats; 95 % intervals."],
         gap=1,
     )
     lengths = [round(float(distance) * window) for distance in distances.split(",")]

@@ -141,7 +141,7 @@ def evaluate_model(
 
 
 def _identity(model: Model) -> dict[str, Any]:
-    """What decides a model's results beside what is asked."""
+    """The part of a key that identifies model, spikes and engine."""
     return {
         "model": remembered_sha256(*model.header.files),
         "spikes": model.spikes,
