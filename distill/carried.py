@@ -37,7 +37,7 @@ class CarriedScore:
     Attributes:
         task: the task.
         hits, anew_hits: for each case, whether every token of the answer is the likeliest.
-        log_p, anew_log_p: for each case, the mean log probability of the answer's tokens, nats.
+        log_p, anew_log_p: for each case, mean log probability of the answer's tokens, nats.
     """
 
     task: RecallTask

@@ -29,7 +29,7 @@ _PARTS = TypeAdapter(dict[str, _Part])
 
 
 class Finished:
-    """Measurements by what was measured; a file keeps each as soon as it is finished.
+    """Measurements by their descriptions; a file keeps each as soon as it is finished.
 
     Args:
         path: JSON file, made with the first measurement; None: nothing is kept.
@@ -44,7 +44,7 @@ class Finished:
         self._parts = self._read()
 
     def take(self, what: dict[str, Any], kind: type[Result], measure: Callable[[], Result]) -> Result:
-        """A measurement, made now unless the file has it.
+        """Return a measurement; make it now unless the file has it.
 
         Args:
             what: everything that decides the result, as JSON values.
