@@ -19,7 +19,7 @@ help:
 	@echo "make dev             environment with every tool, and pre-commit"
 	@echo "make upstream-tests  llama.cpp's own tests on the patched tree"
 	@echo "make sanitize        the operators and the architecture under ASan and UBSan"
-	@echo "make robustness      20,000 hostile GGUFs, state files, failing system calls (a night)"
+	@echo "make robustness      20,000 hostile GGUFs, state files, failing calls, edited prompts (a night)"
 	@echo "make docs            regenerate docs/cli.md, docs/api.md, docs/results and the chart"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -58,7 +58,7 @@ evaluation: $(VENV)/.test engine
 	$(BIN)/python examples/transcript.py > out/evaluation/transcript.md
 
 test: $(VENV)/.test engine
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test engine
 	$(BIN)/python -m pytest -m slow --timeout 3600

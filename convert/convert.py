@@ -96,7 +96,8 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint is damaged, has an unknown layout, or holds NaN or infinity.
-        ConfigError: the FFNs of the checkpoint are mixtures of experts, or it has `attn_heads`.
+        ConfigError: the FFNs of the checkpoint are mixtures of experts, it has `attn_heads`, or the type is
+            unknown.
         OutputError: the output cannot be written, or would replace a file of the checkpoint.
         SpikeError: k is not a positive number, or the model does not have a projection.
     """
@@ -121,6 +122,9 @@ def convert_checkpoint(
     layout, table = account_for_tensors(source)
     vocabulary = load_vocabulary(source.folder, source.config)
     outtype = _guess_outtype(source, layout) if outtype == "auto" else outtype
+    if outtype not in OUTTYPES:
+        known = ", ".join([*OUTTYPES, "auto"])
+        raise ConfigError("unknown type", item="outtype", found=outtype, expected=known)
     tensors = [
         PlannedTensor(spec.gguf_name, name, spec.shape, _qtype(spec, outtype))
         for name, spec in table.items()

@@ -61,7 +61,7 @@ def carried_score(model: SpikingBrain, task: RecallTask, encode: Encode, window:
         model: the student.
         task: cases whose distance is beyond the window.
         encode: the student's tokenizer.
-        window: window of the other layers, tokens.
+        window: Number of tokens that the window layers see.
     """
     forgotten = gla_layers_of(model.config)
     answers: list[list[tuple[bool, float]]] = [[], []]

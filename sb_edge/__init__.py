@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sb_edge.api import Chat, convert, generate, load, quantize, stream_generate
+    from sb_edge.api import Chat, Sampling, convert, generate, load, quantize, stream_generate
 
 __version__ = "0.1.0"
 
-__all__ = ["Chat", "__version__", "convert", "generate", "load", "quantize", "stream_generate"]
+__all__ = ["Chat", "Sampling", "__version__", "convert", "generate", "load", "quantize", "stream_generate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,16 +70,18 @@ def load(
 class TextStream:
     """Generated text, piece by piece: what `stream_generate` returns.
 
+    It can be read once; another iteration goes on where the first was left.
+
     Attributes:
         stats: Token counts and times; complete when the iteration ends.
     """
 
     def __init__(self, generation: Generation) -> None:
-        self._generation = generation
+        self._pieces = iter(generation)
         self.stats: GenerationStats = generation.stats
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._generation)
+        return self._pieces
 
 
 def stream_generate(
@@ -88,7 +90,7 @@ def stream_generate(
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
 ) -> TextStream:
     """Continue a prompt; the model's earlier context is cleared.
 
@@ -97,15 +99,16 @@ def stream_generate(
         prompt: Text to continue.
         max_tokens: Maximum number of tokens to generate.
         sampling: Sampling options; None: llama.cpp's defaults. `Sampling(temperature=0)` is greedy.
-        stop: Texts that end the output; they are not returned.
+        stop: Text or texts that end the output; they are not returned.
 
     Raises:
-        InferenceError: the prompt does not fit the context.
+        InferenceError: the prompt is empty or does not fit the context, an option is out of range, the model
+            is closed, or another text was begun before this one had ended.
     """
     session = model.session
-    session.clear()
+    stopping = Stopping(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop))
     tokens = session.model.tokenize(prompt)
-    stopping = Stopping(max_tokens, tuple(stop))
+    session.clear()
     return TextStream(Generation(session, tokens, sampling or Sampling(), stopping=stopping))
 
 
@@ -115,7 +118,7 @@ def generate(
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
 ) -> str:
     """Continue a prompt and return the new text; arguments and errors as `stream_generate`."""
     return "".join(stream_generate(model, prompt, max_tokens=max_tokens, sampling=sampling, stop=stop))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +31,23 @@ TINY_LLAMA = {
     "context": 4096,
 }
 
-os.environ["SB_EDGE_CACHE"] = str(cache_root())
+_SHARED = ("engines", "layers", "locks", "logs", "models", "packages", "source", "work")
+# Facts about files of tests stay out of the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="sb-edge-tests-")
+for _name in _SHARED:
+    (cache_root() / _name).mkdir(parents=True, exist_ok=True)
+    Path(_CACHE.name, _name).symlink_to(cache_root() / _name)
+os.environ["SB_EDGE_CACHE"] = _CACHE.name
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that; some tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# pytest-xdist's workers keep to a core each, and so do their children: two processes with two threads each
+# would wait for one another at every barrier.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(autouse=True)

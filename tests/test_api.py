@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 import sb_edge
-from sb_edge import Chat, generate, load, quantize, stream_generate
+from sb_edge import Chat, Sampling, generate, load, quantize, stream_generate
 from sb_edge.gguf.reader import read_header
-from sb_edge.runtime.sampling import Sampling
-from sb_edge.util.errors import GgufError
+from sb_edge.util.errors import ConfigError, GgufError, InferenceError
 
 ROOT = Path(__file__).parents[1]
 GREEDY = Sampling(temperature=0)
@@ -23,7 +22,7 @@ def test_generate_and_stream_give_the_same_text() -> None:
     with load("default", ctx_size=512) as model:
         text = generate(model, "The lighthouse stood", max_tokens=12, sampling=GREEDY)
         stream = stream_generate(model, "The lighthouse stood", max_tokens=12, sampling=GREEDY)
-        assert "".join(stream) == text != ""
+        assert next(iter(stream)) + "".join(stream) == text != ""
         assert (stream.stats.tokens, stream.stats.stopped) == (12, "length")
         word = text.split()[2]
         cut = generate(model, "The lighthouse stood", max_tokens=12, sampling=GREEDY, stop=[word])
@@ -37,6 +36,64 @@ def test_a_chat_remembers() -> None:
         assert "Paris" in chat.say("What is the capital of France?")
         chat.say("And of Italy?")
         assert [turn["role"] for turn in chat.messages] == ["system", *["user", "assistant"] * 2]
+
+
+@pytest.mark.engine
+def test_texts_in_turn_do_not_mix() -> None:
+    with load("default", ctx_size=512) as model:
+        chat = Chat(model, sampling=GREEDY, max_tokens=8)
+        chat.say("What is the capital of France?")
+        first = stream_generate(model, "The lighthouse stood", max_tokens=6, sampling=GREEDY)
+        pieces = iter(first)
+        next(pieces)
+        generate(model, "A dog", max_tokens=2, sampling=GREEDY)
+        with pytest.raises(InferenceError, match="another text"):
+            next(pieces)
+        answer = chat.say("And of Italy?")
+        other = Chat(model, sampling=GREEDY, max_tokens=8)
+        other.say("What is the capital of France?")
+        assert other.say("And of Italy?") == answer
+
+
+@pytest.mark.engine
+def test_a_turn_that_does_not_fit_is_taken_back() -> None:
+    with load("default", ctx_size=128) as model:
+        chat = Chat(model, sampling=GREEDY, max_tokens=4)
+        chat.say("Hello")
+        with pytest.raises(InferenceError, match="the context is full"):
+            chat.say("sea " * 400)
+        assert len(chat.messages) == 2 and chat.say("Hello")
+
+
+@pytest.mark.engine
+def test_options_that_cannot_be() -> None:
+    with pytest.raises(InferenceError, match="threads"):
+        load("default", ctx_size=64, threads=100_000)
+    model = load("default", ctx_size=64)
+    text = generate(model, "The lighthouse", max_tokens=8, sampling=GREEDY)
+    letters = "".join(sorted(set(text)))
+    assert generate(model, "The lighthouse", max_tokens=8, sampling=GREEDY, stop=letters) == text
+    for options in ({"max_tokens": 0}, {"stop": [""]}):
+        with pytest.raises(InferenceError):
+            generate(model, "The lighthouse", **options)
+    session, chat = model.session, Chat(model)
+    stream = stream_generate(model, "The lighthouse")
+    model.close()
+    for use in (
+        lambda: generate(model, "The lighthouse"),
+        lambda: chat.say("Hello"),
+        lambda: list(stream),
+        lambda: session.model.tokenize("The lighthouse"),
+        session.seq_state,
+        lambda: Chat(model),
+    ):
+        with pytest.raises(InferenceError, match="closed"):
+            use()
+
+
+def test_an_unknown_type_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="f17"):
+        sb_edge.convert(data / "gla_swa", tmp_path / "m.gguf", outtype="f17")
 
 
 @pytest.mark.engine

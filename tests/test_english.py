@@ -44,7 +44,7 @@ FORBIDDEN = [
     r"(?<![-\w`])sites?\b(?![-`:])",
     r"\bheadroom\b",
     r"\bdeltas?\b(?! rule)",
-    r"(?<!-)\bpieces\b(?![`:]|, kv_type)",  # not the option and field of that name
+    r"(?<!-)\bpieces\b(?![`:]|, type_k)",  # not the option and field of that name
 ]
 PATTERN = re.compile("|".join(f"(?:{pattern})" for pattern in FORBIDDEN))
 

@@ -166,6 +166,8 @@ def _is_torn_row(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return True
+    except RecursionError:
+        return False
     return False
 
 

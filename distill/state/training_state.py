@@ -154,7 +154,7 @@ def read(path: Path) -> tuple[TrainingSettings, Saved]:
             theirs = TrainingSettings.model_validate_json(json.dumps(document["settings"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return theirs, _saved(document, tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise TrainingError(
             "is not a checkpoint of distillation",
             path=path,

@@ -124,7 +124,7 @@ def open_corpus(folder: Path, vocab_size: int, request: dict[str, Any]) -> Corpu
         text = np.load(path, mmap_mode="r", allow_pickle=False)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected, made_for = manifest["tokens_sha256"], manifest["request"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TrainingError(
             "is not a distillation text", path=folder, found=str(error), hint="remove the folder"
         ) from None

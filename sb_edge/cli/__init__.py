@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
 
 from sb_edge import __version__
 from sb_edge.util.errors import SbEdgeError, printable
+from sb_edge.util.mapped_files import exit_on_bus_error
 
 # Names, which are also those of the modules, and one-line helps. The help stands here so that
 # `sb-edge --help` imports no command; a test keeps it equal to the command's own.
@@ -39,6 +43,18 @@ COMMANDS = {
 }
 
 
+@contextmanager
+def _closed_pipe() -> Iterator[None]:
+    """Exit as SIGPIPE would when the reader of the output has gone; click, and rich, exit with 1."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as stop:
+        if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported only when they are called."""
 
@@ -51,6 +67,14 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"sb_edge.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _closed_pipe():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _closed_pipe():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -66,7 +90,8 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context, debug: bool) -> None:
     """SpikingBrain language models on ordinary CPUs.
 
-    Wherever a command expects a GGUF, the name of a built-in model will do; see `sb-edge models`.
+    Wherever a command expects a GGUF, the name of a built-in model will do (see `sb-edge models`); a file
+    of that name is ./NAME. Numbers of tokens take k, M and G, powers of 1024: 64k is 65536.
     """
     ctx.obj = {"debug": debug}
     if debug:
@@ -74,7 +99,12 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line: one line per error; exit 1 for bad input, 2 for bad usage, 130 for Ctrl-C."""
+    """Run the command line: one line per error.
+
+    Exits with 1 for bad input, 2 for bad usage, 130 for Ctrl-C, and 141 (SIGPIPE) when the reader of the
+    output, such as head, has gone.
+    """
+    exit_on_bus_error()
     try:
         return cli.main(args=args, prog_name="sb-edge", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -92,10 +122,6 @@ def main(args: list[str] | None = None) -> Any:
         _show_traceback()
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")

@@ -21,7 +21,14 @@ from sb_edge.cli.bench_options import (
 )
 from sb_edge.cli.bench_results import compare, report
 from sb_edge.cli.file_options import FileCommand
-from sb_edge.cli.options import json_option, model_argument, text_option, threads_option, tokens_option
+from sb_edge.cli.options import (
+    json_option,
+    model_argument,
+    models_argument,
+    text_option,
+    threads_option,
+    tokens_option,
+)
 from sb_edge.cli.params import TokenCounts
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.evaluate.perplexity import read_text
@@ -40,7 +47,7 @@ command.add_command(report)
 
 
 @command.command(cls=FileCommand)
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@models_argument(default="default")
 @depths_option("0,1024,4096")
 @n_gen_option
 @measuring_options(repetitions=5)
@@ -59,11 +66,11 @@ def decode(
     together are interleaved, repetition by repetition, so that ratios compare neighbours.
     """
     settings = DecodeSettings(depths=depths, n_gen=n_gen, fill=running.fill, **measuring.settings())
-    measure_and_show(models or ("default",), settings, running)
+    measure_and_show(models, settings, running)
 
 
 @command.command(cls=FileCommand)
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@models_argument(default="default")
 @depths_option("0,1024,4096")
 @tokens_option("-p", "--n-prompt", default=512, help="Prompt tokens to time at each depth.")
 @click.option(
@@ -98,7 +105,7 @@ def prefill(
         fit_beyond=fit_beyond[0],
         **measuring.settings(),
     )
-    measure_and_show(models or ("default",), settings, running)
+    measure_and_show(models, settings, running)
 
 
 @command.command(cls=FileCommand)

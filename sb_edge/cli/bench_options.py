@@ -26,6 +26,7 @@ from sb_edge.cli.options import (
     json_option,
     option_list,
     threads_option,
+    tokens_option,
     ubatch_option,
 )
 from sb_edge.cli.params import CommaSeparated, OneOf, Real, TokenCounts
@@ -59,14 +60,14 @@ def depths_option(default: str) -> Callable[[Command], Command]:
 
 def n_gen_option(command: Command) -> Command:
     """`--n-gen`."""
-    return integer_option("-n", "--n-gen", default=32, help="Tokens to decode per repetition.")(command)
+    return tokens_option("-n", "--n-gen", default=32, help="Tokens to decode per repetition.")(command)
 
 
 def pair_options(n_prompt: int, n_gen: int) -> Callable[[Command], Command]:
     """`--n-prompt`, `--n-gen` and `--repetitions` of interleaved pairs."""
     return option_list(
-        integer_option("-p", "--n-prompt", default=n_prompt, help="Prompt tokens."),
-        integer_option("-n", "--n-gen", default=n_gen, help="Tokens to decode after the prompt."),
+        tokens_option("-p", "--n-prompt", default=n_prompt, help="Prompt tokens."),
+        tokens_option("-n", "--n-gen", default=n_gen, help="Tokens to decode after the prompt."),
         integer_option("-r", "--repetitions", default=10, help="Number of interleaved pairs."),
     )
 
@@ -133,7 +134,7 @@ def measuring_options(repetitions: int) -> Callable[[Command], Command]:
             help="Repetitions, each from the same depth.",
         ),
         cache_options,
-        integer_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring."),
+        tokens_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring."),
         ubatch_option,
         threads_option,
     )

@@ -27,7 +27,7 @@ from sb_edge.runtime.conversation import Conversation
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading, text_session
 from sb_edge.runtime.sampling import Sampling
-from sb_edge.util.errors import SbEdgeError
+from sb_edge.util.errors import InferenceError, SbEdgeError
 
 HELP = """/clear        Begin a new conversation
 /save FILE    Save the conversation and its state
@@ -74,6 +74,8 @@ def command(
     Lines can be edited, Alt-Enter begins a new line; /help lists commands. Piped in, each line is a turn;
     piped out, only the answers are printed.
     """
+    if system is not None and load_session is not None:
+        raise click.UsageError("A saved conversation keeps its system message: drop -sys or --load-session.")
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     show_stats = is_terminal if stats is None else stats
     with text_session(resolve_gguf(model), loading) as session:
@@ -151,11 +153,11 @@ def _command(chat: Conversation, name: str, argument: str | None = None) -> bool
         "/clear": chat.clear,
         "/help": lambda: click.echo(HELP, err=True),
     }
-    if argument is not None:
-        commands |= {
-            "/save": lambda: chat.save(Path(argument)),
-            "/load": lambda: chat.load(Path(argument)),
-        }
+    files = {"/save": chat.save, "/load": chat.load}
+    if name in files:
+        if argument is None:
+            raise InferenceError(f"{name} needs a file", hint=f"type {name} FILE")
+        commands[name] = lambda: files[name](Path(argument))
     if name not in commands:
         return False
     commands[name]()

@@ -15,7 +15,7 @@ from sb_edge.arch.model_spikes import check_plan
 from sb_edge.arch.spike_plan import SpikePlan
 from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
 from sb_edge.cli.options import choice_option, integer_option, tokens_option
-from sb_edge.cli.params import PATH, CommaSeparated, Real
+from sb_edge.cli.params import PATH, CommaSeparated, Real, Tokens
 from sb_edge.cli.recipe import recipe_option
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.distill import require_training
@@ -26,15 +26,21 @@ from sb_edge.util.errors import SpikeError
 
 STAGES = ("layers", "whole", "long")
 
-FACTORS = {"k": 1e3, "M": 1e6, "G": 1e9}
+TRAINING_TOKENS = Tokens(most=10**15)
+POSITIVE = Real(0, min_open=True)
 
 
 class StageValue(click.ParamType):
-    """STAGE=VALUE, VALUE a positive number with k, M or G behind it, or several with colons between."""
+    """STAGE=VALUE, or several values with colons between.
+
+    Args:
+        kind: Type of a value.
+        several: Whether several are accepted.
+    """
 
     name = "STAGE=VALUE"
 
-    def __init__(self, kind: type[int] | type[float], *, several: bool = False) -> None:
+    def __init__(self, kind: click.ParamType, *, several: bool = False) -> None:
         self._kind = kind
         self._several = several
 
@@ -44,22 +50,10 @@ class StageValue(click.ParamType):
         stage, equals, text = value.partition("=")
         if stage not in STAGES or not equals:
             self.fail(f"{value!r} is not one of {', '.join(STAGES)}, = and a value", param, ctx)
-        numbers = [self._number(part, value, param, ctx) for part in text.split(":")]
+        numbers = [self._kind.convert(part, param, ctx) for part in text.split(":")]
         if not self._several and len(numbers) > 1:
             self.fail(f"{value!r} has more than one value", param, ctx)
         return stage, tuple(numbers) if self._several else numbers[0]
-
-    def _number(
-        self, text: str, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | float:
-        factor = FACTORS.get(text[-1:], 1)
-        try:
-            number = float(text[:-1] if factor != 1 else text) * factor
-        except ValueError:
-            number = -1
-        if not 0 < number < 1e15 or (self._kind is int and number != int(number)):
-            self.fail(f"{value!r} holds no positive number of that kind", param, ctx)
-        return self._kind(number)
 
 
 class Head(click.ParamType):
@@ -123,25 +117,25 @@ class PlanSource(click.ParamType):
 @click.option(
     "--tokens",
     multiple=True,
-    type=StageValue(int),
-    help="Training tokens per stage.  [default: layers=8M, whole=4M, long=1M]",
+    type=StageValue(TRAINING_TOKENS),
+    help="Training tokens per stage.  [default: layers=8000000, whole=4000000, long=1000000]",
 )
 @click.option(
     "--minutes",
     multiple=True,
-    type=StageValue(float),
+    type=StageValue(POSITIVE),
     help="Minutes per stage instead, from the speed of its first steps.",
 )
 @click.option(
     "--lengths",
     multiple=True,
-    type=StageValue(int, several=True),
+    type=StageValue(TRAINING_TOKENS, several=True),
     help="Sequence lengths per stage, in order.  [default: 512; long=1024:2048:4096:8192]",
 )
 @click.option(
     "--batch",
     multiple=True,
-    type=StageValue(int),
+    type=StageValue(TRAINING_TOKENS),
     help="Tokens per optimizer step.  [default: layers=2048, whole=4096, long=8192]",
 )
 @tokens_option(
@@ -150,14 +144,14 @@ class PlanSource(click.ParamType):
 @click.option(
     "--lr",
     multiple=True,
-    type=StageValue(float),
+    type=StageValue(POSITIVE),
     help="Peak learning rate per stage.  [default: layers=5e-3, whole=1e-3, long=3e-4]",
 )
 @integer_option("--adapter-rank", default=16, help="LoRA rank of the adapters.")
 @click.option("--keep-attention", is_flag=True, help="Put no adapters on the window layers' attention.")
 @click.option(
     "--answer-weight",
-    type=Real(0, min_open=True),
+    type=POSITIVE,
     default=4.0,
     show_default=True,
     help="Weight of answers in recall data.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from sb_edge.util.files import require_output
 
 _TEXTS = frozenset({"prompt", "prompts", "system", "grammar", "json_schema", "stops", "reverse_prompts"})
 """Parameters whose values are never names of files."""
-
-_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.DOTALL)
 
 
 class OutputFile(click.Path):
@@ -80,11 +78,7 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield from (file for file in path.iterdir() if file.suffix != ".gguf" and file.is_file())
     elif path.is_file():
-        part = _PART.fullmatch(path.name)
         yield path
-        if part:
-            yield from path.parent.glob(f"{_escaped(part[1])}-*-of-{part[2]}.gguf")
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+        stem, of, count = path.name.rpartition("-of-")
+        if of and count.endswith(".gguf"):
+            yield from path.parent.glob(f"{glob.escape(stem.rstrip('0123456789'))}*{of}{glob.escape(count)}")

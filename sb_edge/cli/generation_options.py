@@ -17,7 +17,7 @@ from sb_edge.cli.options import (
     tokens_option,
     ubatch_option,
 )
-from sb_edge.cli.params import PATH, Real
+from sb_edge.cli.params import PATH, Real, TokenLimit, Tokens
 from sb_edge.runtime.generation import Stopping
 from sb_edge.runtime.open import Loading
 from sb_edge.runtime.sampling import RANGES, Sampling
@@ -62,7 +62,10 @@ def sampling_options(command: Command) -> Command:
         least, most = RANGES[field]
         default = getattr(Sampling, field)
         is_real = isinstance(default, float)
-        kind = Real(least, most) if is_real else click.IntRange(int(least), int(most))
+        kind: click.ParamType = Real(least, most)
+        if not is_real:
+            whole = Tokens if field == "repeat_last_n" else click.IntRange
+            kind = whole(int(least), int(most))
         shown = default is not None
         return click.option(*flags.split(), field, type=kind, default=default, show_default=shown, help=help)
 
@@ -90,13 +93,15 @@ def stopping_options(command: Command) -> Command:
     return gathered(
         "stopping",
         Stopping,
-        tokens_option(
+        click.option(
             "-n",
             "--predict",
             "--n-predict",
             "n_predict",
+            type=TokenLimit(),
             default=256,
-            help="Maximum number of tokens.",
+            show_default=True,
+            help="Maximum number of tokens; -1: until the model ends.",
         ),
         click.option("--stop", "stops", multiple=True, help="Stop at this text, not shown (repeatable)."),
         click.option(
@@ -104,7 +109,7 @@ def stopping_options(command: Command) -> Command:
             "--reverse-prompt",
             "reverse_prompts",
             multiple=True,
-            help="Stop after it (repeatable).",
+            help="Stop after this text, shown (repeatable).",
         ),
     )(command)
 

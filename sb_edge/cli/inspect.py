@@ -63,7 +63,7 @@ def command(
 ) -> None:
     """Show a GGUF's architecture, layers, tensors and memory needs.
 
-    FILE is a GGUF of any architecture (of a split one, the first part), or `default` or `default-base`.
+    FILE is a GGUF of any architecture (of a split one, the first part), or a built-in model.
     """
     header = read_model(resolve_gguf(file))
     document = describe(header, n_ctx, tensors, type_k, type_v)

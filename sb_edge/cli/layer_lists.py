@@ -14,6 +14,8 @@ GLA_LAYERS_HELP = (
     "retrieve, see `sb-edge layers`.  [default: the even layers]"
 )
 
+_MAX_LAYERS = 512  # as in llama.cpp
+
 
 def parse_layers(text: str, option: str = "--gla-layers") -> tuple[int, ...]:
     """A list such as 0,2,4 or 6-9, as `option` takes it."""
@@ -22,7 +24,7 @@ def parse_layers(text: str, option: str = "--gla-layers") -> tuple[int, ...]:
         for part in text.split(","):
             first, dash, last = part.partition("-")
             numbers = range(int(first), int(last if dash else first) + 1)
-            if not numbers:
+            if not numbers or numbers.stop > _MAX_LAYERS:
                 raise ValueError
             layers.extend(numbers)
     except ValueError:

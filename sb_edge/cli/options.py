@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -96,13 +97,23 @@ def share_option(name: str, default: float, help: str) -> Callable[[Command], Co
     return click.option(name, type=kind, metavar="SHARE", default=default, show_default=True, help=help)
 
 
-def model_argument(name: str = "model", *, default: str | None = None) -> Callable[[Command], Command]:
-    """The model as an argument or as -m; the command gets it under `name`."""
+def model_argument(
+    name: str = "model", *, default: str | None = None, following: str = ""
+) -> Callable[[Command], Command]:
+    """The model as an argument or as -m; the command gets it under `name`.
+
+    Args:
+        name: Name of the argument.
+        default: Model if neither is given.
+        following: Name of an optional argument after it, a path, which moves to its place beside -m.
+    """
 
     def add(command: Command) -> Command:
         @wraps(command)
         def chosen(*, model_option: str | None, **values: Any) -> Any:
             argument = values.pop(name)
+            if model_option is not None and following and values[following] is None:
+                argument, values[following] = None, argument and Path(argument)
             if argument is not None and model_option is not None:
                 raise click.UsageError(f"Give the model either as {name.upper()} or with -m.")
             model = argument or model_option or default
@@ -114,6 +125,35 @@ def model_argument(name: str = "model", *, default: str | None = None) -> Callab
             "-m", "--model", "model_option", metavar="MODEL", help="Same as the argument."
         )
         return cast(Command, click.argument(name, required=False)(with_option(chosen)))
+
+    return add
+
+
+def models_argument(*, default: str | None = None) -> Callable[[Command], Command]:
+    """Models as arguments or as -m; the command gets all of them as `models`.
+
+    Args:
+        default: Model if none is given; None: at least one must be.
+    """
+
+    def add(command: Command) -> Command:
+        @wraps(command)
+        def chosen(*, models: tuple[str, ...], models_option: tuple[str, ...], **values: Any) -> Any:
+            every = (*models, *models_option) or ((default,) if default else ())
+            if not every:
+                raise click.UsageError("Missing argument 'MODEL...'.")
+            return command(models=every, **values)
+
+        with_option = click.option(
+            "-m",
+            "--model",
+            "models_option",
+            metavar="MODEL",
+            multiple=True,
+            help="Same as an argument (repeatable).",
+        )
+        metavar = "[MODEL]..." if default else "MODEL..."
+        return cast(Command, click.argument("models", metavar=metavar, nargs=-1)(with_option(chosen)))
 
     return add
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
 
-_TOKENS = {"": 1, "k": 2**10, "m": 2**20}
+_TOKENS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 PATH = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -18,28 +19,39 @@ _BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 class Tokens(click.ParamType):
-    """A number of tokens: `512`, `64k` (65536), `1M` (1048576).
+    """A number of tokens: `512`, `64k` (65536), `1.5M` (1572864).
 
     Args:
         least: Smallest number that is accepted.
+        most: Largest number that is accepted.
     """
 
     name = "tokens"
 
-    def __init__(self, least: int = 1) -> None:
-        self._least = least
+    def __init__(self, least: int = 1, most: int = 2**31 - 1) -> None:
+        self._least, self._most = least, most
 
     def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number; fails as click's own types do."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d{1,9})([km]?)", value.strip(), re.ASCII | re.IGNORECASE)
-        count = int(found[1]) * _TOKENS[found[2].lower()] if found else -1
-        if count < min(self._least, 1):
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)([kmg]?)", value.strip(), re.ASCII | re.IGNORECASE)
+        count = Fraction(found[1]) * _TOKENS[found[2].lower()] if found else Fraction(1, 2)
+        if count.denominator != 1:
             self.fail(f"{value!r} is not a number of tokens such as 512, 64k or 1M", param, ctx)
-        if not self._least <= count < 2**31:
-            self.fail(f"{value!r} is not in the range {self._least} to {2**31 - 1}", param, ctx)
-        return count
+        if not self._least <= count <= self._most:
+            self.fail(f"{value!r} is not in the range {self._least} to {self._most}", param, ctx)
+        return int(count)
+
+
+class TokenLimit(Tokens):
+    """A number of tokens, or -1 for no limit."""
+
+    def convert(  # type: ignore[override]
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """The number, None without a limit; fails as click's own types do."""
+        return None if value == "-1" else super().convert(value, param, ctx)
 
 
 class Real(click.FloatRange):

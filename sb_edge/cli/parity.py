@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from sb_edge.cli.file_options import FileCommand
-from sb_edge.cli.options import choice_option, json_option, model_argument, tokens_option
+from sb_edge.cli.options import Command, choice_option, json_option, model_argument, tokens_option
 from sb_edge.cli.params import PATH, Real, TokenCounts
 from sb_edge.evaluate.parity import agreement as parity
 from sb_edge.models.registry import resolve_gguf
 from sb_edge.util.output import emit
 from sb_edge.util.table import Table
+from sb_edge.util.tolerances import ENGINE_BY_KV_TYPE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,8 +25,19 @@ if TYPE_CHECKING:
     from sb_edge.evaluate.parity.spike_counts import SpikeParity
 
 
+def kv_type_option(side: str, what: str) -> Callable[[Command], Command]:
+    """`--cache-type-k` or `--cache-type-v`, of the types that have a tolerance."""
+    return click.option(
+        f"-ct{side}",
+        f"--cache-type-{side}",
+        f"type_{side}",
+        type=click.Choice(list(ENGINE_BY_KV_TYPE)),
+        help=f"Type of the engine's cached {what}.  [default: f16; f32 for a GGUF that spikes]",
+    )
+
+
 @click.command(cls=FileCommand)
-@model_argument("gguf")
+@model_argument("gguf", following="checkpoint")
 @click.argument("checkpoint", required=False, type=PATH)
 @click.option(
     "--golden",
@@ -32,19 +45,17 @@ if TYPE_CHECKING:
     help="Recorded logits, an .npz, instead of CHECKPOINT; with CHECKPOINT, the prompt alone.",
 )
 @click.option(
-    "--pieces", type=TokenCounts(1), default=(), help="Feed the prompt again in chunks of 1,7,33 tokens."
+    "--pieces",
+    type=TokenCounts(1),
+    default=(),
+    help="Evaluate the prompt again in chunks of these numbers of tokens: 1,7,33.",
 )
-@click.option(
-    "-ctk",
-    "--cache-type-k",
-    "kv_type",
-    type=click.Choice(["f16", "f32", "q8_0"]),
-    help="Type of the engine's cached keys and values.  [default: f16; f32 for a GGUF that spikes]",
-)
+@kv_type_option("k", "keys")
+@kv_type_option("v", "values")
 @click.option("--per-layer", is_flag=True, help="Compare every layer and name the first that diverges.")
 @tokens_option("--tokens", default=None, help="Length of the prompt (random tokens: 128).")
 @click.option("-p", "--prompt", "text", help="Prompt.  [default: random tokens from a fixed seed]")
-@click.option("--greedy", type=click.IntRange(min=1), help="Compare this many greedy tokens too.")
+@tokens_option("--greedy", default=None, help="Number of greedy tokens to compare as well.")
 @click.option("--tolerance", type=Real(min=0), help="Ceiling on the NMSE instead of the KV type's own.")
 @click.option(
     "--counts-identical",
@@ -67,7 +78,8 @@ def command(
     checkpoint: Path | None,
     golden: Path | None,
     pieces: tuple[int, ...],
-    kv_type: KvType | None,
+    type_k: KvType | None,
+    type_v: KvType | None,
     per_layer: bool,
     tokens: int | None,
     text: str | None,
@@ -98,7 +110,8 @@ def command(
             recording=golden,
             n_tokens=tokens,
             pieces=pieces,
-            kv_type=kv_type,
+            type_k=type_k,
+            type_v=type_v,
             per_layer=per_layer,
             n_greedy=greedy or 0,
             tolerance=tolerance,
@@ -108,7 +121,13 @@ def command(
         )
     elif golden:
         report = parity.against_recording(
-            resolve_gguf(gguf), golden, pieces=pieces, kv_type=kv_type, n_tokens=tokens, tolerance=tolerance
+            resolve_gguf(gguf),
+            golden,
+            pieces=pieces,
+            type_k=type_k,
+            type_v=type_v,
+            n_tokens=tokens,
+            tolerance=tolerance,
         )
     else:
         raise click.UsageError("Name a CHECKPOINT or --golden.")
@@ -141,7 +160,7 @@ def _render(report: ParityReport, console: Console) -> None:
     verdict = "passed" if report.passed else "FAILED"
     console.print(
         f"{verdict}: NMSE {report.worst.agreement.nmse:.2e}, tolerance {report.tolerance:.0e} "
-        f"({report.kv_type} KV, {report.tokens} tokens)"
+        f"({'/'.join(dict.fromkeys(report.kv_types))} KV, {report.tokens} tokens)"
     )
 
 

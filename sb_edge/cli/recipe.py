@@ -19,7 +19,7 @@ def _read(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
         return
     try:
         values = tomllib.loads(read_text_input(path, ConfigError))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits too
         raise ConfigError("is not valid TOML", path=path, found=str(error)) from None
     options = {
         option.removeprefix("--"): param

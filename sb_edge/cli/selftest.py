@@ -26,7 +26,15 @@ from sb_edge.cli.bench_options import (
     show_row,
 )
 from sb_edge.cli.file_options import FileCommand
-from sb_edge.cli.options import choice_option, integer_option, json_option, spike_k_option, threads_option
+from sb_edge.cli.options import (
+    choice_option,
+    integer_option,
+    json_option,
+    models_argument,
+    spike_k_option,
+    threads_option,
+    tokens_option,
+)
 from sb_edge.cli.params import PATH, Real
 from sb_edge.cli.spike_options import SpikeK
 from sb_edge.memory.forecast import EngineSettings
@@ -46,7 +54,7 @@ def command() -> None:
 
 
 @command.command(cls=FileCommand)
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@models_argument()
 @depths_option("4096")
 @n_gen_option
 @measuring_options(repetitions=5)
@@ -71,9 +79,9 @@ def fill(
 
 
 @command.command(cls=FileCommand)
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@models_argument(default="default")
 @depths_option("4096,32768")
-@integer_option("-p", "--n-prompt", default=600, help="Prompt tokens to evaluate.")
+@tokens_option("-p", "--n-prompt", default=600, help="Prompt tokens to evaluate.")
 @cache_options
 @spike_k_option
 @threads_option
@@ -98,7 +106,7 @@ def memory(
         EngineSettings(kind_k, kind_v, flash_attn=flash_attn, spikes=spikes)
         for kind_k, kind_v in cache_types(type_k, type_v)
     ]
-    chosen = models_of(models or ("default",), ("none",))
+    chosen = models_of(models, ("none",))
     cases = compare_memory(chosen, depths, settings, n_prompt=n_prompt, n_threads=threads)
 
     table = Table.of(

@@ -59,7 +59,7 @@ def command() -> None:
 def set_k(source: str, target: Path, k: float, spike_projections: tuple[str, ...] | None) -> None:
     """Copy a GGUF with spikes of this K at its projections; 0 removes them.
 
-    Weights are not changed.
+    Weights are not changed, and OUT is another file than IN.
     """
     quantize(resolve_gguf(source), target, COPY, spike_k=k, spike_projections=spike_projections)
     click.echo(f"{target}: {format_bytes(target.stat().st_size)}")
@@ -204,7 +204,7 @@ def sweep(
 @choice_option("--coding", [*(each.value for each in Coding), "all"], "all", "Spike coding.")
 @click.option("--magnitudes", is_flag=True, help="Draw |s| for codings without signs.")
 @integer_option("--channels", default=64, help="Show the N most active channels.")
-@integer_option("--tokens", default=12, help="Number of prompt tokens to draw.")
+@tokens_option("--tokens", default=12, help="Number of prompt tokens to draw.")
 @spike_k_option
 @click.option(
     "-o",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sb_edge.cli.layer_lists import GLA_LAYERS_HELP, gla_layers_of
-from sb_edge.cli.options import integer_option
+from sb_edge.cli.options import integer_option, tokens_option
 from sb_edge.cli.params import PATH, Real
 from sb_edge.convert.transplant import transplant
 from sb_edge.models.registry import resolve_base
@@ -17,7 +17,7 @@ from sb_edge.models.registry import resolve_base
 @click.argument("base", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="Folder to create.")
 @click.option("--gla-layers", help=GLA_LAYERS_HELP)
-@integer_option("--window", default=4096, help="Window of the other layers in tokens.")
+@tokens_option("--window", default=4096, help="Window of the other layers in tokens.")
 @click.option("--dtype", type=click.Choice(["bf16", "f16", "f32"]), default="bf16", show_default=True)
 @integer_option("-s", "--seed", default=0, help="Random seed.", least=0)
 @click.option(

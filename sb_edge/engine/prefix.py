@@ -91,9 +91,7 @@ class Engine:
         """
         path = self.prefix / "bin" / name
         if not path.is_file():
-            raise EngineError(
-                "the engine has no such program", path=path, hint="see `ls $(sb-edge engine path)/bin`"
-            )
+            raise EngineError("the engine has no such program", path=path, hint="`sb-edge run` lists them")
         self._require_built(f"bin/{name}", remembered_sha256)
         self.require_libraries()
         return path

@@ -141,7 +141,7 @@ def evaluate_model(
 
 
 def _identity(model: Model) -> dict[str, Any]:
-    """The part of a key that identifies model, spikes and engine."""
+    """Properties of a model and its engine that change results, as JSON."""
     return {
         "model": remembered_sha256(*model.header.files),
         "spikes": model.spikes,

@@ -29,7 +29,7 @@ _PARTS = TypeAdapter(dict[str, _Part])
 
 
 class Finished:
-    """Measurements by their descriptions; a file keeps each as soon as it is finished.
+    """Measurements under their keys; a file keeps each as soon as it is finished.
 
     Args:
         path: JSON file, made with the first measurement; None: nothing is kept.

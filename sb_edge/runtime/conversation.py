@@ -21,7 +21,8 @@ class Conversation:
 
     Only the new part of a turn is evaluated: a recurrent state cannot be taken back, so as long as the
     conversation as rendered begins with what the session has seen, the rest is appended; otherwise (a
-    template that rewrites earlier turns) the session is cleared and reads the conversation again.
+    template that rewrites earlier turns, another text in the session) the session is cleared and reads the
+    conversation again.
     """
 
     session: Session
@@ -31,6 +32,7 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     _seen: str = ""
     _tokens: list[int] = field(default_factory=list)
+    _revision: int = 0
 
     def __post_init__(self) -> None:
         self._template = ChatTemplate(self.session.model)
@@ -38,9 +40,8 @@ class Conversation:
 
     def clear(self) -> None:
         """Begin a new conversation."""
-        self.session.clear()
+        self._forget()
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self._seen, self._tokens = "", []
 
     def save(self, path: Path) -> None:
         """Write the conversation and the state to a file, complete or not at all.
@@ -48,6 +49,8 @@ class Conversation:
         Raises:
             OutputError: it cannot be written.
         """
+        if self._revision != self.session.revision:
+            self._forget()
         text = json.dumps({"messages": self.messages, "seen": self._seen})
         self.session.save(path, self._tokens, text=text)
 
@@ -59,6 +62,7 @@ class Conversation:
         """
         messages, seen, tokens = self._read(path)
         self.messages, self._seen, self._tokens = messages, seen, tokens
+        self._revision = self.session.revision
 
     def _read(self, path: Path) -> tuple[list[Message], str, list[int]]:
         before = self.session.seq_state(), self._tokens
@@ -88,7 +92,7 @@ class Conversation:
             came. A turn whose text was not read to its end is left out.
 
         Raises:
-            InferenceError: the conversation no longer fits the context.
+            InferenceError: the conversation no longer fits the context, or the model is closed.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self._template.render(messages, answer_next=True)
@@ -100,7 +104,8 @@ class Conversation:
 
     def _new_tokens(self, prompt: str) -> list[int]:
         model = self.session.model
-        if self._seen and self._tokens and prompt.startswith(self._seen):
+        is_current = self._revision == self.session.revision
+        if is_current and self._seen and self._tokens and prompt.startswith(self._seen):
             return model.tokenize_marked(prompt[len(self._seen) :], after=self._tokens[-1])
         self._forget()
         return model.tokenize_marked(prompt)
@@ -108,7 +113,7 @@ class Conversation:
     def _forget(self) -> None:
         """Let the next turn read the whole conversation again."""
         self.session.clear()
-        self._seen, self._tokens = "", []
+        self._seen, self._tokens, self._revision = "", [], self.session.revision
 
     def _answer(
         self, generation: Generation, messages: list[Message], prompt: str
@@ -124,11 +129,13 @@ class Conversation:
             if generation.has_read_prompt:
                 answer = "".join(pieces)
                 self.messages = [*messages, {"role": "assistant", "content": answer}]
-                if generation.stats.stopped != "stop" and self.session.position() < self.session.n_ctx:
+                is_open = generation.is_current and self.session.position() < self.session.n_ctx
+                if is_open and generation.stats.stopped != "stop":
                     generation.evaluate_rest()
                     self._seen = prompt + marked(answer, self.session.model.tokenization.control_texts)
                 self._tokens += [*generation.prompt, *generation.tokens[: generation.evaluated]]
+                self._revision = generation.revision
             elif generation.seen:
                 self._forget()
             else:
-                self._seen = seen
+                self._seen, self._revision = seen, generation.revision

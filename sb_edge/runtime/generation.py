@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sb_edge.runtime.sampling import Sampler, Sampling
 from sb_edge.runtime.session import Session
+from sb_edge.util.errors import InferenceError
 
 
 @dataclass
@@ -53,11 +54,20 @@ class Stopping:
         n_predict: Maximum number of tokens; None: until the model ends or the context is full.
         stops: Texts that end the answer and are removed.
         reverse_prompts: Texts that end the answer and are kept.
+
+    Raises:
+        InferenceError: no token may be generated, or a text is empty.
     """
 
     n_predict: int | None = None
     stops: tuple[str, ...] = ()
     reverse_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.n_predict is not None and self.n_predict < 1:
+            raise InferenceError("maximum number of tokens", found=self.n_predict, expected="at least 1")
+        if "" in (*self.stops, *self.reverse_prompts):
+            raise InferenceError("an empty text cannot end the output", hint="name the text to stop at")
 
 
 class Generation:
@@ -74,6 +84,11 @@ class Generation:
     Attributes:
         tokens: the new token ids, without the end-of-generation token.
         stats: times and counts.
+        seen: how many of the prompt's and the new tokens the session has seen, whatever ended the generation.
+        revision: the session's after the last evaluation; see `is_current`.
+
+    Raises:
+        InferenceError: the prompt is empty.
     """
 
     def __init__(
@@ -86,6 +101,8 @@ class Generation:
         stopping: Stopping | None = None,
         ignore_end: bool = False,
     ) -> None:
+        if not len(prompt):
+            raise InferenceError("the prompt is empty", path=session.model.path, hint="give some text")
         self.session = session
         self.prompt = prompt
         self.sampling = sampling
@@ -94,12 +111,14 @@ class Generation:
         self.history = history
         self.tokens: list[int] = []
         self._start = session.position()
+        self.seen = 0
+        self.revision = session.revision
         self.stats = GenerationStats(prompt_tokens=len(prompt))
 
     @property
-    def seen(self) -> int:
-        """How many of the prompt's and the new tokens the session has seen, whatever ended the generation."""
-        return self.session.position() - self._start
+    def is_current(self) -> bool:
+        """False once another text has changed the session."""
+        return self.session.revision == self.revision
 
     @property
     def has_read_prompt(self) -> bool:
@@ -151,7 +170,7 @@ class Generation:
         """The new token ids, one at a time; needs no vocabulary if `ignore_end`."""
         stats, session = self.stats, self.session
         start = time.perf_counter()
-        session.evaluate(self.prompt)
+        self._evaluate(self.prompt)
         stats.prompt_seconds = time.perf_counter() - start
         with Sampler(session, self.sampling, [*self.history, *self.prompt]) as sampler:
             first = time.perf_counter()
@@ -170,14 +189,25 @@ class Generation:
                 elif session.position() >= session.n_ctx:
                     stats.stopped = "context"
                 else:
-                    session.evaluate([token])
+                    self._evaluate([token])
+
+    def _evaluate(self, tokens: Sequence[int]) -> None:
+        if not self.is_current:
+            raise InferenceError(
+                "the context holds another text by now", hint="finish a stream before beginning the next"
+            )
+        try:
+            self.session.evaluate(tokens)
+        finally:
+            self.seen = self.session.position() - self._start
+            self.revision = self.session.revision
 
     def evaluate_rest(self) -> None:
         """Let the session see the last token chosen too, which nothing has followed yet.
 
         Raises:
-            InferenceError: the context is full.
+            InferenceError: the context is full, or holds another text.
         """
         pending = self.tokens[self.evaluated :]
         if pending:
-            self.session.evaluate(pending)
+            self._evaluate(pending)

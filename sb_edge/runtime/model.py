@@ -87,12 +87,11 @@ class Model:
         )
         params.kv_overrides = overrides
         clear_log()
-        self.handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
-        if not self.handle:
+        self._handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._handle:
             raise not_loaded(self.path, last_problem() or f"architecture {self.header.arch!r}")
         if any("failed to mlock" in line for line in recent_log()):
             note(f"{self.path}: the weights are not kept in physical memory; raise the limit (ulimit -l)")
-        self.vocab = lib.llama_model_get_vocab(self.handle)
 
     def __enter__(self) -> Model:
         return self
@@ -102,9 +101,26 @@ class Model:
 
     def close(self) -> None:
         """Free the weights. Sessions on this model must be closed first."""
-        if self.handle:
-            library().llama_model_free(self.handle)
-            self.handle = None
+        if self._handle:
+            library().llama_model_free(self._handle)
+            self._handle = None
+            self.__dict__.pop("tokenization", None)
+
+    @property
+    def handle(self) -> Any:
+        """The engine's pointer.
+
+        Raises:
+            InferenceError: the model is closed; the engine would read freed memory.
+        """
+        if not self._handle:
+            raise InferenceError("the model is closed", path=self.path)
+        return self._handle
+
+    @property
+    def vocab(self) -> Any:
+        """The engine's pointer to the vocabulary; errors as `handle`."""
+        return library().llama_model_get_vocab(self.handle)
 
     def set_spike_k(self, layer: int, projection: str, k: float) -> None:
         """Give one projection another k, 0 to leave its input uncoded; sessions made from now on use it.
@@ -192,13 +208,7 @@ class Model:
         Raises:
             InferenceError: the GGUF has no vocabulary.
         """
-        if not self.has_vocab:
-            raise InferenceError(
-                "has no vocabulary, so it cannot read or write text",
-                path=self.path,
-                item="tokenizer.ggml.model",
-                hint="convert a checkpoint that has its tokenizer files",
-            )
+        require_vocab(self.header)
 
     def tokenize(
         self, text: str, add_special: bool = True, parse_special: bool = True, *, after: int | None = None
@@ -267,6 +277,21 @@ class Model:
     def is_end_of_generation(self, token: int) -> bool:
         """Whether a token ends an answer (EOS, EOT and their kin)."""
         return self.tokenization.is_end(token)
+
+
+def require_vocab(header: GgufHeader) -> None:
+    """Refuse a GGUF without a vocabulary where text is needed.
+
+    Raises:
+        InferenceError: it has none.
+    """
+    if header.metadata.get("tokenizer.ggml.model") in ("no_vocab", "none"):
+        raise InferenceError(
+            "has no vocabulary, so it cannot read or write text",
+            path=header.files[0],
+            item="tokenizer.ggml.model",
+            hint="convert a checkpoint that has its tokenizer files",
+        )
 
 
 def _load_mode(lib: Any, use_mmap: bool, use_mlock: bool) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sb_edge.arch.model_check import read_model
 from sb_edge.memory.check import require_memory
 from sb_edge.memory.forecast import DEFAULT_UBATCH, EngineSettings, FlashChoice
+from sb_edge.runtime.model import require_vocab
 from sb_edge.runtime.session import Model, Session
 
 
@@ -55,6 +56,7 @@ def open_session(path: Path, loading: Loading) -> Session:
         OutOfMemoryForecast: weights and context will not fit in memory.
     """
     header = read_model(path)
+    require_vocab(header)
     settings = EngineSettings(
         loading.type_k,
         loading.type_v,
@@ -73,7 +75,6 @@ def open_session(path: Path, loading: Loading) -> Session:
             is_checked=True,
         )
         opened.enter_context(model)
-        model.require_vocab()
         session = Session(
             model,
             n_ctx=loading.n_ctx,

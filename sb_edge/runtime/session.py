@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from sb_edge.runtime.binding import (
     library,
     recent_log,
 )
+from sb_edge.runtime.key_bias import note_large_key_biases
 from sb_edge.runtime.model import Model
 from sb_edge.runtime.state import SavedState, StateOwner, load_state, save_state
 from sb_edge.system.cpu import MAX_THREADS, default_threads, fast_cpus, kept_on
@@ -63,6 +65,9 @@ class Session:
         tensor_filter: a regular expression for the whole name.
         is_checked: memory has been checked by the caller.
 
+    Attributes:
+        revision: Number of changes so far; tells whether another text has been evaluated in between.
+
     Raises:
         InferenceError: the engine refuses these settings.
         OutOfMemoryForecast: the context will not fit in memory.
@@ -89,6 +94,7 @@ class Session:
     ) -> None:
         lib = library()
         self.model = model
+        self.revision = 0
         self.n_threads = default_threads() if n_threads is None else n_threads
         if not 1 <= self.n_threads <= MAX_THREADS:
             raise InferenceError(
@@ -131,16 +137,16 @@ class Session:
                 ),
                 is_loaded=True,
             )
+        note_large_key_biases(model.path, model.header, type_k)
         clear_log()
-        self.handle = lib.llama_init_from_model(model.handle, params)
-        if not self.handle:
+        self._handle = lib.llama_init_from_model(model.handle, params)
+        if not self._handle:
             raise no_context(model.path, last_problem())
         self.kv_bytes, self.state_bytes = _memory_sizes(recent_log())
         self.n_ctx = int(lib.llama_n_ctx_seq(self.handle))
         self.n_batch = int(lib.llama_n_batch(self.handle))
         self.n_ubatch = int(lib.llama_n_ubatch(self.handle))
         self._max_outputs = max_outputs
-        self._memory = lib.llama_get_memory(self.handle)
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
 
     def __enter__(self) -> Session:
@@ -151,10 +157,25 @@ class Session:
 
     def close(self) -> None:
         """Free caches and states; the model stays."""
-        if self.handle:
+        if self._handle:
             library().llama_batch_free(self._batch)
-            library().llama_free(self.handle)
-            self.handle = None
+            library().llama_free(self._handle)
+            self._handle = None
+
+    @property
+    def handle(self) -> Any:
+        """The engine's pointer.
+
+        Raises:
+            InferenceError: the session is closed; the engine would read freed memory.
+        """
+        if not self._handle:
+            raise InferenceError("the model is closed", path=self.model.path)
+        return self._handle
+
+    @property
+    def _memory(self) -> Any:
+        return library().llama_get_memory(self.handle)
 
     def apply_loras(self, paths: Sequence[Path]) -> None:
         """Apply LoRA adapters, each with scale 1; they stay until the model is closed.
@@ -188,6 +209,7 @@ class Session:
 
     def clear(self) -> None:
         """Forget every sequence."""
+        self.revision += 1
         library().llama_memory_clear(self._memory, True)
 
     def evaluate(self, tokens: Sequence[int], *, all_logits: bool = False, seq_id: int = 0) -> np.ndarray:
@@ -253,6 +275,7 @@ class Session:
 
     def _decode(self, tokens: Sequence[int], n_outputs: int, seq_id: int) -> None:
         batch, position = self._batch, self.position(seq_id)
+        self.revision += 1
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i] = token
@@ -288,6 +311,7 @@ class Session:
         """
         lib = library()
         buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        self.revision += 1
         lib.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
         clear_log()
         if lib.llama_state_seq_set_data(self.handle, buffer, len(data), seq_id) == 0:

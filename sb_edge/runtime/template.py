@@ -17,8 +17,10 @@ from sb_edge.util.errors import InferenceError
 
 Message = dict[str, str]
 
-DEADLINE = 10.0
-"""Seconds for one rendering."""
+CPU_SECONDS = 5.0
+"""Processor time for one rendering; it does not pass while other programs run."""
+_DEADLINE = 120.0
+"""Seconds for one rendering, where the system counts no processor time or gives none."""
 
 
 class ChatTemplate:
@@ -90,7 +92,7 @@ class ChatTemplate:
 
     def _start(self) -> None:
         # -P: the modules beside the script are none of its own.
-        command = [sys.executable, "-P", template_worker.__file__]
+        command = [sys.executable, "-P", template_worker.__file__, str(CPU_SECONDS)]
         self._worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -103,7 +105,7 @@ class ChatTemplate:
             self._start()
         worker = self._worker
         assert worker is not None and worker.stdin is not None and worker.stdout is not None
-        alarm = threading.Timer(DEADLINE, worker.kill)
+        alarm = threading.Timer(_DEADLINE, worker.kill)
         alarm.start()
         try:
             worker.stdin.write(json.dumps(request).encode() + b"\n")
@@ -121,7 +123,9 @@ class ChatTemplate:
         if not line:
             self._worker = None
             _stop(worker)
-            raise self._error(f"more than {DEADLINE:.0f} seconds or {template_worker.MAX_MEMORY >> 20} MiB")
+            raise self._error(
+                f"more than {CPU_SECONDS:.0f} seconds or {template_worker.MAX_MEMORY >> 20} MiB"
+            )
         answer = json.loads(line)
         if "error" in answer:
             raise self._error(answer["error"])

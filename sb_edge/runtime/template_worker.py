@@ -2,7 +2,7 @@
 
 The first line is {"source": ...}, every further one {"variables": {...}}. The answers are {"text": ...} or
 {"error": ...}. A template is a program by a stranger: the sandbox keeps it from this machine's files, the
-limits here and the deadline of the caller bound its memory, its output and its time.
+limits here bound its memory, its output and its time.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def _render(template: jinja2.Template, variables: dict[str, Any]) -> str:
 def _serve() -> None:
     template: jinja2.Template | None = None
     for line in sys.stdin.buffer:
+        if hasattr(signal, "setitimer"):  # not on Windows; its signal ends the process
+            signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))
         try:
             request = json.loads(line)
             if template is None:
@@ -94,7 +96,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the conversation
     try:
         import resource
-    except ImportError:  # not on Windows, where the deadline is the only limit
+    except ImportError:  # not on Windows, where the caller's deadline is the only limit
         pass
     else:
         _, most = resource.getrlimit(resource.RLIMIT_AS)

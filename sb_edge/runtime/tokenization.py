@@ -105,12 +105,13 @@ class Tokenization:
     @cached_property
     def _specials(self) -> list[tuple[str, int, bool]]:
         """Text, number, and whether it is a control token, of each special token; the longest first."""
-        lib = library()
+        lib, vocab = library(), self._vocab
+        attributes_of = lib.llama_vocab_get_attr  # asked for every token; the engine corrects a file's types
         found = []
-        for token in range(lib.llama_vocab_n_tokens(self._vocab)):
-            attributes = self._attributes(token)
+        for token in range(lib.llama_vocab_n_tokens(vocab)):
+            attributes = attributes_of(vocab, token)
             if attributes & _SPECIAL:
-                text = (lib.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+                text = (lib.llama_vocab_get_text(vocab, token) or b"").decode("utf-8", "replace")
                 found.append((text, token, not attributes & _USER_DEFINED))
         return sorted(found, key=lambda special: -len(special[0].encode()))
 

@@ -61,8 +61,16 @@ def require_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise OutputError("is open in this process", path=path, hint="give the file's own name")
     elif any(os.path.samestat(found, each.stat()) for each in inputs if each.exists()):
         raise OutputError("is the input", path=path, hint="choose another name")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError("the folder is not writable", path=target.parent, hint="choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise OutputError(
+            "the folder is not writable",
+            path=target.parent,
+            found=error.strerror,
+            hint="choose another folder",
+        ) from None
 
 
 def require_folder(folder: Path | None) -> None:

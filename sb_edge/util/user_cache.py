@@ -13,6 +13,9 @@ from sb_edge.util.errors import OutputError
 from sb_edge.util.files import atomic_output
 from sb_edge.util.hashes import sha256_of, sha256_of_bytes
 
+_MOST_FACTS = 256
+"""The least recently used go when there are more."""
+
 
 def cache_root() -> Path:
     """`SB_EDGE_CACHE`, or the user's cache folder for sb-edge."""
@@ -40,12 +43,17 @@ def remembered(what: str, files: Sequence[Path], find: Callable[[], str]) -> str
     if memory.is_file():
         content, _, digest = memory.read_text(encoding="utf-8", errors="replace").rpartition("\n")
         if digest == sha256_of_bytes(content.encode(errors="replace")):
+            with suppress(OSError):
+                memory.touch()
             return content
     found = find()
     with suppress(OSError, OutputError):  # a cache that cannot be written to only costs time
         memory.parent.mkdir(parents=True, exist_ok=True)
         with atomic_output(memory) as partial:
             partial.write_text(f"{found}\n{sha256_of_bytes(found.encode())}", encoding="utf-8")
+        facts = sorted(memory.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        for forgotten in facts[:-_MOST_FACTS]:
+            forgotten.unlink()
     return found
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 import pytest
-from support import sb_edge
+from support import SB_EDGE, exit_code, refusal, sb_edge
 
 from sb_edge.cli import COMMANDS, cli
+from sb_edge.cli.run import with_files
+from sb_edge.models.registry import resolve_gguf
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +76,58 @@ def test_errors_are_one_line_with_the_right_status(arguments: list[str], status:
     if status == 1:
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["parity", "-m", "absent.gguf", "checkpoint"], "absent.gguf: not found"),
+        (["bench", "decode", "-m", "absent.gguf", "-n", "1k", "--warm-up", "1k"], "absent.gguf: not found"),
+        (["bench", "prefill", "--model", "absent.gguf"], "absent.gguf: not found"),
+        (["selftest", "memory", "-m", "absent.gguf"], "absent.gguf: not found"),
+        (["models", "--json", "/proc/x"], "/proc: the folder is not writable"),
+    ],
+)
+def test_refused_before_any_work(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["chat", "x", "-sys", "x", "--load-session", "y"],
+        ["selftest", "fill"],
+        ["parity", "x", "y", "-m", "z"],
+    ],
+)
+def test_options_that_exclude_each_other(arguments: list[str]) -> None:
+    assert exit_code(*arguments) == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--tensors"]])  # written by click, by rich
+def test_a_reader_that_has_gone_ends_the_command_quietly(arguments: list[str], golden_gguf: Path) -> None:
+    command = [*SB_EDGE, *arguments, *([golden_gguf] if arguments[0] == "inspect" else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (141, b"")
+
+
+@pytest.mark.engine
+def test_help_of_run_lists_the_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("run", "--help") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: ") and "\nllama-bench\n" in shown
+
+
+@pytest.mark.engine
+def test_tools_get_the_files_of_built_in_models() -> None:
+    file = str(resolve_gguf("default"))
+    given = ["-m", "default", "--model", "default", "--model=default", "-p", "default", "--model=x.gguf"]
+    expected = ["-m", file, "--model", file, f"--model={file}", "-p", "default", "--model=x.gguf"]
+    assert list(with_files(given)) == expected
 
 
 def test_debug_shows_the_traceback() -> None:

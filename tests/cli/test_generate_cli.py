@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import SB_EDGE, exit_code, sb_edge
+from support import SB_EDGE, exit_code, refusal, sb_edge
 
 from sb_edge.runtime.session import Model, Session
 
@@ -82,6 +83,17 @@ def test_chat_takes_turns_from_the_command_line() -> None:
     assert "> " not in done.stdout and done.stderr == ""
 
 
+def test_a_command_of_the_chat_without_its_file_is_no_question(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"/save\n")))
+    assert "type /save FILE" in refusal(capsys, "chat", "default", "-n", "4")
+
+
+def test_an_empty_prompt_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the prompt is empty" in refusal(capsys, "generate", tiny, "-p", "")
+
+
 def test_a_piped_chat_prints_only_its_answers() -> None:
     lines = "Say hello.\n/clear\nSay goodbye.\n/exit\nNot asked.\n"
     done = sb_edge("chat", "default", "-n", "4", "--temp", "0", "--stats", stdin=lines)
@@ -106,6 +118,9 @@ def test_a_chat_in_a_terminal_edits_lines_and_keeps_a_history(tmp_path: Path) ->
             shown += os.read(terminal, 4096)
 
     wait_for(b"/help lists commands", 1)
+    time.sleep(1)
+    os.write(terminal, b"/load absent\r")  # an error does not end the chat
+    wait_for(b"error: absent", 1)
     time.sleep(1)
     os.write(terminal, b"Say hellx\x7fo.\r")
     wait_for(b"tokens/s", 2)

@@ -323,3 +323,16 @@ def test_a_file_that_cannot_be_read_is_named(golden_gguf: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: {golden_gguf}: Input/output error\n"
+
+
+@pytest.mark.engine
+def test_a_model_that_shrinks_while_it_is_used(tiny: Path, tmp_path: Path) -> None:
+    model = tmp_path / "tiny.gguf"
+    shutil.copy(tiny, model)
+    command = [*SB_EDGE, "generate", model, "-p", "x", "-n", "4000", "-c", "4096"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        os.truncate(model, 5000)
+        _, problem = process.communicate()
+    assert (process.returncode, problem) == (1, f"error: {model}: became shorter while it was read\n")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 from support import exit_code, sb_edge
 
+from sb_edge.cli import cli
+from sb_edge.cli.distill import TRAINING_TOKENS, StageValue
+from sb_edge.cli.params import TokenLimit, Tokens
 from sb_edge.evaluate.perplexity import text_tokens
 from sb_edge.runtime.sampling import RANGES, Sampling
 from sb_edge.runtime.session import Model, Session
@@ -51,6 +57,51 @@ def test_a_number_out_of_range_is_bad_usage(
 )
 def test_no_command_takes_a_number_that_is_none(line: tuple[str, ...]) -> None:
     assert exit_code(*line) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("64k", 65536), ("1M", 2**20), ("1.5K", 1536), ("1.0001k", None), ("nan", None)]
+)
+def test_a_number_of_tokens(value: str, number: int | None) -> None:
+    for kind, text, expected in (
+        (Tokens(), value, number),
+        (StageValue(TRAINING_TOKENS), f"whole={value}", ("whole", number)),
+    ):
+        if number is None:
+            with pytest.raises(click.BadParameter, match="is not a number of tokens"):
+                kind.convert(text, None, None)
+        else:
+            assert kind.convert(text, None, None) == expected
+
+
+def test_an_answer_without_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (TokenLimit().convert("-1", None, None), TokenLimit().convert("2k", None, None)) == (None, 2048)
+    assert exit_code("generate", "absent.gguf", "-p", "x", "-n", "-1") == 1
+    assert exit_code("generate", "absent.gguf", "-p", "x", "-n", "-2") == 2
+
+
+def _options(group: click.Group, path: str) -> Iterator[tuple[str, click.Option]]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        if isinstance(command, click.Group):
+            yield from _options(command, f"{path} {name}")
+        elif command is not None:
+            for param in command.params:
+                if isinstance(param, click.Option):
+                    yield f"{path} {name} {param.opts[0]}", param
+
+
+def test_every_option_that_counts_tokens_takes_suffixes() -> None:
+    options = dict(_options(cli, "sb-edge"))
+    assert isinstance(options["sb-edge bench decode -n"].type, Tokens)
+    wrong = [
+        name
+        for name, option in options.items()
+        if re.search(r"\btokens\b", option.help or "")
+        and isinstance(option.type, click.IntRange)
+        and not name.endswith("--top-k")  # the k of the sampler
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", RANGES)

@@ -362,7 +362,9 @@ def test_engine_reproduces_the_release(tmp_path):
     from sb_edge.evaluate.parity.agreement import against_recording
 
     convert_checkpoint(GOLDEN, tmp_path / "out.gguf", outtype="f32")
-    report = against_recording(tmp_path / "out.gguf", GOLDEN / "golden.npz", pieces=(1, 7), kv_type="f32")
+    report = against_recording(
+        tmp_path / "out.gguf", GOLDEN / "golden.npz", pieces=(1, 7), type_k="f32", type_v="f32"
+    )
     for run in report.runs:
         assert run.agreement.nmse <= 1e-4 and run.agreement.top1 >= 0.99
 
@@ -373,5 +375,7 @@ def test_integer_codes_in_the_engine(tmp_path):
     from sb_edge.evaluate.parity.agreement import against_recording
 
     convert_checkpoint(GOLDEN, tmp_path / "out.gguf")
-    report = against_recording(tmp_path / "out.gguf", GOLDEN / "golden.npz", kv_type="f32", tolerance=0.1)
+    report = against_recording(
+        tmp_path / "out.gguf", GOLDEN / "golden.npz", type_k="f32", type_v="f32", tolerance=0.1
+    )
     assert report.runs[0].agreement.nmse <= 0.1

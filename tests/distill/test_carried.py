@@ -25,7 +25,7 @@ TASK = RecallTask("dictionary", 2 * WINDOW, 2, 5)
 
 
 def plain_log_p(model: SpikingBrain, encode: Encode, last: int | None) -> float:
-    """Mean log probability of the answers' tokens, in one pass over the last tokens of the prompts."""
+    """Mean log probability of the answers, each read in one pass over the last tokens of its prompt."""
     values = []
     for case in TASK.cases(encode):
         prompt = case.prompt[-last:] if last else case.prompt

@@ -89,10 +89,10 @@ def test_the_recipe_is_read_and_options_override_it(tmp_path: Path) -> None:
     line = ["base", "-o", "run", "--config", str(EXAMPLES / "distill.toml")]
     params = command.make_context("distill", [*line]).params
     assert (params["gla_layers"], params["packages"]) == ("0,2,4", 200 * 1024)
-    assert dict(params["tokens"]) == {"layers": 200_000, "whole": 100_000}
+    assert dict(params["tokens"]) == {"layers": 200 * 1024, "whole": 100 * 1024}
     assert dict(params["lengths"]) == {"layers": (512,)}
     params = command.make_context("distill", [*line, "--gla-layers", "1", "--tokens", "layers=1k"]).params
-    assert params["gla_layers"] == "1" and dict(params["tokens"]) == {"layers": 1000}
+    assert params["gla_layers"] == "1" and dict(params["tokens"]) == {"layers": 1024}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_the_recipe_is_read_and_options_override_it(tmp_path: Path) -> None:
         ("window = -1", "is not a number of tokens"),
         ("packages = true", "packages: has another type (found true, expected a value)"),
         ("text-only = [1]", "expected true or false"),
+        (f"seed = {'9' * 5000}", "is not valid TOML (found Exceeds the limit"),
         ("tokens = 5", "'5' is not one of layers"),
     ],
 )

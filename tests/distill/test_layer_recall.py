@@ -8,11 +8,13 @@ import math
 import random
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from scipy.stats import spearmanr
 from support import exit_code, sb_edge
 
+from sb_edge.cli.layer_lists import parse_layers
 from sb_edge.distill.base import load_base
 from sb_edge.distill.layer_recall import LayerRecall, choose_layers, measure_layers, recall_cases, score_cases
 from sb_edge.distill.layer_table import layer_table, plot_layers
@@ -138,6 +140,12 @@ def test_a_bad_number_of_layers_is_a_usage_error(value: str, tiny_base: Path, tm
     done = sb_edge("transplant", tiny_base, "-o", tmp_path / "x", "--gla-layers", value)
     assert done.returncode == 2
     assert "is not auto: and a number of layers or a share of them" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["", "-", "3-1", "0--1", "x", "0-99999999999", "9" * 5000])
+def test_what_is_no_list_of_layers(value: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not a list such as"):
+        parse_layers(value)
 
 
 @pytest.mark.engine

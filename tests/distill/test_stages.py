@@ -181,3 +181,22 @@ def test_without_held_out_text_the_last_parameters_stay(
     often, once = (load_file(tmp_path / every / "checkpoint.safetensors") for every in ("128", "256"))
     names = [name for name in often if name.startswith("parameters.")]
     assert names and all(torch.equal(often[name], once[name]) for name in names)
+
+
+def test_a_run_with_another_micro_batch_trains_the_same(
+    tiny_base: Path, long_text: Path, tmp_path: Path
+) -> None:
+    """Two steps of four sequences, at once and one by one; Adam's steps magnify the smallest gradients."""
+    which = StageSettings(name="layers", tokens=512, lengths=(64,), batch=256, learning_rate=1e-2)
+    found = []
+    for size in (256, 64):
+        recipe = DistillRecipe((which,), adapter_rank=4, held_out=0, micro_batch=size)
+        assert trained(tiny_base, tmp_path / str(size), long_text, recipe) == []
+        found.append(load_file(tmp_path / str(size) / "checkpoint.safetensors"))
+    whole, parts = found
+    names = [name for name in whole if name.startswith("parameters.")]
+    assert len(names) == 16
+    for name in names:
+        assert torch.dist(whole[name], parts[name]) <= 1e-4 * whole[name].norm(), name
+    start = load_file(tiny_base / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.dist(whole["parameters.model.layers.0.attn.q_proj.weight"], start) > 1e-2 * start.norm()

@@ -23,7 +23,8 @@ from sb_edge.distill.text.sources import Document, given_documents
 from sb_edge.distill.text.tokenizer import ANSWER, PLAIN, Tokenizer
 from sb_edge.evaluate.perplexity import held_out_text
 from sb_edge.evaluate.questions import read_questions
-from sb_edge.evaluate.recall_cases import FILLER, tested_words
+from sb_edge.evaluate.recall_cases import FILLER
+from sb_edge.evaluate.recall_cases import tested_words as known_words
 from sb_edge.util.errors import TrainingError
 
 CPU = torch.device("cpu")
@@ -148,7 +149,7 @@ def test_no_word_of_a_test_of_retrieval_is_trained_on(tokenizer: Tokenizer) -> N
     """Values and people of `recall_cases`, and the sentences between telling and asking."""
     text = "\n".join(document.text for document in recall_documents(tokenizer, 100_000, 0)).lower()
     trained = set(re.findall(r"\w+", text))
-    assert not trained & {word.lower() for word in tested_words()}
+    assert not trained & {word.lower() for word in known_words()}
     assert not any(sentence.lower() in text for sentence in FILLER)
 
 

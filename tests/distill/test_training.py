@@ -187,7 +187,23 @@ def test_a_start_that_does_not_fit_is_refused(
         make(other, tmp_path / "foreign", prose, replace(RECIPE, start=finished))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"not a checkpoint at all"])
+def with_metadata(text: str) -> bytes:
+    header = json.dumps({"__metadata__": {"sb_edge.distill": text}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x10\0\0\0\0\0\0\0{}",
+        b"not a checkpoint at all",
+        with_metadata("[]"),
+        with_metadata("[" * 20_000),
+        with_metadata('{"settings": 1, "progress": 9' + "9" * 5000 + "}"),
+    ],
+    ids=["empty", "cut off", "text", "a list", "deep", "long number"],
+)
 def test_a_damaged_checkpoint_is_refused(
     tiny_base: Path, prose: Path, tmp_path: Path, content: bytes
 ) -> None:

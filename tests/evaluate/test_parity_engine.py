@@ -45,16 +45,33 @@ def spiking_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
 def test_engine_reproduces_the_recorded_logits(gguf: Path, kv_type: KvType) -> None:
-    report = against_recording(gguf, GOLDEN / "golden.npz", pieces=PIECES, kv_type=kv_type)
+    report = against_recording(gguf, GOLDEN / "golden.npz", pieces=PIECES, type_k=kv_type, type_v=kv_type)
     report.require_passed()
     assert [run.piece for run in report.runs] == [96, *PIECES]
     assert report.tolerance == ENGINE_BY_KV_TYPE[kv_type].nmse
     assert all(run.agreement.top1 == 1 for run in report.runs)
 
 
+def test_keys_and_values_have_types_of_their_own(gguf: Path) -> None:
+    for types in (("q8_0", "f32"), ("f32", "q8_0")):
+        report = against_recording(gguf, GOLDEN / "golden.npz", type_k=types[0], type_v=types[1])
+        assert (report.kv_types, report.passed) == (types, True)
+        assert report.tolerance == ENGINE_BY_KV_TYPE["q8_0"].nmse
+        assert report.worst.agreement.nmse > ENGINE_BY_KV_TYPE["f32"].nmse
+    report = against_recording(gguf, GOLDEN / "golden.npz", type_k="f32")
+    assert report.kv_types == ("f32", "f16")
+
+
+def test_a_chunk_longer_than_the_prompt_is_refused(gguf: Path) -> None:
+    with pytest.raises(ParityError, match="--pieces: is longer than the prompt"):
+        against_recording(gguf, GOLDEN / "golden.npz", pieces=(1, 1000))
+
+
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
 def test_engine_agrees_with_the_reference_layer_by_layer(gguf: Path, kv_type: KvType) -> None:
-    report = against_checkpoint(gguf, GOLDEN, pieces=PIECES, kv_type=kv_type, per_layer=True, dtype="float64")
+    report = against_checkpoint(
+        gguf, GOLDEN, pieces=PIECES, type_k=kv_type, type_v=kv_type, per_layer=True, dtype="float64"
+    )
     report.require_passed()
     assert report.first_divergent_layer is None
     for run in report.runs:
@@ -62,7 +79,7 @@ def test_engine_agrees_with_the_reference_layer_by_layer(gguf: Path, kv_type: Kv
 
 
 def test_greedy_text_is_the_references(gguf: Path) -> None:
-    report = against_checkpoint(gguf, GOLDEN, n_tokens=20, kv_type="f32", n_greedy=64)
+    report = against_checkpoint(gguf, GOLDEN, n_tokens=20, type_k="f32", type_v="f32", n_greedy=64)
     report.require_passed()
     assert report.greedy is not None
     assert len(report.greedy.engine) == 64
@@ -70,7 +87,9 @@ def test_greedy_text_is_the_references(gguf: Path) -> None:
 
 
 def test_engine_reproduces_the_recorded_logits_with_spikes(spiking_gguf: Path) -> None:
-    report = against_recording(spiking_gguf, SPIKING / "golden.npz", pieces=(1, 7), kv_type="f32")
+    report = against_recording(
+        spiking_gguf, SPIKING / "golden.npz", pieces=(1, 7), type_k="f32", type_v="f32"
+    )
     report.require_passed()
     assert report.tolerance == SPIKES_F32.nmse
     assert [run.agreement.top1 for run in report.runs] == [1, 1, 1]
@@ -78,7 +97,7 @@ def test_engine_reproduces_the_recorded_logits_with_spikes(spiking_gguf: Path) -
 
 def test_every_count_of_the_recorded_prompt_is_the_references(spiking_gguf: Path) -> None:
     report = against_checkpoint(
-        spiking_gguf, SPIKING, recording=SPIKING / "golden.npz", kv_type="f32", dtype="float64"
+        spiking_gguf, SPIKING, recording=SPIKING / "golden.npz", type_k="f32", type_v="f32", dtype="float64"
     )
     report.require_passed()
     assert report.tokens == 24
@@ -89,7 +108,7 @@ def test_every_count_of_the_recorded_prompt_is_the_references(spiking_gguf: Path
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
 def test_counts_agree_on_any_prompt(spiking_gguf: Path, kv_type: KvType) -> None:
-    report = against_checkpoint(spiking_gguf, SPIKING, kv_type=kv_type, pieces=(1,))
+    report = against_checkpoint(spiking_gguf, SPIKING, type_k=kv_type, type_v=kv_type, pieces=(1,))
     report.require_passed()
     assert report.tolerance == SPIKES.nmse
 
@@ -98,7 +117,7 @@ def test_a_checkpoint_given_spikes_has_the_references_counts(tmp_path: Path) -> 
     """A low-rank gate, every projection coded: only the first of the gate's pair is."""
     path = tmp_path / "spiking.gguf"
     convert_checkpoint(GOLDEN, path, outtype="f32", spike_k=2.5)
-    report = against_checkpoint(path, GOLDEN, kv_type="f32")
+    report = against_checkpoint(path, GOLDEN, type_k="f32", type_v="f32")
     report.require_passed()
     assert report.spikes is not None
     assert {found.projection for found in report.spikes.same_inputs.projections} == set(PROJECTIONS)
@@ -114,13 +133,15 @@ def test_other_weights_change_counts(spiking_gguf: Path, tmp_path: Path) -> None
     name = "model.layers.2.mlp_norm.weight"
     swing = np.linspace(0.5, 1.5, 128, dtype=np.float32)
     save_file({**weights, name: swing * weights[name]}, other / "model.safetensors")
-    report = against_checkpoint(spiking_gguf, other, kv_type="f32", tolerance=9)
+    report = against_checkpoint(spiking_gguf, other, type_k="f32", type_v="f32", tolerance=9)
     assert report.spikes is not None
     assert report.spikes.same_inputs.worst is not None
     assert report.spikes.same_inputs.worst.layer == 2
     with pytest.raises(ParityError, match=r"ffn_gate in layer 2: .*set --counts-identical"):
         report.require_passed()
-    against_checkpoint(spiking_gguf, other, kv_type="f32", tolerance=9, counts_identical=0.5).require_passed()
+    against_checkpoint(
+        spiking_gguf, other, type_k="f32", type_v="f32", tolerance=9, counts_identical=0.5
+    ).require_passed()
 
 
 def test_other_weights_fail_at_their_layer(gguf: Path, tmp_path: Path) -> None:
@@ -132,7 +153,7 @@ def test_other_weights_fail_at_their_layer(gguf: Path, tmp_path: Path) -> None:
     weights = load_file(GOLDEN / "model.safetensors")
     name = "model.layers.2.attn.o_proj.weight"
     save_file({**weights, name: 1.5 * weights[name]}, other / "model.safetensors")
-    report = against_checkpoint(gguf, other, kv_type="f32", per_layer=True)
+    report = against_checkpoint(gguf, other, type_k="f32", type_v="f32", per_layer=True)
     assert report.first_divergent_layer == "l_out-2"
     with pytest.raises(ParityError, match="l_out-2: the engine does not agree"):
         report.require_passed()

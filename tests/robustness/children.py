@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -16,6 +17,12 @@ from sb_edge.util.errors import SbEdgeError
 
 SECONDS = 60
 """Longest time of a child."""
+
+PROGRESS = 500
+"""Cases between two lines of progress."""
+
+_ON_NAN = re.compile("Assertion `(!isnan|!isinf|scale > 0|sum > 0)")
+"""Assertions of ggml in a debug build: it stops at the NaN that other builds refuse at the logits."""
 
 RAN, REFUSED, NOISE, FAILED = 0, 1, 3, 4
 
@@ -40,7 +47,14 @@ class Figures:
         """Add a case."""
         self.outcomes[outcome] += 1
         if bad:
-            self.findings.append(f"{case}: {outcome} {detail}".rstrip())
+            self.add_finding(f"{case}: {outcome} {detail[-300:]}".rstrip())
+        if self.outcomes.total() % PROGRESS == 0:
+            print(self.row(), flush=True)
+
+    def add_finding(self, finding: str) -> None:
+        """Keep it, and print it at once."""
+        self.findings.append(finding)
+        print(f"- {finding}", flush=True)
 
     def row(self) -> str:
         """The figures in a line of Markdown."""
@@ -74,14 +88,16 @@ def run_children(
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             outcome = "hang" if number == signal.SIGALRM else f"signal {number}"
-            figures.count(label, outcome, bad=True, detail=text)
+            on_nan = number == signal.SIGABRT and _ON_NAN.search(text) is not None
+            outcome = "stopped at NaN by a debug assertion" if on_nan else outcome
+            figures.count(label, outcome, bad=not on_nan, detail=text)
             continue
         code = os.WEXITSTATUS(status)
         outcome = {RAN: "ran", REFUSED: "refused", NOISE: "noise"}.get(code, "traceback")
         bad = outcome in ("noise", "traceback") or (outcome == "ran" and not may_run)
         figures.count(label, outcome, bad=bad, detail=text)
         if peak > most_mib:
-            figures.findings.append(f"{label}: {peak} MiB")
+            figures.add_finding(f"{label}: {peak} MiB")
     return figures
 
 
@@ -99,7 +115,7 @@ def _run(work: Callable[[], bool], log: Path) -> tuple[int, int, str]:
         grandchild = int(pipe.read() or 0)
     _, status, usage = os.wait4(pid, 0)
     lines = log.read_text(errors="replace").strip().splitlines()
-    return status, max(usage.ru_maxrss, grandchild) >> 10, lines[-1][:200] if lines else ""
+    return status, max(usage.ru_maxrss, grandchild) >> 10, lines[-1] if lines else ""
 
 
 def _child(work: Callable[[], bool], log: Path, pipe: int) -> None:

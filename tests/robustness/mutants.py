@@ -141,6 +141,6 @@ def cases(
     """The mutants of every source in turn, as work for a child."""
     path = folder / "mutant.gguf"
     for source in sources:
-        for label, data in mutants(source, count // len(sources), seed):
+        for label, data in mutants(source, -(-count // len(sources)), seed):
             path.write_bytes(data)
             yield label, lambda: use(path)

@@ -134,7 +134,7 @@ def test_control_tokens_in_messages_are_text(tmp_path: Path) -> None:
     ],
 )
 def test_bombs_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    monkeypatch.setattr(template, "DEADLINE", 3.0)
+    monkeypatch.setattr(template, "CPU_SECONDS", 1.0)
     begin = time.monotonic()
     with vocabulary(tmp_path, source) as model:
         try:
@@ -152,13 +152,13 @@ BOMB = "{% if messages[0].content == 'bomb' %}{{ 10 ** (10 ** (8 + messages | le
 
 def test_a_bomb_is_no_end_of_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A conversation that a template cannot render leaves the template usable for the next one."""
-    monkeypatch.setattr(template, "DEADLINE", 2.0)
+    monkeypatch.setattr(template, "CPU_SECONDS", 1.0)
     source = (
         "{% if messages[0].content == 'bomb' %}{{ 10 ** (10 ** (8 + messages | length)) }}{% endif %}fine"
     )
     with vocabulary(tmp_path, source) as model:
         chat = ChatTemplate(model)
-        with pytest.raises(InferenceError, match="more than 2 seconds"):
+        with pytest.raises(InferenceError, match="more than 1 seconds"):
             chat.render([{"role": "user", "content": "bomb"}], answer_next=True)
         assert chat.render(CONVERSATIONS["one"], answer_next=True) == "fine"
 

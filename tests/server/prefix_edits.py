@@ -1,17 +1,9 @@
-"""Random edits of a prompt: the server answers from its prompt cache as it answers without it.
-
-    python tests/server/prefix_edits.py [--edits 5000] MODEL ...
-
-prints a line for every model, setting and difference, and exits with 1 where rounding does not explain
-one.
-"""
+"""Random edits of a prompt: the server answers from its prompt cache as it answers without it."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +22,7 @@ NEAR = 0.02
 
 N_PREDICT = 3
 _N_PROBS = 40
-_TOKEN_BY_TOKEN = ["-ub", "1"]
+_DIVISIONS = ("1", "33", "128")  # tokens of a micro-batch
 
 
 @dataclass(frozen=True)
@@ -40,8 +32,8 @@ class Difference:
     Attributes:
         prompt: token ids.
         cached, fresh: tokens of the answer with and without the prompt cache.
-        margin: log probability of the best token over the other answer's, without the cache, where they part.
-        rounding: change of the margin if the same tokens are read one by one, without the cache.
+        margin: log probability of the best token over the other answer's, without the cache.
+        rounding: largest change of the margin if the prompt is read in other micro-batches.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +41,9 @@ class Difference:
     fresh: tuple[int, ...]
     margin: float
     rounding: float
+
+    def __str__(self) -> str:
+        return f"{len(self.prompt)} tokens: margin {self.margin:.4f}, rounding {self.rounding:.4f}"
 
     @property
     def is_rounding(self) -> bool:
@@ -110,50 +105,35 @@ def differences(
     model: Path, options: Sequence[str], n_vocab: int, n_edits: int, lengths: Sequence[int], seed: int = 1
 ) -> list[Difference]:
     """Ask two servers about the same prompts, one with its prompt cache, one without."""
-    found = []
+    found: list[Found] = []
     usual = ["-t", "1", "-np", "1", *options]
     with (
         running_server(model, usual) as with_cache,
         running_server(model, usual) as without,
-        running_server(model, [*usual, *_TOKEN_BY_TOKEN]) as token_by_token,
         progress_bar("edits", n_edits) as advance,
     ):
         for prompt in edited_prompts(n_vocab, n_edits, seed, lengths):
             cached, fresh = _answer(with_cache, prompt, True), _answer(without, prompt, False)
             if cached != fresh:
                 at = next(i for i, (one, other) in enumerate(zip(cached, fresh, strict=True)) if one != other)
-                question = ([*prompt, *fresh[:at]], fresh[at], cached[at])
-                margin, other_margin = (_margin(each, *question) for each in (without, token_by_token))
-                rounding = abs(margin - other_margin)
-                found.append(Difference(tuple(prompt), tuple(cached), tuple(fresh), margin, rounding))
+                found.append((prompt, cached, fresh, at))
             advance(1)
-    return found
+    divisions = [[], *(["-ub", size] for size in _DIVISIONS)] if found else []
+    margins = [_margins(model, [*usual, *more], found) for more in divisions]
+    return [
+        Difference(tuple(prompt), tuple(cached), tuple(fresh), first, max(abs(first - one) for one in others))
+        for (prompt, cached, fresh, _), first, *others in zip(found, *margins, strict=True)
+    ]
 
 
-def main() -> None:
-    """Print a line for every model and setting."""
-    from sb_edge.arch.layer_map import vocabulary_size
-    from sb_edge.gguf.reader import read_header
-    from sb_edge.models.registry import resolve_gguf
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="GGUF file or built-in name")
-    parser.add_argument("--edits", type=int, default=5000, help="prompts for each model and setting")
-    parser.add_argument("--lengths", default="1,2,5,30,80,517", help="sizes of new parts, tokens")
-    parsed = parser.parse_args()
-    lengths = [int(each) for each in parsed.lengths.split(",")]
-    is_wrong = False
-    for name in parsed.models:
-        model = resolve_gguf(name)
-        n_vocab = vocabulary_size(read_header(model))
-        for setting, options in SETTINGS.items():
-            found = differences(model, ["-c", "4096", *options], n_vocab, parsed.edits, lengths)
-            is_wrong = is_wrong or not all(each.is_rounding for each in found)
-            print(f"{name}, {setting}: {len(found)} of {parsed.edits} differ", flush=True)
-            for each in found:
-                print(f"  margin {each.margin:.4f}, rounding {each.rounding:.4f}: {len(each.prompt)} tokens")
-    sys.exit(1 if is_wrong else 0)
+Found = tuple[list[int], list[int], list[int], int]
+"""Prompt, the two answers, and where they part."""
 
 
-if __name__ == "__main__":
-    main()
+def _margins(model: Path, options: Sequence[str], found: list[Found]) -> list[float]:
+    """The margin of each difference, on a server without the cache."""
+    with running_server(model, options) as server:
+        return [
+            _margin(server, [*prompt, *fresh[:at]], fresh[at], cached[at])
+            for prompt, cached, fresh, at in found
+        ]

@@ -16,8 +16,9 @@ from sb_edge.arch.model_check import read_model
 from sb_edge.arch.sparse_plan import sparse_values
 from sb_edge.evaluate.parity.engine_side import (
     KvType,
+    KvTypes,
     Rows,
-    default_kv_type,
+    chosen_kv_types,
     evaluate_prompt,
     generate_greedily,
     observe_engine,
@@ -45,7 +46,8 @@ def against_recording(
     recording: Path,
     *,
     pieces: Sequence[int] = (),
-    kv_type: KvType | None = None,
+    type_k: KvType | None = None,
+    type_v: KvType | None = None,
     n_tokens: int | None = None,
     tolerance: float | None = None,
 ) -> ParityReport:
@@ -55,24 +57,24 @@ def against_recording(
         gguf: the engine's model.
         recording: .npz file, see `sb_edge.evaluate.parity.recording`.
         pieces: evaluate the prompt again with these numbers of tokens at a time.
-        kv_type: type of the engine's K and V; None: `default_kv_type`.
+        type_k, type_v: types of the engine's K and V; None: as `chosen_kv_types`.
         n_tokens: use only the first tokens of the recording.
-        tolerance: maximum NMSE; None: that of the KV type, with or without spikes.
+        tolerance: maximum NMSE; None: that of the KV types, with or without spikes.
 
     Raises:
         ParityError: the recording is damaged, or from another model.
         OutOfMemoryForecast: the models do not fit in memory; nothing was loaded.
     """
-    header = _header_that_fits(gguf, n_tokens, kv_type)
+    header = _header_that_fits(gguf, n_tokens, type_k, type_v)
     with Model(gguf, header=header) as model:
-        kv_type = kv_type or default_kv_type(model)
+        kv_types = chosen_kv_types(model, type_k, type_v)
         recorded = load_recording(recording, n_vocab=model.n_vocab, max_tokens=model.n_ctx_train)
         tokens = recorded.input_ids[:n_tokens].tolist()
         reference = Rows(recorded.logits[:n_tokens], {})
-        runs = _runs(model, tokens, reference, pieces, kv_type)
+        runs = _runs(model, tokens, reference, pieces, kv_types)
         if tolerance is None:
-            tolerance = _recording_ceiling(model, kv_type)
-    return ParityReport(str(gguf), f"{recording}, recorded", len(tokens), kv_type, tolerance, runs)
+            tolerance = _recording_ceiling(model, kv_types)
+    return ParityReport(str(gguf), f"{recording}, recorded", len(tokens), kv_types, tolerance, runs)
 
 
 def against_checkpoint(
@@ -83,7 +85,8 @@ def against_checkpoint(
     recording: Path | None = None,
     n_tokens: int | None = None,
     pieces: Sequence[int] = (),
-    kv_type: KvType | None = None,
+    type_k: KvType | None = None,
+    type_v: KvType | None = None,
     per_layer: bool = False,
     n_greedy: int = 0,
     tolerance: float | None = None,
@@ -101,7 +104,7 @@ def against_checkpoint(
         text: the prompt; None: random tokens from a fixed seed.
         recording: .npz file with the prompt; its logits are not used.
         n_tokens: maximum length of the prompt, or number of random tokens (None: 128).
-        pieces, kv_type, tolerance: see `against_recording`.
+        pieces, type_k, type_v, tolerance: see `against_recording`.
         per_layer: also compare every block's output.
         n_greedy: number of greedily generated tokens to compare.
         counts_identical: required share of identical counts; None: `COUNTS_IDENTICAL`, others off by one.
@@ -116,12 +119,12 @@ def against_checkpoint(
     require_torch()
     from sb_edge.evaluate.parity.reference_side import Reference
 
-    header = _header_that_fits(gguf, n_tokens, kv_type, dtype if device == "cpu" else None)
+    header = _header_that_fits(gguf, n_tokens, type_k, type_v, dtype if device == "cpu" else None)
     with Model(gguf, header=header) as model:
-        kv_type = kv_type or default_kv_type(model)
+        kv_types = chosen_kv_types(model, type_k, type_v)
         tokens = prompt_tokens(model, text, recording, n_tokens)
         plan = model.spike_plan
-        observed = observe_engine(model, tokens, kv_type) if plan else None
+        observed = observe_engine(model, tokens, kv_types) if plan else None
         with progress_bar("reference", None):
             reference = Reference(checkpoint, device=device, dtype=dtype, spikes=plan)
             _require_same_sizes(model, checkpoint, reference.config)
@@ -130,34 +133,35 @@ def against_checkpoint(
             expected_text = reference.greedy(tokens, n_greedy) if n_greedy else []
             how = f"{checkpoint}, {dtype} on {reference.device}"
             del reference  # free its weights before the engine allocates buffers
-        runs = _runs(model, tokens, rows, pieces, kv_type)
+        runs = _runs(model, tokens, rows, pieces, kv_types)
         spikes = None
         if observed:
             spikes = SpikeParity(
                 compare_counts(same_inputs, observed.counts),
                 compare_counts(rows.counts, observed.counts),
-                COUNTS_IDENTICAL[kv_type] if counts_identical is None else counts_identical,
+                min(COUNTS_IDENTICAL[kind] for kind in kv_types)
+                if counts_identical is None
+                else counts_identical,
                 off_by_one=counts_identical is None,
             )
         greedy = (
-            Greedy(expected_text, generate_greedily(model, tokens, n_greedy, kv_type)) if n_greedy else None
+            Greedy(expected_text, generate_greedily(model, tokens, n_greedy, kv_types)) if n_greedy else None
         )
     if tolerance is None:
-        tolerance = SPIKES.nmse if spikes else ENGINE_BY_KV_TYPE[kv_type].nmse
-    return ParityReport(str(gguf), how, len(tokens), kv_type, tolerance, runs, per_layer, greedy, spikes)
+        tolerance = SPIKES.nmse if spikes else _engine_ceiling(kv_types)
+    return ParityReport(str(gguf), how, len(tokens), kv_types, tolerance, runs, per_layer, greedy, spikes)
 
 
 def _header_that_fits(
-    gguf: Path, n_tokens: int | None, kv_type: str | None, dtype: str | None = None
+    gguf: Path, n_tokens: int | None, type_k: str | None, type_v: str | None, dtype: str | None = None
 ) -> GgufHeader:
     """Check the memory before loading; `dtype`: type of the reference's weights, None without a reference."""
     header = read_model(gguf)
     n_ctx = n_tokens or DEFAULT_TOKENS
-    kind = kv_type or "f32"
     require_memory(
         header,
         n_ctx,
-        EngineSettings(kind, kind, n_outputs=min(n_ctx, 512)),
+        EngineSettings(type_k or "f32", type_v or "f32", n_outputs=min(n_ctx, 512)),
         extra=(header.n_params - sparse_values(header)) * REFERENCE_BYTES[dtype] if dtype else 0,
         context_option="--tokens",
         kv_option=None,
@@ -225,21 +229,32 @@ def compare_layers(reference: Rows, other: Rows) -> dict[str, float]:
     return {name: nmse(rows, other.layers[name]) for name, rows in reference.layers.items()}
 
 
-def _recording_ceiling(model: Model, kv_type: KvType) -> float:
+def _engine_ceiling(kv_types: KvTypes) -> float:
+    return max(ENGINE_BY_KV_TYPE[kind].nmse for kind in kv_types)
+
+
+def _recording_ceiling(model: Model, kv_types: KvTypes) -> float:
     if model.spike_plan is None:
-        return ENGINE_BY_KV_TYPE[kv_type].nmse
-    return (SPIKES_F32 if kv_type == "f32" else SPIKES).nmse
+        return _engine_ceiling(kv_types)
+    return (SPIKES_F32 if kv_types == ("f32", "f32") else SPIKES).nmse
 
 
 def _runs(
-    model: Model, tokens: list[int], reference: Rows, pieces: Sequence[int], kv_type: KvType
+    model: Model, tokens: list[int], reference: Rows, pieces: Sequence[int], kv_types: KvTypes
 ) -> tuple[EngineRun, ...]:
-    """Compare the whole prompt, then each smaller piece size once."""
-    sizes = dict.fromkeys((len(tokens), *(piece for piece in pieces if piece < len(tokens))))
+    """Compare the whole prompt, then each piece size once."""
+    sizes = dict.fromkeys((len(tokens), *pieces))
+    if max(sizes) > len(tokens):
+        raise ParityError(
+            "is longer than the prompt",
+            item="--pieces",
+            found=max(sizes),
+            expected=f"at most {len(tokens)} tokens",
+        )
     runs = []
     with progress_bar("engine", len(sizes)) as advance:
         for piece in sizes:
-            rows = evaluate_prompt(model, tokens, piece, kv_type, per_layer=bool(reference.layers))
+            rows = evaluate_prompt(model, tokens, piece, kv_types, per_layer=bool(reference.layers))
             agreement = compare_logits(reference.logits, rows.logits)
             runs.append(EngineRun(piece, agreement, compare_layers(reference, rows)))
             advance(1)

@@ -20,6 +20,8 @@ LAYER_FILTER = r"^(l_out-\d+|result_norm)$"
 _INPUT_FILTER = r"embd|ffn_inp-\d+|l_out-\d+"
 
 KvType = Literal["f16", "f32", "q8_0"]
+KvTypes = tuple[KvType, KvType]
+"""Types of K and V."""
 
 
 class Evaluates(Protocol):
@@ -60,22 +62,23 @@ class EngineSpikes:
     inputs: tuple[BlockInputs, ...]
 
 
-def default_kv_type(model: Model) -> KvType:
-    """f16, the engine's default; f32 for a spiking model, whose counts f16 K and V would change."""
-    return "f32" if model.spike_plan else "f16"
+def chosen_kv_types(model: Model, type_k: KvType | None, type_v: KvType | None) -> KvTypes:
+    """f16, the engine's default, where None; f32 for a spiking model, whose counts f16 would change."""
+    default: KvType = "f32" if model.spike_plan else "f16"
+    return type_k or default, type_v or default
 
 
-def observe_engine(model: Model, tokens: Sequence[int], kv_type: str) -> EngineSpikes:
+def observe_engine(model: Model, tokens: Sequence[int], kv_types: KvTypes) -> EngineSpikes:
     """Record the engine's spike counts and block inputs on a prompt.
 
     Args:
         model: model with a spike plan.
         tokens: the prompt.
-        kv_type: type of K and V.
+        kv_types: types of K and V.
     """
     recorder = CountRecorder(model)
     names = f"{_INPUT_FILTER}|{recorder.tensor_filter}"
-    _, inputs = _evaluate(model, tokens, len(tokens), kv_type, names)
+    _, inputs = _evaluate(model, tokens, len(tokens), kv_types, names)
     for name, values in inputs.items():
         recorder.on_tensor(name, values)
     layers = sum(name.startswith("l_out-") for name in inputs)
@@ -104,22 +107,22 @@ def continue_greedily(session: Evaluates, prompt: Sequence[int], n_tokens: int) 
 
 
 def evaluate_prompt(
-    model: Model, tokens: Sequence[int], piece: int, kv_type: KvType, *, per_layer: bool
+    model: Model, tokens: Sequence[int], piece: int, kv_types: KvTypes, *, per_layer: bool
 ) -> Rows:
     """Evaluate a prompt `piece` tokens at a time; with `per_layer` collect layer outputs."""
-    return Rows(*_evaluate(model, tokens, piece, kv_type, LAYER_FILTER if per_layer else None))
+    return Rows(*_evaluate(model, tokens, piece, kv_types, LAYER_FILTER if per_layer else None))
 
 
 def _evaluate(
-    model: Model, tokens: Sequence[int], piece: int, kv_type: str, names: str | None
+    model: Model, tokens: Sequence[int], piece: int, kv_types: KvTypes, names: str | None
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
     """Logits of a prompt, and the values of the tensors whose whole name matches `names`."""
     collected: dict[str, list[NDArray[Any]]] = defaultdict(list)
     with Session(
         model,
         n_ctx=len(tokens),
-        type_k=kv_type,
-        type_v=kv_type,
+        type_k=kv_types[0],
+        type_v=kv_types[1],
         on_tensor=(lambda name, values: collected[name].append(values)) if names else None,
         tensor_filter=names,
     ) as session:
@@ -127,7 +130,8 @@ def _evaluate(
     return logits, {name: np.concatenate(parts) for name, parts in collected.items()}
 
 
-def generate_greedily(model: Model, prompt: Sequence[int], n_tokens: int, kv_type: KvType) -> list[int]:
+def generate_greedily(model: Model, prompt: Sequence[int], n_tokens: int, kv_types: KvTypes) -> list[int]:
     """Greedy continuation of a prompt, `n_tokens` token ids."""
-    with Session(model, n_ctx=len(prompt) + n_tokens, type_k=kv_type, type_v=kv_type) as session:
+    n_ctx = len(prompt) + n_tokens
+    with Session(model, n_ctx=n_ctx, type_k=kv_types[0], type_v=kv_types[1]) as session:
         return continue_greedily(session, prompt, n_tokens)

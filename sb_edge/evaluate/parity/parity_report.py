@@ -48,7 +48,7 @@ class ParityReport:
         gguf: file name of the engine's model.
         reference: the checkpoint with dtype and device, or the recording.
         tokens: length of the prompt.
-        kv_type: type of the engine's K and V.
+        kv_types: types of the engine's K and V.
         tolerance: maximum NMSE.
         runs: the whole prompt (piece = tokens), then one run per piece size.
         per_layer: whether layer outputs were compared.
@@ -59,7 +59,7 @@ class ParityReport:
     gguf: str
     reference: str
     tokens: int
-    kv_type: str
+    kv_types: tuple[str, str]
     tolerance: float
     runs: tuple[EngineRun, ...]
     per_layer: bool = False
@@ -95,7 +95,8 @@ class ParityReport:
             **json_fields(worst.agreement),
             **json_fields(self, "tolerance", "passed", "tokens"),
             "pieces": [run.piece for run in self.runs],
-            "kv_type": self.kv_type,
+            "type_k": self.kv_types[0],
+            "type_v": self.kv_types[1],
             "runs": [{"piece": run.piece, **json_fields(run.agreement)} for run in self.runs],
         }
         if self.per_layer:
