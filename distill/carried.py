@@ -6,7 +6,10 @@ alone. Keys and values of the window layers stay as they were computed from all 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean, pstdev
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from torch.nn import functional
 
 from sb_edge.distill.base import gla_layers_of
 from sb_edge.evaluate.recall_cases import Encode, RecallCase
-from sb_edge.evaluate.retrieval import RecallTask, RetrievalScore
+from sb_edge.evaluate.retrieval import RecallTask
 from sb_edge.reference.layers import WINDOWED
 from sb_edge.reference.network import Cache, SpikingBrain
 from sb_edge.util.progress import progress_bar
@@ -27,11 +30,32 @@ def set_window(model: SpikingBrain, window: int) -> None:
             module.window = window
 
 
+@dataclass(frozen=True)
+class CarriedScore:
+    """Answers of a student as it is, and of the same with GLA states made anew.
+
+    Attributes:
+        task: the task.
+        hits, anew_hits: for each case, whether every token of the answer is the likeliest.
+        log_p, anew_log_p: for each case, mean log probability of the answer's tokens, nats.
+    """
+
+    task: RecallTask
+    hits: tuple[bool, ...]
+    anew_hits: tuple[bool, ...]
+    log_p: tuple[float, ...]
+    anew_log_p: tuple[float, ...]
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """Gain in `log_p` by the states, nats, mean over the cases, and its standard error."""
+        gains = [own - anew for own, anew in zip(self.log_p, self.anew_log_p, strict=True)]
+        return fmean(gains), pstdev(gains) / math.sqrt(len(gains))
+
+
 @torch.no_grad()
-def carried_scores(
-    model: SpikingBrain, task: RecallTask, encode: Encode, window: int
-) -> tuple[RetrievalScore, RetrievalScore]:
-    """Scores of a student as it is, and with GLA states of the last `window` tokens before the answer alone.
+def carried_score(model: SpikingBrain, task: RecallTask, encode: Encode, window: int) -> CarriedScore:
+    """Ask a student with GLA states of all of the text, and of the last `window` tokens before the answer.
 
     Args:
         model: the student.
@@ -51,8 +75,8 @@ def carried_scores(
                 layers = {at: state for at, state in cache.layers.items() if at not in dropped}
                 found.append(_answer(model, case, cut, Cache(cache.position, layers)))
             advance(1)
-    as_it_is, anew = (_score(task, found) for found in answers)
-    return as_it_is, anew
+    (hits, log_p), (anew_hits, anew_log_p) = (zip(*found, strict=True) for found in answers)
+    return CarriedScore(task, hits, anew_hits, log_p, anew_log_p)
 
 
 def _answer(model: SpikingBrain, case: RecallCase, cut: int, cache: Cache) -> tuple[bool, float]:
@@ -63,11 +87,6 @@ def _answer(model: SpikingBrain, case: RecallCase, cut: int, cache: Cache) -> tu
     wanted = _row(case.answer, model)[0]
     right = bool((log_p.argmax(-1) == wanted).all())
     return right, float(log_p.gather(1, wanted[:, None]).mean())
-
-
-def _score(task: RecallTask, answers: Sequence[tuple[bool, float]]) -> RetrievalScore:
-    hits = tuple(hit for hit, _ in answers)
-    return RetrievalScore(task, hits, sum(log_p for _, log_p in answers) / len(answers))
 
 
 def _row(tokens: Iterable[int], model: SpikingBrain) -> Tensor:

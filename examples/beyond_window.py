@@ -6,18 +6,19 @@ measurements.
 """
 
 from pathlib import Path
+from statistics import fmean
 
 import click
 from rich.console import Console
 
 from sb_edge.convert.checkpoint.base_model import open_base
 from sb_edge.distill.base import use_fused_attention
-from sb_edge.distill.carried import carried_scores, set_window
+from sb_edge.distill.carried import CarriedScore, carried_score, set_window
 from sb_edge.distill.text.tokenizer import Tokenizer
 from sb_edge.evaluate.evaluation_table import points
 from sb_edge.evaluate.finished import Finished
 from sb_edge.evaluate.paired import paired_difference
-from sb_edge.evaluate.retrieval import SEED, RetrievalScore, recall_tasks
+from sb_edge.evaluate.retrieval import SEED, recall_tasks
 from sb_edge.models.registry import resolve_base
 from sb_edge.reference.network import SpikingBrain
 from sb_edge.util.output import json_fields
@@ -54,23 +55,30 @@ def main(
         "task",
         "tokens",
         "as it is",
-        "log p",
         "anew",
-        "log p",
         "difference",
+        "log p",
+        "gain",
         title=f"{student}: GLA states of all of the text, or of the last {window} tokens alone",
-        notes=["difference: in points, with its 95 % interval."],
+        notes=["difference: in points; gain: of an answer's log p by the states, nats; 95 % intervals."],
+        gap=1,
     )
     lengths = [round(float(distance) * window) for distance in distances.split(",")]
     for task in recall_tasks(lengths, cases, ("passkey", "dictionary-5", "dictionary-10", "facts")):
-        as_it_is, anew = finished.take(
+        score = finished.take(
             {"measure": "beyond", "student": weights, "window": window, "seed": SEED, **json_fields(task)},
-            tuple[RetrievalScore, RetrievalScore],
-            lambda task=task: carried_scores(model, task, encode, window),
+            CarriedScore,
+            lambda task=task: carried_score(model, task, encode, window),
         )
-        cells = [cell for score in (as_it_is, anew) for cell in (f"{score.found:.0%}", f"{score.log_p:.2f}")]
-        difference = points(paired_difference(as_it_is.hits, anew.hits))
-        table.add(f"{task.name} ({task.trials})", str(task.distance), *cells, difference)
+        gain, error = score.gain
+        table.add(
+            f"{task.name} ({task.trials})",
+            str(task.distance),
+            *(f"{fmean(hits):.0%}" for hits in (score.hits, score.anew_hits)),
+            points(paired_difference(score.hits, score.anew_hits)),
+            f"{fmean(score.log_p):.2f}",
+            f"{gain:+.2f} ± {1.96 * error:.2f}",
+        )
     Console().print(table)
     if markdown is not None:
         markdown.write_text(table.markdown(), encoding="utf-8")

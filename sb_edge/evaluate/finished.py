@@ -44,7 +44,7 @@ class Finished:
         self._parts = self._read()
 
     def take(self, what: dict[str, Any], kind: type[Result], measure: Callable[[], Result]) -> Result:
-        """A measurement, made now unless the file has it.
+        """Return a measurement; make it now unless the file has it.
 
         Args:
             what: everything that decides the result, as JSON values.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 
 from sb_edge.convert.transplant import transplant
 from sb_edge.distill.base import load_base
-from sb_edge.distill.carried import carried_scores, set_window
+from sb_edge.distill.carried import CarriedScore, carried_score, set_window
 from sb_edge.distill.student import make_student
 from sb_edge.distill.text.tokenizer import Tokenizer
 from sb_edge.evaluate.recall_cases import Encode
@@ -61,12 +62,18 @@ def test_states_made_anew_know_the_last_window_alone(tiny_base: Path, gla_layers
     model = make_student(base, gla_layers, window=4096, seed=0)
     set_window(model, WINDOW)
     encode = Tokenizer(base.reader).encode
-    as_it_is, anew = carried_scores(model, TASK, encode, WINDOW)
-    assert as_it_is.task == anew.task == TASK and len(anew.hits) == TASK.trials
+    score = carried_score(model, TASK, encode, WINDOW)
+    assert score.task == TASK and len(score.hits) == len(score.anew_hits) == TASK.trials
     whole, last = (plain_log_p(model, encode, tokens) for tokens in (None, WINDOW))
     assert abs(whole - last) > 1e-5
-    assert as_it_is.log_p == pytest.approx(whole, abs=1e-6)
+    assert fmean(score.log_p) == pytest.approx(whole, abs=1e-6)
+    anew = fmean(score.anew_log_p)
     if len(gla_layers) == 2:
-        assert abs(anew.log_p - whole) > 1e-5 and abs(anew.log_p - last) > 1e-5
+        assert abs(anew - whole) > 1e-5 and abs(anew - last) > 1e-5
     else:
-        assert anew.log_p == pytest.approx(last if gla_layers else whole, abs=1e-6)
+        assert anew == pytest.approx(last if gla_layers else whole, abs=1e-6)
+
+
+def test_the_gain_is_that_of_the_single_cases() -> None:
+    score = CarriedScore(TASK, (True, False), (False, False), (-1.0, -2.0), (-1.5, -4.5))
+    assert score.gain == pytest.approx((1.5, 1.0 / 2**0.5))

@@ -71,6 +71,18 @@ def test_options_of_an_example(name: str) -> None:
     assert dict(context.params["tokens"]).keys() == {"layers", "whole", "long"}
 
 
+def test_commands_of_the_larger_base() -> None:
+    """Every command of the script takes its options."""
+    text = (EXAMPLES / "qwen_coder.sh").read_text().replace("\\\n", " ").replace("${2:-200k}", "200k")
+    lines = [shlex.split(line) for line in text.splitlines() if line.strip().startswith("sb-edge ")]
+    names = "inspect layers transplant convert quantize distill convert quantize eval"
+    assert [words[1] for words in lines] == names.split()
+    for _, name, *arguments in lines:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        command.make_context(name, arguments)
+
+
 def test_the_recipe_is_read_and_options_override_it(tmp_path: Path) -> None:
     command = cli.get_command(click.Context(cli), "distill")
     assert command is not None

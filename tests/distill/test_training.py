@@ -15,6 +15,7 @@ from support import exit_code, sb_edge
 from tiny_bases import VOCAB, write_base
 
 from sb_edge.arch.spike_plan import SpikePlan
+from sb_edge.arch.spike_rewrite import with_spike_plan
 from sb_edge.convert.checkpoint.folder import Checkpoint
 from sb_edge.convert.transplant import transplant
 from sb_edge.distill.base import load_base
@@ -297,6 +298,21 @@ def test_a_full_disk_is_named_and_nothing_is_lost(tiny_base: Path, prose: Path, 
     assert not list(tmp_path.glob(".*.partial-*"))
     make(tiny_base, tmp_path, prose, replace(RECIPE, stages=(LAYERS,)))
     assert (tmp_path / "student").is_dir()
+
+
+def test_a_plan_is_taken_from_a_gguf(tiny_base: Path, prose: Path, tmp_path: Path, golden_gguf: Path) -> None:
+    """A k for each projection reaches the record; a file without a plan is named."""
+    plan = SpikePlan(("attn_q", "ffn_down"), layer_k=((2.0, 0.0), (3.0, 4.5), (1.5, 2.5), (0.125, 3.0)))
+    with_spike_plan(golden_gguf, tmp_path / "planned.gguf", plan)
+    command = [
+        "distill", tiny_base, "-o", tmp_path / "run", "--text", prose, "--stages", "whole", "--device", "cpu",
+        "--tokens", "whole=128", "--batch", "whole=64", "--lengths", "whole=32", "--adapter-rank", 2,
+    ]  # fmt: skip
+    assert exit_code(*command, "--spikes", tmp_path / "planned.gguf", "--spike-share", 0.75) == 0
+    settings = json.loads((tmp_path / "run" / "record.json").read_text())["settings"]
+    assert settings["spikes"]["layer_k"] == [list(row) for row in plan.layer_k or ()]
+    assert (settings["spikes"]["projections"], settings["spike_share"]) == (["attn_q", "ffn_down"], 0.75)
+    assert exit_code(*command, "--spikes", golden_gguf) == 1
 
 
 def test_two_runs_do_not_share_a_folder(tiny_base: Path, prose: Path, tmp_path: Path) -> None:
