@@ -8,13 +8,15 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluation test test-slow lint dev engine docs upstream-tests sanitize robustness clean
+.PHONY: help demo evaluation test test-slow phone-check phone-tests lint dev engine docs upstream-tests sanitize robustness clean
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
 	@echo "make evaluation      the default model beside its base: perplexity, questions, retrieval (hours; goes on)"
 	@echo "make test            all tests"
 	@echo "make test-slow       tests that take minutes each"
+	@echo "make phone-check     one device program in qemu, phones in namespaces (adb, ssh)"
+	@echo "make phone-tests     all device programs, all operators, more interruptions"
 	@echo "make lint            ruff, mypy and the import contract"
 	@echo "make dev             environment with every tool, and pre-commit"
 	@echo "make upstream-tests  llama.cpp's own tests on the patched tree"
@@ -61,7 +63,19 @@ test: $(VENV)/.test engine
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test engine
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m "slow and not phone" --timeout 3600
+
+$(VENV)/.phone: $(VENV)/.test
+	$(PIP) install -c constraints.txt -e ".[distill,test,phone]" adbutils asyncssh
+	@touch $@
+
+phone-check: $(VENV)/.phone engine
+	$(BIN)/sb-edge engine build --target arm64
+	$(BIN)/python -m pytest tests/device -m "not slow"
+
+phone-tests: $(VENV)/.phone engine
+	$(BIN)/sb-edge engine build --target arm64
+	$(BIN)/python -m pytest tests/device -m "" --timeout 3600
 
 dev: $(VENV)/.dev
 	$(BIN)/pre-commit install

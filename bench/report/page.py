@@ -10,6 +10,7 @@ import jinja2
 
 from sb_edge import __version__
 from sb_edge.bench.report.curves import PUBLISHED_SPEEDUP, against_baselines, chart_svg, charts
+from sb_edge.bench.report.sensors import sensor_plots, sensor_tables
 from sb_edge.bench.rows.compare import SpeedComparison, first_against_others
 from sb_edge.bench.rows.row import Row
 from sb_edge.bench.rows.row_tables import results_table, series_name
@@ -93,7 +94,7 @@ def write_report(
         version=__version__,
         measured=max((row.test_time for row in rows), default=""),
         headlines=_headlines(rows),
-        plots=[chart_svg(chart) for chart in charts(rows)],
+        plots=[*map(chart_svg, charts(rows)), *sensor_plots(rows)],
         tables=_tables(rows),
         machines=_machines(rows, machine),
         sections=sections,
@@ -107,7 +108,7 @@ def _tables(rows: Sequence[Row]) -> list[Table]:
         "Decoding": [row for row in rows if not row.is_prefill],
         "Prompts": [row for row in rows if row.is_prefill],
     }
-    tables = [results_table(kind, title) for title, kind in kinds.items() if kind]
+    tables = [results_table(kind, title) for title, kind in kinds.items() if kind] + sensor_tables(rows)
     comparisons = first_against_others(rows)
     return [*tables, _ratios(comparisons, rows)] if comparisons else tables
 

@@ -172,9 +172,11 @@ def _is_torn_row(line: bytes) -> bool:
 
 
 SCALAR_FIELDS = tuple(
-    name for name in Row.model_fields if name not in ("samples_ns", "samples_ts", "fit_depths", "machine")
+    name
+    for name in Row.model_fields
+    if name not in ("samples_ns", "samples_ts", "fit_depths", "machine", "phone")
 )
-"""Columns of the CSV file: all fields except lists and the machine."""
+"""Columns of the CSV file: all fields except lists, the machine and the phone's own."""
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

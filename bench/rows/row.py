@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from sb_edge.arch import ARCH
+from sb_edge.bench.rows.phone import Phone
 from sb_edge.engine.machine import Machine
 
 Fill = Literal["real", "synthetic", "fitted"]
@@ -96,6 +97,7 @@ class Row(BaseModel):
     machine_id: str
     engine_key: str
     machine: Machine | None = None
+    phone: Phone | None = None
 
     @property
     def key(self) -> RowKey:

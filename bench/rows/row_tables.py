@@ -33,9 +33,10 @@ def format_speed(row: Row) -> str:
 
 
 def series_name(row: Row, rows: Sequence[Row]) -> str:
-    """The row's model, and its cache types, flash attention, ubatch and threads if `rows` differ in them."""
+    """The row's model, and its processor and settings if `rows` differ in them."""
     types = row.type_k if row.type_k == row.type_v else f"{row.type_k}/{row.type_v}"
     parts: list[tuple[str, set[Any]]] = [
+        (row.cpu_info, {other.machine_id for other in rows}),
         (f"{types} KV", {(other.type_k, other.type_v) for other in rows}),
         (flash_attn_name(row), {other.flash_attn for other in rows}),
         (f"ub {row.n_ubatch}", {other.n_ubatch for other in rows}),

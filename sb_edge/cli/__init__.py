@@ -38,6 +38,7 @@ COMMANDS = {
     "eval": "Measure how well a model predicts a text, beside its base.",
     "run": "Run a tool of the engine: sb-edge run llama-bench ...",
     "bench": "Measure speed and memory.",
+    "device": "Measure and chat on phones and boards, by adb or ssh.",
     "selftest": "Check the benchmark, the memory forecast and the operators.",
     "demo": "Convert, quantize, chat and measure the default model.",
 }

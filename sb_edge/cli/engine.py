@@ -13,6 +13,7 @@ from sb_edge.cli.params import PATH
 from sb_edge.engine import build_engine, find_engine
 from sb_edge.engine.checkout import checkout as write_checkout
 from sb_edge.engine.checkout import refresh_patches
+from sb_edge.engine.cross import build_cross
 from sb_edge.util.output import emit
 from sb_edge.util.table import grid
 
@@ -58,20 +59,37 @@ def command() -> None:
 @command.command("build")
 @_engine_options
 @click.option(
+    "--target",
+    "architecture",
+    type=click.Choice(["arm64", "arm64-linux"]),
+    help="Build static programs for 64-bit Arm phones and boards instead (needs sb-edge[phone]).",
+)
+@click.option(
     "--jobs",
     "-j",
     type=click.IntRange(1),
     help="Number of parallel compilers.  [default: as CPUs and memory allow]",
 )
 @click.option("--force", is_flag=True, help="Build again even if it is in the cache.")
-def build(portable: bool, debug: bool, patches: PatchChoice, jobs: int | None, force: bool) -> None:
+def build(
+    portable: bool, debug: bool, patches: PatchChoice, architecture: str | None, jobs: int | None, force: bool
+) -> None:
     """Build the engine, or find it in the cache; print its folder.
 
     Fetches the pinned source through pip (SHA-256 checked), applies the patches, compiles with cmake and
     ninja from PyPI. About seven minutes on two cores, once. CC and CXX choose the compilers; CFLAGS and the
     like are ignored.
+
+    --target arm64 cross-compiles the programs of `sb-edge device` for three generations of CPUs, with zig as
+    the compiler; the same programs run on phones (adb, Termux) and on Linux boards (arm64-linux).
     """
-    engine = build_engine(_variant(portable, debug), jobs, patches=patches, force=force)
+    variant = _variant(portable, debug)
+    if architecture is None:
+        engine = build_engine(variant, jobs, patches=patches, force=force)
+    elif variant or patches != "all":
+        raise click.UsageError("--target goes with none of --portable, --debug and --patches")
+    else:
+        engine = build_cross(jobs=jobs, force=force)
     click.echo(engine.prefix)
 
 

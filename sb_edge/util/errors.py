@@ -105,6 +105,10 @@ class DeviceError(SbEdgeError):
     """This machine does not have the device requested for the reference implementation."""
 
 
+class RemoteError(SbEdgeError):
+    """A phone or board cannot be reached, refuses a command, or answers with something that is not valid."""
+
+
 class SpikeError(SbEdgeError):
     """A spike setting is invalid: k, the name of a projection, or a count that a coding cannot represent."""
 

@@ -1,0 +1,1 @@
+"""Phones and boards that are reached by adb or ssh: push, measure, chat, pull."""
