@@ -108,7 +108,8 @@ class Device:
     def checked(self, *arguments: str) -> str:
         """Shell text that runs the program only if its SHA-256 on the device is that of the one here."""
         name = f"files/{self.program_sha256}"
-        check = f'set -- $(sha256sum < {name}); [ "$1" = {self.program_sha256} ] || exit 91'
+        check = f'set -- $(sha256sum < {name}); if [ "$1" != {self.program_sha256} ]; then '
+        check += 'echo "the program is not the one that was pushed" >&2; exit 91; fi'
         return f"{check}\nexec ./{name} {quoted(*arguments)}"
 
     def info(self) -> DeviceInfo:

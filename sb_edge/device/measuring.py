@@ -40,7 +40,8 @@ START_SECONDS = 20
 _START = """
 cd {run} || exit 92
 if [ -s pid ] && grep -q {sha} /proc/$(cat pid)/cmdline 2>/dev/null; then echo running; exit 0; fi
-set -- $(sha256sum < ../../files/{sha}); [ "$1" = {sha} ] || exit 91
+set -- $(sha256sum < ../../files/{sha})
+if [ "$1" != {sha} ]; then echo "the program is not the one that was pushed" >&2; exit 91; fi
 rm -f pid exit
 nohup setsid sh -c 'echo $$ > pid; "$@"; echo $? > exit.partial; mv exit.partial exit' sb-edge-bench \
     ../../files/{sha} {arguments} > log 2>&1 < /dev/null &
@@ -194,7 +195,9 @@ class DeviceRun:
         """
         taken, restarts, last = 0, 0, BenchProgress()
         expected = len(self.subjects) * len(set(self.settings.depths))
-        with progress_bar(f"{self._names()} on the device", None) as advance:
+        reached = dict.fromkeys(range(len(self.subjects)), 0)
+        total = max(self.settings.depths) * len(self.subjects)
+        with progress_bar(f"{self._names()}: tokens read on the device", total) as advance:
             while True:
                 status = self._poll()
                 if status.rows_bytes != taken:
@@ -202,10 +205,10 @@ class DeviceRun:
                     on_rows(rows)
                     taken = status.rows_bytes
                 if status.progress != last:
-                    restarts = 0
-                    if status.progress.position > last.position:
-                        advance(status.progress.position - last.position)
-                    last = status.progress
+                    restarts, last = 0, status.progress
+                    if last.position > reached.get(last.model_index, last.position):
+                        advance(last.position - reached[last.model_index])
+                        reached[last.model_index] = last.position
                 if status.exit == 0 and last.rows >= expected:
                     return
                 if status.exit not in (None, 0, 3) and status.exit < 128:

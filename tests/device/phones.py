@@ -18,8 +18,20 @@ from fake_phone import FakePhone
 from sb_edge.device.transport import Transport
 
 HERE = Path(__file__).parent
-PAUSES = (0.05,) * 20
+PAUSES = (0.05,) * 40
 QEMU = "qemu-aarch64-static"
+
+KILL = """
+found=1
+for process in $(ls /proc | grep '^[0-9]'); do
+    line=/proc/$process/cmdline
+    if grep -q 'files/' $line && grep -qE 'bench|chat' $line && ! grep -qE '^(/system/bin/)?sh' $line; then
+        kill -9 $process && found=0
+    fi
+done 2>/dev/null
+exit $found
+"""
+"""Kills the device program, but not the shells whose command lines name it too."""
 
 
 @dataclass
@@ -42,7 +54,7 @@ class Phone:
 
     def kill_program(self) -> bool:
         """Kill the device program with SIGKILL; whether one was running."""
-        found = self.transport.run("pkill -9 -f 'files/[0-9a-f]+ (bench|chat)'")
+        found = self.transport.run(KILL)
         return found.status == 0
 
     def _server_id(self) -> int:

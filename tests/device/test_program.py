@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from sb_edge.device.chatting import DeviceChat
 from sb_edge.device.description import Device
 from sb_edge.device.host_prefill import bench_tokens, host_contexts
 from sb_edge.device.measuring import DeviceBench, DeviceRun, make_row, push_model
+from sb_edge.device.transport import ConnectionLost
 from sb_edge.engine.cross import VARIANTS, CpuVariant, device_program, find_cross
 from sb_edge.engine.machine import Machine
 from sb_edge.engine.prefix import Engine
@@ -227,16 +229,17 @@ def test_throttling_and_energy_are_in_row_and_report(
 
 
 class Killing:
-    """Kills the device program again and again while the block runs; counts the kills."""
+    """Kills the device program up to `most` times while the block runs; counts the kills."""
 
-    def __init__(self, phone: Phone, seconds: float) -> None:
-        self.phone, self.seconds, self.kills = phone, seconds, 0
+    def __init__(self, phone: Phone, seconds: float, most: int) -> None:
+        self.phone, self.seconds, self.most, self.kills = phone, seconds, most, 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        while not self._ended.wait(self.seconds):
-            self.kills += self.phone.kill_program()
+        while self.kills < self.most and not self._ended.wait(self.seconds):
+            with contextlib.suppress(ConnectionLost):  # a cable is pulled as well
+                self.kills += self.phone.kill_program()
 
     def __enter__(self) -> Killing:
         self._thread.start()
@@ -334,14 +337,14 @@ def test_thirty_pulled_cables_and_kills(
     phone = start_phone(connection)
     device = Device(phone.transport, engine=engine)
     settings = ONE_THREAD.model_copy(update={"depths": (0, 512, 2048), "save_every": 64, "n_gen": 16})
-    with cable_pulled(phone, [1.7] * 15), Killing(phone, 4.1) as killing:
+    with cable_pulled(phone, [1.7] * 15), Killing(phone, 4.1, 10) as killing:
         rows = measure(device, [subject], settings)
     assert [row.n_depth for row in rows] == [0, 512, 2048]
     assert killing.kills > 2
     pushed = push_model(device.transport, examine(BenchModel("chat", chat_gguf)))
     texts = [f"turn {number}" for number in range(8)]
     quiet = converse(device, pushed, "chats/quiet", texts)
-    with cable_pulled(phone, [1.3] * 15), Killing(phone, 3.3):
+    with cable_pulled(phone, [1.3] * 15), Killing(phone, 3.3, 5):
         assert converse(device, pushed, "chats/pulled", texts) == quiet
 
 
