@@ -33,6 +33,7 @@ async def serve(process: asyncssh.SSHServerProcess) -> None:
         await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
         code = await child.wait()
         await process.stdout.drain()
+        await process.stderr.drain()
         process.exit(code if code >= 0 else 128 - code)
     finally:
         if child.returncode is None:

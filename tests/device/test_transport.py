@@ -14,6 +14,8 @@ from sb_edge.device.transport import ConnectionLost, Transport
 from sb_edge.util.errors import RemoteError
 from sb_edge.util.hashes import sha256_of
 
+pytestmark = pytest.mark.phone
+
 StartPhone = Callable[..., Phone]
 
 
