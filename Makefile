@@ -12,6 +12,7 @@ export CMAKE_ARGS := -DLLAMA_BUILD=OFF
 
 help:
 	@echo "make demo            convert, quantize, chat and measure the default model"
+	@echo "make engine          build the engine (about 10 minutes on 2 cores, once)"
 	@echo "make evaluation      the default model beside its base: perplexity, questions, retrieval (hours; goes on)"
 	@echo "make test            all tests"
 	@echo "make test-slow       tests that take minutes each"

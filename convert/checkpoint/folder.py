@@ -44,7 +44,9 @@ class Checkpoint:
         """
         folder = Path(folder)
         if not folder.exists():
-            raise CheckpointError("not found", path=folder, hint="give the checkpoint folder")
+            raise CheckpointError(
+                "not found", path=folder, hint="download the checkpoint and give its folder"
+            )
         if not folder.is_dir():
             raise CheckpointError("is a file", path=folder, expected="the checkpoint folder")
         return cls(folder, load_config(folder / "config.json"), read_tensor_table(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -148,19 +148,28 @@ def _converse(chat: Conversation, lines: Iterator[str], stats: bool, *, keep_on:
 
 
 def _command(chat: Conversation, name: str, argument: str | None = None) -> bool:
-    """Carry out a command of the chat; False: it is none."""
-    commands: dict[str, Callable[[], object]] = {
-        "/clear": chat.clear,
-        "/help": lambda: click.echo(HELP, err=True),
-    }
-    files = {"/save": chat.save, "/load": chat.load}
-    if name in files:
+    """Carry out a command of the chat and confirm it; False: a question, such as `/etc holds what?`.
+
+    Raises:
+        InferenceError: a command without its file, or a single word that is no command.
+    """
+    files = {"/save": (chat.save, "saved"), "/load": (chat.load, "loaded")}
+    if name == "/help":
+        done = HELP
+    elif name == "/clear":
+        chat.clear()
+        done = "new conversation"
+    elif name in files:
         if argument is None:
             raise InferenceError(f"{name} needs a file", hint=f"type {name} FILE")
-        commands[name] = lambda: files[name](Path(argument))
-    if name not in commands:
+        act, verb = files[name]
+        act(Path(argument))
+        done = f"{verb} {argument}"
+    elif argument is None and name[1:].isalpha():
+        raise InferenceError(f"unknown command {name}", hint="/help lists commands")
+    else:
         return False
-    commands[name]()
+    click.echo(done, err=True)
     return True
 
 

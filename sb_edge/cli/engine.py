@@ -77,7 +77,7 @@ def build(
     """Build the engine, or find it in the cache; print its folder.
 
     Fetches the pinned source through pip (SHA-256 checked), applies the patches, compiles with cmake and
-    ninja from PyPI. About seven minutes on two cores, once. CC and CXX choose the compilers; CFLAGS and the
+    ninja from PyPI. About ten minutes on two cores, once. CC and CXX choose the compilers; CFLAGS and the
     like are ignored.
 
     --target arm64 cross-compiles the programs of `sb-edge device` for three generations of CPUs, with zig as

@@ -51,7 +51,8 @@ def command(
 ) -> None:
     """Continue a prompt.
 
-    MODEL is a GGUF or a built-in model. The text goes to standard output as it is generated.
+    MODEL is a GGUF or a built-in model. The text goes to standard output as it is generated, without the
+    prompt.
     """
     with text_session(resolve_gguf(model), loading) as session:
         saved = session.load_saved(load_state) if load_state else None

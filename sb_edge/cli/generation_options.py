@@ -23,8 +23,31 @@ from sb_edge.runtime.open import Loading
 from sb_edge.runtime.sampling import RANGES, Sampling
 
 
+def _absent(*flags: str, hint: str, is_flag: bool = False) -> Any:
+    """An option of llama.cpp that is refused with a hint; click would read `-ngl 9` as `-n gl`."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        if value:
+            raise click.UsageError(f"No such option: {flags[0]}; {hint}.")
+
+    return click.option(*flags, hidden=True, expose_value=False, is_flag=is_flag, callback=refuse)
+
+
+_ABSENT = (
+    _absent("-ngl", "--gpu-layers", "--n-gpu-layers", hint="everything runs on the CPU"),
+    _absent("-dev", "--device", hint="everything runs on the CPU"),
+    _absent("-hf", "-hfr", "--hf-repo", hint="download the file or checkpoint first"),
+    _absent(
+        "-no-cnv", "--no-conversation", is_flag=True, hint="`generate` continues a text, `chat` converses"
+    ),
+    _absent("-cnv", "--conversation", is_flag=True, hint="`generate` continues a text, `chat` converses"),
+)
+
+
 def loading_options(command: Command) -> Command:
     """The command takes `loading`, a `Loading`."""
+    for absent in _ABSENT:
+        command = absent(command)
     return gathered(
         "loading",
         Loading,

@@ -41,6 +41,13 @@ def resolve_gguf(name_or_path: str | Path) -> Path:
 
         return build_model(str(name_or_path))
     path = Path(name_or_path)
+    if path.is_dir():
+        raise GgufError(
+            "is a folder",
+            path=path,
+            expected="a GGUF file",
+            hint="`sb-edge convert` makes one of a checkpoint",
+        )
     if not path.exists():
         raise GgufError(
             "not found", path=path, hint=f"give a GGUF file, or a built-in model: {', '.join(BUILT_IN)}"

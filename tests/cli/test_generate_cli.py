@@ -90,6 +90,34 @@ def test_a_command_of_the_chat_without_its_file_is_no_question(
     assert "type /save FILE" in refusal(capsys, "chat", "default", "-n", "4")
 
 
+def test_a_mistyped_command_of_the_chat_is_no_question(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"/bye\n")))
+    assert "unknown command /bye; /help lists commands" in refusal(capsys, "chat", "default", "-n", "4")
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        (("-ngl", "99"), "-ngl; everything runs on the CPU"),
+        (("-hf", "owner/name"), "-hf; download the file"),
+        (("-no-cnv",), "-no-cnv; `generate` continues"),
+    ],
+)
+def test_an_option_of_llama_cpp_that_is_absent_is_named(
+    option: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("generate", "default", "-p", "x", *option) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_a_checkpoint_in_place_of_a_gguf_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is a folder (expected a GGUF file); `sb-edge convert`" in refusal(capsys, "chat", tmp_path)
+
+
 def test_an_empty_prompt_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the prompt is empty" in refusal(capsys, "generate", tiny, "-p", "")
 
@@ -98,6 +126,7 @@ def test_a_piped_chat_prints_only_its_answers() -> None:
     lines = "Say hello.\n/clear\nSay goodbye.\n/exit\nNot asked.\n"
     done = sb_edge("chat", "default", "-n", "4", "--temp", "0", "--stats", stdin=lines)
     assert done.returncode == 0, done.stderr
+    assert "new conversation" in done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert done.stderr.count("answer 4 tokens") == 2
 
