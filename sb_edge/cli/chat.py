@@ -151,7 +151,7 @@ def _command(chat: Conversation, name: str, argument: str | None = None) -> bool
     """Carry out a command of the chat and confirm it; False: a question, such as `/etc holds what?`.
 
     Raises:
-        InferenceError: a command without its file, or a single word that is no command.
+        InferenceError: a command without its file, or an unknown command.
     """
     files = {"/save": (chat.save, "saved"), "/load": (chat.load, "loaded")}
     if name == "/help":
