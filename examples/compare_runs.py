@@ -4,6 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+if not sys.argv[1:] or sys.argv[1].startswith("-"):
+    sys.exit(__doc__)
+
 KINDS = ("passkey", "dictionary", "facts")
 
 print("| run | stage | tokens | held-out loss | with spikes | " + " | ".join(KINDS) + " |")

@@ -21,6 +21,8 @@ def listed(layers: list[int]) -> str:
     return ",".join(map(str, layers))
 
 
+if not sys.argv[2:]:
+    sys.exit(__doc__)
 measured = json.loads(Path(sys.argv[1]).read_text())
 layers = sorted(measured["layers"], key=cost, reverse=True)
 heads = sorted(measured["heads"], key=cost, reverse=True)

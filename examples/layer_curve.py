@@ -21,6 +21,8 @@ from sb_edge.quant.quantize import quantize
 from sb_edge.runtime.session import Model
 from sb_edge.util.plot import PAPER, caption, dress, write_figure
 
+if not sys.argv[1:] or sys.argv[1].startswith("-"):
+    sys.exit(__doc__)
 run = Path(sys.argv[1])
 base = resolve_gguf("default-base")
 record = json.loads((run / "record.json").read_text())

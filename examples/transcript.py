@@ -21,6 +21,8 @@ PROMPTS = (
     "Name three things that one should take along on a hike.",
 )
 
+if sys.argv[1:] and sys.argv[1].startswith("-"):
+    sys.exit(__doc__)
 name = sys.argv[1] if len(sys.argv) > 1 else "default"
 print(f"# What `{name}` answers\n")
 print("Greedy, with a repeat penalty of 1.1, at most 128 tokens; each prompt is a conversation of its own.")
