@@ -129,7 +129,7 @@ def push(name: str, models: tuple[str, ...]) -> None:
 @depths_option("0,1024,4096")
 @n_gen_option
 @integer_option("-r", "--repetitions", default=5, help="Repetitions, each from the same depth.")
-@integer_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring.")
+@tokens_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring.")
 @cache_type_option("k")
 @cache_type_option("v")
 @flash_attn_option
@@ -232,7 +232,7 @@ def bench(
     help="Name of the conversation that is continued; its state is kept on the device.",
 )
 @click.option("--new", is_flag=True, help="Begin this conversation anew.")
-@integer_option("-n", "--n-predict", default=256, help="Maximum number of tokens to generate.")
+@tokens_option("-n", "--n-predict", default=256, help="Maximum number of tokens to generate.")
 @click.option(
     "--temp", type=Real(0), default=0.0, show_default=True, help="Temperature; 0: the most likely token."
 )

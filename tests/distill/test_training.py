@@ -326,7 +326,7 @@ def test_two_runs_do_not_share_a_folder(tiny_base: Path, prose: Path, tmp_path: 
     ("options", "message"),
     [
         (["--tokens", "layer=3"], "not one of layers, whole, long"),
-        (["--tokens", "layers=-3"], "no positive number"),
+        (["--tokens", "layers=-3"], "'-3' is not a number of tokens"),
         (["--tokens", "layers=1:2"], "more than one value"),
         (["--stages", "whole,layers"], "--stages"),
         (["--keep-heads", "18"], "not a layer and a head"),

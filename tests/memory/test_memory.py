@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,8 @@ def test_a_process_that_dies_is_said(tiny_gguf, tmp_path, monkeypatch):
 
     prefix = tmp_path / "engine"
     (prefix / "bin").mkdir(parents=True)
-    (prefix / "engine.json").write_bytes((find_engine().prefix / "engine.json").read_bytes())
+    manifest = json.loads((find_engine().prefix / "engine.json").read_text())
+    (prefix / "engine.json").write_text(json.dumps(manifest | {"files": {}}))
     (prefix / "bin" / "sb-memory").write_text("#!/bin/sh\nkill -ABRT $$\n")
     (prefix / "bin" / "sb-memory").chmod(0o755)
     monkeypatch.setenv("SB_EDGE_ENGINE", str(prefix))

@@ -36,7 +36,7 @@ def test_a_cache_that_is_too_narrow_for_key_biases_is_said(
             weights[name] = drawn * np.float32(rms / np.sqrt(np.mean(drawn**2)))
     save_file(weights, checkpoint / "model.safetensors")
     convert_checkpoint(checkpoint, model, outtype="f32")
-    report = against_checkpoint(model, checkpoint, kv_type=kv_type, n_tokens=64)
+    report = against_checkpoint(model, checkpoint, type_k=kv_type, type_v=kv_type, n_tokens=64)
     said = capsys.readouterr().err
     assert ("attn_k.bias: keys lose precision" in said) is is_said
     assert said.count("keys lose precision") <= 1
