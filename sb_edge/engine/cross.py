@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import importlib.util
-import json
 import shlex
 import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sb_edge.engine import build as steps
 from sb_edge.engine import zig as zig_wrapper
-from sb_edge.engine.cache import MANIFEST, BuildCache, content_key
-from sb_edge.engine.patching import PatchSet, apply_patches, load_patches
-from sb_edge.engine.prefix import (
-    BUILD_SPACE,
-    RECIPE,
-    Engine,
-    EngineInfo,
-    hashes_of,
-    open_engine,
-)
-from sb_edge.engine.source import Upstream, fetch_sdist, patches_folder, read_upstream, unpack
+from sb_edge.engine.patching import load_patches
+from sb_edge.engine.prefix import BuildSite, Built, Engine, Recipe, build_once, find_built
+from sb_edge.engine.source import patches_folder, read_upstream
 from sb_edge.engine.toolchain import Toolchain
 from sb_edge.util.errors import EngineError
-from sb_edge.util.files import require_free_space
 from sb_edge.util.hashes import sha256_of
 from sb_edge.util.user_cache import cache_root
 
+VARIANT = "arm64"
 PROGRAMS = ("sb-device", "test-backend-ops")
 
 LIBRARY_LICENCES = (
@@ -88,52 +79,35 @@ def choose_variant(features: Iterable[str]) -> CpuVariant:
 
 
 @dataclass(frozen=True)
-class CrossRecipe:
-    """Build inputs of the device programs; their hash is the cache key."""
+class CrossRecipe(Recipe):
+    """Build inputs of the device programs."""
 
-    upstream: Upstream
-    patch_set: PatchSet
     device: Path
     zig: Path
     zig_version: str
 
     @property
-    def flags(self) -> list[str]:
-        """cmake's, without those of a variant."""
-        commit = f"{self.upstream.commit[:7]}-sb.{self.patch_set.digest()[:8]}"
-        return [*FLAGS, "-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={commit}"]
+    def name(self) -> str:
+        """The prefix's name in the cache."""
+        return f"{VARIANT}-{self.key}"
 
     @property
-    def device_files(self) -> dict[str, str]:
-        """Names and SHA-256 of the device program's source and of the compiler's wrapper."""
-        files = sorted(file for file in self.device.iterdir() if file.is_file())
-        return {file.name: sha256_of(file) for file in [*files, Path(zig_wrapper.__file__)]}
+    def flags(self) -> list[str]:
+        """cmake's, without those of a variant."""
+        return [*FLAGS, *self.identity_flags]
 
     @property
     def compiler(self) -> str:
         """Name and version of the compiler."""
         return f"zig {self.zig_version} {' '.join(zig_wrapper.TARGET)}"
 
-    @property
-    def key(self) -> str:
-        """Hash of all inputs."""
-        return content_key(
-            {
-                "recipe": RECIPE,
-                "sha256": self.upstream.sha256,
-                **self.patch_set.contents(),
-                "series": [patch.name for patch in self.patch_set.patches],
-                "device": self.device_files,
-                "flags": self.flags,
-                "compiler": self.compiler,
-                "variants": [variant.arch for variant in VARIANTS],
-            }
-        )
-
-    @property
-    def name(self) -> str:
-        """The prefix's name in the cache."""
-        return f"arm64-{self.key}"
+    def other_inputs(self) -> dict[str, Any]:
+        """The variants, and the files of the device program and of the compiler's wrapper."""
+        files = sorted(file for file in self.device.iterdir() if file.is_file())
+        return {
+            "device": {file.name: sha256_of(file) for file in [*files, Path(zig_wrapper.__file__)]},
+            "variants": [variant.arch for variant in VARIANTS],
+        }
 
 
 def make_cross_recipe() -> CrossRecipe:
@@ -174,13 +148,8 @@ def find_cross() -> Engine:
     Raises:
         EngineError: it has not been built.
     """
-    recipe = make_cross_recipe()
-    cache = BuildCache(cache_root())
-    if not cache.is_complete(recipe.name):
-        raise EngineError(
-            "the programs for arm64 are not built", hint="run `sb-edge engine build --target arm64`"
-        )
-    return open_engine(cache.prefix(recipe.name))
+    hint = "run `sb-edge engine build --target arm64`"
+    return find_built(make_cross_recipe(), EngineError("the programs for arm64 are not built", hint=hint))
 
 
 def build_cross(jobs: int | None = None, *, force: bool = False) -> Engine:
@@ -195,47 +164,22 @@ def build_cross(jobs: int | None = None, *, force: bool = False) -> Engine:
         OutputError: too little space.
     """
     recipe = make_cross_recipe()
-    cache = BuildCache(cache_root())
-    log = cache.log(recipe.name)
-
-    def build(work: Path, stage: Path) -> None:
-        _build(recipe, cache.root, work, stage, log, jobs)
-
-    return open_engine(cache.build_once(recipe.name, build, force=force))
+    return build_once(recipe, lambda site: _build(recipe, site, jobs), force=force)
 
 
-def _build(recipe: CrossRecipe, root: Path, work: Path, stage: Path, log: Path, jobs: int | None) -> None:
-    require_free_space(root, BUILD_SPACE, "building the engine")
-    log.unlink(missing_ok=True)
-    top = unpack(fetch_sdist(recipe.upstream, root / "source"), recipe.upstream, work / "source")
-    tree = top / recipe.upstream.tree
-    apply_patches(recipe.patch_set, tree)
-    toolchain = _write_toolchain(recipe, work, root / "zig")
-    binutils = [f"-DCMAKE_{tool.upper()}={work / tool}" for tool in ("ar", "ranlib")]
-    build = work / "build"
-    (stage / "bin").mkdir()
+def _build(recipe: CrossRecipe, site: BuildSite, jobs: int | None) -> Built:
+    toolchain = _write_toolchain(recipe, site.work, cache_root() / "zig")
+    binutils = [f"-DCMAKE_{tool.upper()}={site.work / tool}" for tool in ("ar", "ranlib")]
+    build, programs = site.work / "build", site.stage / "bin"
+    programs.mkdir()
     for variant in VARIANTS:  # the first compiles everything, each other only ggml's kernels
-        flags = [*recipe.flags, *binutils, f"-DTREE={tree}", f"-DGGML_CPU_ARM_ARCH={variant.arch}"]
-        steps.configure(recipe.device, build, flags, toolchain, log)
-        steps.compile_targets(tree, build, PROGRAMS, toolchain, log, jobs=jobs)
+        flags = [*recipe.flags, *binutils, f"-DTREE={site.tree}", f"-DGGML_CPU_ARM_ARCH={variant.arch}"]
+        steps.configure(recipe.device, build, flags, toolchain, site.log)
+        steps.compile_targets(site.tree, build, PROGRAMS, toolchain, site.log, jobs=jobs)
         for program in PROGRAMS:
-            shutil.copy2(build / "bin" / program, stage / "bin" / f"{program}-{variant.name}")
-    steps.install_licences(top, tree, stage)
-    _install_library_licences(recipe.zig.parent / "lib", stage / "licences")
-    info = EngineInfo(
-        key=recipe.key,
-        variant="arm64",
-        **(recipe.upstream.model_dump(exclude={"filename", "tree"}) | recipe.patch_set.contents()),
-        flags=recipe.flags,
-        compiler=recipe.compiler,
-        cpu="any ARMv8-A",
-        cpu_features=[variant.arch for variant in VARIANTS],
-        system_info="",
-        sanitizer_runtime=None,
-        built_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        files=hashes_of(stage),
-    )
-    (stage / MANIFEST).write_text(json.dumps(info.model_dump(), indent=2) + "\n", encoding="utf-8")
+            shutil.copy2(build / "bin" / program, programs / f"{program}-{variant.name}")
+    _install_library_licences(recipe.zig.parent / "lib", site.stage / "licences")
+    return Built(VARIANT, cpu="any ARMv8-A", cpu_features=[variant.arch for variant in VARIANTS])
 
 
 def _write_toolchain(recipe: CrossRecipe, work: Path, cache: Path) -> Toolchain:

@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,47 +131,85 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class BuildRecipe:
+class Recipe(ABC):
     """Build inputs; their hash is the cache key."""
 
     upstream: Upstream
     patch_set: PatchSet
-    toolchain: Toolchain
-    variant: str
 
     @property
-    def flags(self) -> list[str]:
-        """cmake's. The commit that tools report tells the patches too."""
-        from sb_edge.engine.build import COMMON_FLAGS, VARIANT_FLAGS
+    @abstractmethod
+    def name(self) -> str:
+        """The prefix's name in the cache."""
 
-        commit = self.upstream.commit[:7]
-        if self.patch_set.patches or self.patch_set.overlay_files:
-            commit += f"-sb.{self.patch_set.digest()[:8]}"
-        identity = ("-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={commit}")
-        return [*COMMON_FLAGS, *identity, *VARIANT_FLAGS[self.variant]]
+    @property
+    @abstractmethod
+    def flags(self) -> list[str]:
+        """cmake's."""
+
+    @property
+    @abstractmethod
+    def compiler(self) -> str:
+        """Name and version of the compiler."""
+
+    @abstractmethod
+    def other_inputs(self) -> dict[str, Any]:
+        """Inputs that only this kind of recipe has, as JSON values."""
 
     @property
     def key(self) -> str:
-        """Hash of all inputs. A `portable` engine does not depend on the machine's CPU."""
-        from sb_edge.engine.build import tools_of
+        """Hash of all inputs."""
+        return content_key(
+            {
+                "recipe": RECIPE,
+                "sha256": self.upstream.sha256,
+                **self.patch_set.contents(),
+                "series": [patch.name for patch in self.patch_set.patches],
+                "flags": self.flags,
+                "compiler": self.compiler,
+                **self.other_inputs(),
+            }
+        )
 
-        target = "any" if self.variant == "portable" else self.toolchain.native_target
-        content: dict[str, Any] = {
-            "recipe": RECIPE,
-            "sha256": self.upstream.sha256,
-            **self.patch_set.contents(),
-            "series": [patch.name for patch in self.patch_set.patches],
-            "flags": self.flags,
-            "tools": tools_of(self.variant),
-            "compiler": self.toolchain.version,
-            "target": target,
-        }
-        return content_key(content)
+    @property
+    def identity_flags(self) -> tuple[str, str]:
+        """cmake's for the build that tools report; its commit tells the patches too."""
+        commit = self.upstream.commit[:7]
+        if self.patch_set.patches or self.patch_set.overlay_files:
+            commit += f"-sb.{self.patch_set.digest()[:8]}"
+        return "-DLLAMA_BUILD_NUMBER=0", f"-DLLAMA_BUILD_COMMIT={commit}"
+
+
+@dataclass(frozen=True)
+class BuildRecipe(Recipe):
+    """Build inputs of an engine for this machine, or for any of its architecture."""
+
+    toolchain: Toolchain
+    variant: str
 
     @property
     def name(self) -> str:
         """The prefix's name in the cache."""
         return f"{self.variant}-{self.key}"
+
+    @property
+    def flags(self) -> list[str]:
+        """cmake's."""
+        from sb_edge.engine.build import COMMON_FLAGS, VARIANT_FLAGS
+
+        return [*COMMON_FLAGS, *self.identity_flags, *VARIANT_FLAGS[self.variant]]
+
+    @property
+    def compiler(self) -> str:
+        """Name and version of the compiler."""
+        return self.toolchain.version
+
+    def other_inputs(self) -> dict[str, Any]:
+        """Tools and target; a `portable` engine does not depend on the machine's CPU."""
+        from sb_edge.engine.build import tools_of
+
+        target = "any" if self.variant == "portable" else self.toolchain.native_target
+        return {"tools": tools_of(self.variant), "target": target}
 
 
 def make_recipe(variant: str | None = None, patches: PatchChoice = "all") -> BuildRecipe:
@@ -227,13 +266,23 @@ def find_engine(variant: str | None = None, patches: PatchChoice = "all") -> Eng
     if override:
         return open_engine(Path(override).expanduser())
     recipe = make_recipe(variant, patches)
+    option = "" if recipe.variant == "native" else f" --{recipe.variant}"
+    option += "" if patches == "all" else f" --patches {patches}"
+    return find_built(
+        recipe,
+        EngineError(f"the {recipe.variant} engine is not built", hint=f"run `sb-edge engine build{option}`"),
+    )
+
+
+def find_built(recipe: Recipe, not_built: EngineError) -> Engine:
+    """The engine that a recipe has built.
+
+    Raises:
+        EngineError: `not_built` if it is not in the cache; another error if its key is not the recipe's.
+    """
     cache = BuildCache(cache_root())
     if not cache.is_complete(recipe.name):
-        option = "" if recipe.variant == "native" else f" --{recipe.variant}"
-        option += "" if patches == "all" else f" --patches {patches}"
-        raise EngineError(
-            f"the {recipe.variant} engine is not built", hint=f"run `sb-edge engine build{option}`"
-        )
+        raise not_built
     engine = open_engine(cache.prefix(recipe.name))
     if engine.info.key != recipe.key:
         raise EngineError(
@@ -267,49 +316,96 @@ def build_engine(
         OutputError: too little space.
     """
     recipe = make_recipe(variant, patches)
+    return build_once(recipe, lambda site: _build(recipe, site, jobs), force=force)
+
+
+@dataclass(frozen=True)
+class BuildSite:
+    """Places of a build in progress.
+
+    Attributes:
+        top: the unpacked source distribution.
+        tree: the patched llama.cpp in it.
+        work: folder for everything that is thrown away.
+        stage: the prefix to fill.
+        log: file for the output of tools.
+    """
+
+    top: Path
+    tree: Path
+    work: Path
+    stage: Path
+    log: Path
+
+
+@dataclass(frozen=True)
+class Built:
+    """Fields of `EngineInfo` that are known after the build."""
+
+    variant: str
+    cpu: str
+    cpu_features: list[str]
+    system_info: str = ""
+    sanitizer_runtime: str | None = None
+
+
+def build_once(recipe: Recipe, build: Callable[[BuildSite], Built], *, force: bool) -> Engine:
+    """Build an engine, or find it in the cache.
+
+    Args:
+        recipe: the recipe.
+        build: compiles the patched tree and fills the prefix, but for the licences of the source.
+        force: Build again even if it is in the cache.
+
+    Raises:
+        EngineError: fetching, patching or building failed.
+        OutputError: too little space.
+    """
     cache = BuildCache(cache_root())
     log = cache.log(recipe.name)
 
-    def build(work: Path, stage: Path) -> None:
-        _build(recipe, cache.root, work, stage, log, jobs)
+    def make(work: Path, stage: Path) -> None:
+        from sb_edge.engine.build import install_licences
 
-    return open_engine(cache.build_once(recipe.name, build, force=force))
+        require_free_space(cache.root, BUILD_SPACE, "building the engine")
+        log.unlink(missing_ok=True)
+        sdist = fetch_sdist(recipe.upstream, cache.root / "source")
+        top = unpack(sdist, recipe.upstream, work / "source")
+        tree = top / recipe.upstream.tree
+        apply_patches(recipe.patch_set, tree)
+        built = build(BuildSite(top, tree, work, stage, log))
+        install_licences(top, tree, stage)
+        info = EngineInfo(
+            key=recipe.key,
+            **(recipe.upstream.model_dump(exclude={"filename", "tree"}) | recipe.patch_set.contents()),
+            flags=recipe.flags,
+            compiler=recipe.compiler,
+            **asdict(built),
+            built_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            files=hashes_of(stage),
+        )
+        (stage / MANIFEST).write_text(json.dumps(info.model_dump(), indent=2) + "\n", encoding="utf-8")
+
+    return open_engine(cache.build_once(recipe.name, make, force=force))
 
 
-def _build(recipe: BuildRecipe, root: Path, work: Path, stage: Path, log: Path, jobs: int | None) -> None:
+def _build(recipe: BuildRecipe, site: BuildSite, jobs: int | None) -> Built:
     from sb_edge.engine import build as steps
 
-    require_free_space(root, BUILD_SPACE, "building the engine")
-    log.unlink(missing_ok=True)
-    top = unpack(fetch_sdist(recipe.upstream, root / "source"), recipe.upstream, work / "source")
-    tree = top / recipe.upstream.tree
-    apply_patches(recipe.patch_set, tree)
-    build = work / "build"
-    steps.configure(tree, build, recipe.flags, recipe.toolchain, log)
+    build = site.work / "build"
+    steps.configure(site.tree, build, recipe.flags, recipe.toolchain, site.log)
     tools = steps.tools_of(recipe.variant)
-    steps.compile_targets(tree, build, tools, recipe.toolchain, log, jobs=jobs)
-    steps.install_programs(build, stage, tools)
-    steps.install_python(top, tree, stage)
-    steps.install_licences(top, tree, stage)
-    info = _describe(recipe, stage)
-    (stage / MANIFEST).write_text(json.dumps(info.model_dump(), indent=2) + "\n", encoding="utf-8")
-
-
-def _describe(recipe: BuildRecipe, stage: Path) -> EngineInfo:
+    steps.compile_targets(site.tree, build, tools, recipe.toolchain, site.log, jobs=jobs)
+    steps.install_programs(build, site.stage, tools)
+    steps.install_python(site.top, site.tree, site.stage)
     runtime = _sanitizer_runtime(recipe)
     cpu = cpuinfo.get_cpu_info()
-    return EngineInfo(
-        key=recipe.key,
+    return Built(
         variant=recipe.variant,
-        **(recipe.upstream.model_dump(exclude={"filename", "tree"}) | recipe.patch_set.contents()),
-        flags=recipe.flags,
-        compiler=recipe.toolchain.version,
         cpu=cpu.get("brand_raw", "unknown"),
         cpu_features=cpu.get("flags", []),
-        system_info=probe(stage / "lib", runtime),
+        system_info=probe(site.stage / "lib", runtime),
         sanitizer_runtime=runtime,
-        built_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        files=hashes_of(stage),
     )
 
 
