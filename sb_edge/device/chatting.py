@@ -11,13 +11,13 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sb_edge.device.description import Device
-from sb_edge.device.transport import ConnectionLost, last_line
+from sb_edge.device.transport import STATUS, ConnectionLost, last_line
 from sb_edge.util.errors import RemoteError
 from sb_edge.util.validation import first_problem
 
 LINE_LIMIT = 1 << 20
 ANSWER_LIMIT = 1 << 24
-STATUS = b"sb-edge status "
+_STATUS = STATUS.encode()
 
 
 class _Line(BaseModel):
@@ -131,11 +131,10 @@ class DeviceChat:
             pass  # reading finds out why
 
     def _read(self) -> _Line:
-        process = self._process
-        data = b"" if process is None or process.stdout is None else process.stdout.readline(LINE_LIMIT)
-        while data == b"\n" and process is not None and process.stdout is not None:
-            data = process.stdout.readline(LINE_LIMIT)
-        if not data.endswith(b"\n") or data.startswith(STATUS):
+        data = self._line()
+        while data == b"\n":
+            data = self._line()
+        if not data.endswith(b"\n") or data.startswith(_STATUS):
             self._end(data)
         try:
             return _Line.model_validate_json(data)
@@ -145,6 +144,11 @@ class DeviceChat:
                 item=self._transport.address,
                 found=first_problem(error).line[:200],
             ) from None
+
+    def _line(self) -> bytes:
+        """A line of the program's output; cut where it is too long, "" at the end."""
+        process = self._process
+        return b"" if process is None or process.stdout is None else process.stdout.readline(LINE_LIMIT)
 
     def _end(self, data: bytes) -> None:
         """The program has ended, or the connection has.
@@ -160,8 +164,8 @@ class DeviceChat:
         reason = last_line(errors.decode(errors="replace"))
         self._process = None
         self._stack.close()
-        number = data.removeprefix(STATUS).strip()
-        if data.startswith(STATUS) and number.isdigit() and 0 < int(number) < 128:
+        number = data.removeprefix(_STATUS).strip()
+        if data.startswith(_STATUS) and number.isdigit() and 0 < int(number) < 128:
             raise RemoteError(
                 "the device program failed",
                 item=self._transport.address,

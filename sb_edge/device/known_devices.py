@@ -10,7 +10,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sb_edge.device.measuring import DeviceBench
-from sb_edge.device.transport import ADDRESS
+from sb_edge.device.transport import require_address
 from sb_edge.util.errors import RemoteError
 from sb_edge.util.files import atomic_output
 from sb_edge.util.input_files import read_input
@@ -80,10 +80,7 @@ class KnownDevices:
         """
         if not NAME.fullmatch(name):
             raise RemoteError("is not a name", item=name, expected="up to 32 letters, digits, '.', '_', '-'")
-        if not ADDRESS.fullmatch(address):
-            raise RemoteError(
-                "is not an address of a device", item=address, expected="adb:SERIAL or ssh:[USER@]HOST[:PORT]"
-            )
+        require_address(address)
         self.devices[name] = KnownDevice(address=address)
         self._write()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+from sb_edge.engine.process import stop
 from sb_edge.util.errors import RemoteError
 from sb_edge.util.progress import note
 
@@ -36,7 +37,10 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 NO_FOLDER = 90
 """Exit status of a script whose folder cannot be made."""
 
-_STATUS = re.compile(rb"(.*)\nsb-edge status (\d{1,3})\n", re.DOTALL)
+STATUS = "sb-edge status "
+"""What stands before a script's exit status in the last line of its output."""
+
+_LAST_LINE = re.compile(rb"(.*)\n%s(\d{1,3})\n" % STATUS.encode(), re.DOTALL)
 
 
 class ConnectionLost(RemoteError):
@@ -64,13 +68,7 @@ class Transport:
     """
 
     def __init__(self, address: str, *, pauses: tuple[float, ...] = PAUSES) -> None:
-        if not ADDRESS.fullmatch(address):
-            raise RemoteError(
-                "is not an address of a device",
-                item=address,
-                expected="adb:SERIAL or ssh:[USER@]HOST[:PORT]",
-                hint="see `adb devices`, or the Host entries of ~/.ssh/config",
-            )
+        require_address(address)
         self.address = address
         self._pauses = pauses
 
@@ -78,7 +76,7 @@ class Transport:
         """The local command that runs `script` in the device's `sh` and then prints its status."""
         root = "/data/local/tmp/sb-edge" if self._is_adb else '"$HOME"/sb-edge'
         enter = f"umask 077; mkdir -p {root}/files {root}/runs {root}/chats && cd {root} || exit {NO_FOLDER}"
-        whole = f"(\n{enter}\n{script}\n)\nprintf '\\nsb-edge status %d\\n' $?"
+        whole = f"(\n{enter}\n{script}\n)\nprintf '\\n{STATUS}%d\\n' $?"
         remote = f"exec sh -c {shlex.quote(whole)}"
         if self._is_adb:
             return [*self._adb(), "shell", "-T", remote]
@@ -110,7 +108,7 @@ class Transport:
             RemoteError: more output than `limit`, or adb or ssh is not installed.
         """
         output, errors = self._talk(self.command(script), stdin, limit, timeout, on_wait)
-        found = _STATUS.fullmatch(output)
+        found = _LAST_LINE.fullmatch(output)
         if found is None:
             reason = errors.decode(errors="replace").strip().splitlines()
             raise ConnectionLost(
@@ -163,7 +161,7 @@ class Transport:
         try:
             yield process
         finally:
-            _stop(process)
+            stop(process)
 
     @property
     def _is_adb(self) -> bool:
@@ -214,7 +212,7 @@ class Transport:
                     process.stdin.close()
             return self._collect(process, limit, timeout, on_wait)
         finally:
-            _stop(process)
+            stop(process)
 
     def _collect(
         self,
@@ -248,23 +246,24 @@ class Transport:
         return bytes(texts["output"]), bytes(texts["errors"])
 
 
+def require_address(address: str) -> None:
+    """Refuse other text than the address of a device.
+
+    Raises:
+        RemoteError: see `ADDRESS`.
+    """
+    if not ADDRESS.fullmatch(address):
+        raise RemoteError(
+            "is not an address of a device",
+            item=address,
+            expected="adb:SERIAL or ssh:[USER@]HOST[:PORT]",
+            hint="see `adb devices`, or the Host entries of ~/.ssh/config",
+        )
+
+
 def last_line(text: str) -> str:
     """The last line of a text, at most 200 characters; for messages."""
     return (text.strip().splitlines() or [""])[-1][:200]
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
 
 
 def quoted(*arguments: str | Path) -> str:

@@ -6,7 +6,9 @@ import os
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sb_edge.util.errors import EngineError
 
@@ -56,7 +58,7 @@ def run_tool(
                     on_line(line)
         return process.wait(), list(tail)
     finally:
-        _stop(process)
+        stop(process)
 
 
 def without_function(line: str) -> str:
@@ -65,9 +67,12 @@ def without_function(line: str) -> str:
     return message if message and " " not in function else line
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    if process.stdout is not None:
-        process.stdout.close()
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End a child, if it still runs, and close its pipes."""
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(BrokenPipeError):
+                stream.close()
     if process.poll() is None:
         process.terminate()
         try:
