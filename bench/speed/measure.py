@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,8 +17,9 @@ import psutil
 from sb_edge.bench.rows.row import Row
 from sb_edge.bench.rows.timing import summarize
 from sb_edge.bench.speed.contexts import Contexts, open_session, reach_depth, rewinder
-from sb_edge.bench.speed.plan import Case
+from sb_edge.bench.speed.plan import Case, Subject
 from sb_edge.engine.machine import Machine
+from sb_edge.gguf.reader import GgufHeader
 from sb_edge.memory.traffic import token_traffic
 from sb_edge.runtime.binding import library
 from sb_edge.runtime.session import Model
@@ -102,22 +104,21 @@ class _Loaded:
         """The result of all samples; `turns` identifies the rows measured interleaved."""
         case, settings, model = self.case, self.case.settings, self._model
         timing = summarize(self._samples_ns, settings.n_timed)
-        touched = _bytes_per_token(case)
+        touched = None  # the tokens of a prompt share reads
+        if settings.n_gen:
+            touched = bytes_per_token(
+                case.subject.header, case.n_depth, settings.n_gen, type_k=case.type_k, type_v=case.type_v
+            )
         ttft_ns = self._elapsed_ns if settings.n_prompt and case.n_depth else None
         return Row(
             **case.key(machine)._asdict(),
             **asdict(timing),
             **asdict(conditions),
-            build_commit=machine.engine_commit[:7],
-            cpu_info=machine.cpu,
-            backends="CPU",
-            model_filename=case.subject.path.name,
+            **source_fields(case.subject, machine),
             model_type=_description(model),
             model_size=model.size_bytes,
             model_n_params=model.n_params,
             n_batch=settings.n_ubatch,
-            test_time=utc_now(),
-            model=case.subject.name,
             label=case.label,
             turns=turns,
             ttft_ns=ttft_ns,
@@ -138,14 +139,28 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _bytes_per_token(case: Case) -> int | None:
-    """Bytes read per decoded token; None for a prompt, whose tokens share reads."""
-    n_gen = case.settings.n_gen
-    if not n_gen:
-        return None
-    # Token i of n_gen attends to n_depth + i positions; use the mean.
-    positions = case.n_depth + (n_gen + 1) / 2
-    return token_traffic(case.subject.header, positions, type_k=case.type_k, type_v=case.type_v).total
+def source_fields(subject: Subject, machine: Machine) -> dict[str, Any]:
+    """Fields of a row that name its model, engine and processor, and the current time."""
+    return {
+        "build_commit": machine.engine_commit[:7],
+        "cpu_info": machine.cpu,
+        "backends": "CPU",
+        "model_filename": subject.path.name,
+        "test_time": utc_now(),
+        "model": subject.name,
+    }
+
+
+def bytes_per_token(header: GgufHeader, n_depth: int, n_gen: int, *, type_k: str, type_v: str) -> int:
+    """Bytes read per decoded token, mean over `n_gen` tokens; token i attends to n_depth + i positions.
+
+    Args:
+        header: header of the model's GGUF.
+        n_depth: tokens in the context before the decoded ones.
+        n_gen: number of decoded tokens.
+        type_k, type_v: types of the cache.
+    """
+    return token_traffic(header, n_depth + (n_gen + 1) / 2, type_k=type_k, type_v=type_v).total
 
 
 def _resident_bytes() -> int:

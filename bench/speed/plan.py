@@ -187,9 +187,8 @@ class Case:
 
     @property
     def label(self) -> str:
-        """llama-bench's label, for example `tg128 @ d65536` or `pp512 @ d4096`."""
-        test = f"pp{self.settings.n_prompt}" if self.settings.n_prompt else f"tg{self.settings.n_gen}"
-        return test + (f" @ d{self.n_depth}" if self.n_depth else "")
+        """llama-bench's label."""
+        return label_of_test(self.settings.n_prompt, self.settings.n_gen, self.n_depth)
 
     @property
     def series(self) -> tuple[str, str, str]:
@@ -222,6 +221,12 @@ class Case:
             machine_id=machine.id,
             engine_key=machine.engine_key,
         )
+
+
+def label_of_test(n_prompt: int, n_gen: int, n_depth: int) -> str:
+    """llama-bench's label of a test, for example `tg128 @ d65536` or `pp512 @ d4096`."""
+    test = f"pp{n_prompt}" if n_prompt else f"tg{n_gen}"
+    return test + (f" @ d{n_depth}" if n_depth else "")
 
 
 def examine(model: BenchModel) -> Subject:

@@ -63,6 +63,23 @@ def n_gen_option(command: Command) -> Command:
     return tokens_option("-n", "--n-gen", default=32, help="Tokens to decode per repetition.")(command)
 
 
+def repetitions_option(default: int) -> Callable[[Command], Command]:
+    """`--repetitions`."""
+    return integer_option(
+        "-r", "--repetitions", default=default, help="Repetitions, each from the same depth."
+    )
+
+
+warm_up_option = tokens_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring.")
+
+fill_option = choice_option(
+    "--fill",
+    ["auto", "real", "synthetic"],
+    "auto",
+    "Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
+)
+
+
 def pair_options(n_prompt: int, n_gen: int) -> Callable[[Command], Command]:
     """`--n-prompt`, `--n-gen` and `--repetitions` of interleaved pairs."""
     return option_list(
@@ -127,14 +144,9 @@ def measuring_options(repetitions: int) -> Callable[[Command], Command]:
     return gathered(
         "measuring",
         Measuring,
-        integer_option(
-            "-r",
-            "--repetitions",
-            default=repetitions,
-            help="Repetitions, each from the same depth.",
-        ),
+        repetitions_option(repetitions),
         cache_options,
-        tokens_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring."),
+        warm_up_option,
         ubatch_option,
         threads_option,
     )
@@ -157,12 +169,7 @@ def running_options(command: Command) -> Command:
             type=FLASH_ATTN_CHOICE,
             help="Flash attention of the baselines.  [default: as --flash-attn]",
         ),
-        choice_option(
-            "--fill",
-            ["auto", "real", "synthetic"],
-            "auto",
-            "Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
-        ),
+        fill_option,
         click.option(
             "--one-at-a-time",
             is_flag=True,

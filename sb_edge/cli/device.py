@@ -11,13 +11,19 @@ import click
 from sb_edge.bench.rows.results import ResultsFile
 from sb_edge.bench.rows.row_tables import results_table
 from sb_edge.bench.speed.plan import Subject, examine
-from sb_edge.cli.bench_options import depths_option, n_gen_option, resolve_model
+from sb_edge.cli.bench_options import (
+    depths_option,
+    fill_option,
+    n_gen_option,
+    repetitions_option,
+    resolve_model,
+    warm_up_option,
+)
 from sb_edge.cli.file_options import FileCommand, OutputFile
 from sb_edge.cli.options import (
     cache_type_option,
     choice_option,
     flash_attn_option,
-    integer_option,
     json_option,
     tokens_option,
     ubatch_option,
@@ -128,18 +134,13 @@ def push(name: str, models: tuple[str, ...]) -> None:
 @models_argument
 @depths_option("0,1024,4096")
 @n_gen_option
-@integer_option("-r", "--repetitions", default=5, help="Repetitions, each from the same depth.")
-@tokens_option("--warm-up", default=1, help="Warm-up tokens to decode before measuring.")
+@repetitions_option(5)
+@warm_up_option
 @cache_type_option("k")
 @cache_type_option("v")
 @flash_attn_option
 @ubatch_option
-@choice_option(
-    "--fill",
-    ["auto", "real", "synthetic"],
-    "auto",
-    "Context fill of a Transformer; auto: real prefill up to 4096 tokens.",
-)
+@fill_option
 @choice_option(
     "--prefill",
     ["device", "host"],

@@ -13,7 +13,7 @@ from sb_edge.engine.cross import choose_variant, device_program, find_cross
 from sb_edge.engine.machine import Machine
 from sb_edge.engine.prefix import Engine
 from sb_edge.util.errors import RemoteError
-from sb_edge.util.hashes import sha256_of
+from sb_edge.util.user_cache import remembered_sha256
 from sb_edge.util.validation import first_problem
 
 PARTS = {
@@ -99,7 +99,7 @@ class Device:
         self.engine = engine or find_cross()
         self.variant = choose_variant(read_features(transport))
         self._program = device_program(self.engine, self.variant)
-        self.program_sha256 = sha256_of(self._program)
+        self.program_sha256 = remembered_sha256(self._program)
 
     def push_program(self) -> str:
         """Send the program if it is not there; return its name on the device."""

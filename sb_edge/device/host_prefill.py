@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sb_edge.bench.speed.plan import Subject, choose_fill
+from sb_edge.bench.speed.plan import CONTEXT_PADDING, Subject, choose_fill
 from sb_edge.device.measuring import DeviceBench
 from sb_edge.engine import activate
 from sb_edge.gguf.reader import padded
@@ -68,7 +68,7 @@ def host_contexts(
         Model(subject.path, header=subject.header) as model,
         Session(
             model,
-            n_ctx=padded(depths[-1] + 1, 256),
+            n_ctx=padded(depths[-1] + 1, CONTEXT_PADDING),
             n_batch=settings.n_ubatch,
             n_ubatch=settings.n_ubatch,
             n_outputs=1,

@@ -15,14 +15,13 @@ from sb_edge.bench.rows.phone import Natural, Phone, battery_energy
 from sb_edge.bench.rows.results import ResultsFile
 from sb_edge.bench.rows.row import Row
 from sb_edge.bench.rows.timing import summarize
-from sb_edge.bench.speed.measure import utc_now
-from sb_edge.bench.speed.plan import FillChoice, Subject
+from sb_edge.bench.speed.measure import bytes_per_token, source_fields
+from sb_edge.bench.speed.plan import FillChoice, Subject, label_of_test
 from sb_edge.device.description import Device, DeviceInfo
 from sb_edge.device.pushing import fetch_text, push
 from sb_edge.device.transport import Transport, last_line, quoted
 from sb_edge.engine.machine import Machine
 from sb_edge.memory.forecast import FlashChoice
-from sb_edge.memory.traffic import token_traffic
 from sb_edge.util.errors import RemoteError, SbEdgeError
 from sb_edge.util.hashes import sha256_of_bytes
 from sb_edge.util.progress import note, progress_bar
@@ -63,8 +62,7 @@ class DeviceBench(BaseModel):
     """Settings of a benchmark on a device, under the names of `BenchSettings`.
 
     Attributes:
-        cpus: CPUs to use, "4-7"; None: the big cores.
-        n_threads: threads; None: calibrated.
+        cpus: CPUs to use, "4-7"; None: calibrated among the big cores.
         save_every: tokens between two saved contexts.
     """
 
@@ -80,7 +78,6 @@ class DeviceBench(BaseModel):
     flash_attn: FlashChoice = "auto"
     fill: FillChoice = "auto"
     cpus: str | None = None
-    n_threads: int | None = None
     save_every: int = 4096
 
     def arguments(self) -> list[str]:
@@ -96,7 +93,6 @@ class DeviceBench(BaseModel):
             "-fa": self.flash_attn,
             "--fill": self.fill,
             "--cpus": self.cpus,
-            "-t": self.n_threads,
             "--save-every": self.save_every,
         }
         return [str(part) for pair in options.items() if pair[1] is not None for part in pair]
@@ -142,9 +138,8 @@ class DeviceRun:
         self.folder = f"runs/{sha256_of_bytes(identity.encode())[:16]}"
 
     def prepare(self) -> None:
-        """Make the folder, and send program and models."""
+        """Make the folder, and send the models; the program is there since it described the device."""
         self._transport.ask(f"mkdir -p {self.folder}")
-        self.device.push_program()
         for subject in self.subjects:
             push_model(self._transport, subject)
 
@@ -304,19 +299,12 @@ def make_row(
         phone = phone.model_copy(update={"energy_j": battery_energy(decoding)})
         n_gen, depth = raw["n_gen"], raw["n_depth"]
         timing = summarize(raw.pop("samples_ns"), n_gen)
-        touched = token_traffic(
-            subject.header, depth + (n_gen + 1) / 2, type_k=raw["type_k"], type_v=raw["type_v"]
-        ).total
+        touched = bytes_per_token(subject.header, depth, n_gen, type_k=raw["type_k"], type_v=raw["type_v"])
         used = decoding[-1].khz
         fields = raw | {
             **asdict(timing),
-            "build_commit": machine.engine_commit[:7],
-            "cpu_info": machine.cpu,
-            "backends": "CPU",
-            "model_filename": subject.path.name,
-            "test_time": utc_now(),
-            "model": subject.name,
-            "label": f"tg{n_gen}" + (f" @ d{depth}" if depth else ""),
+            **source_fields(subject, machine),
+            "label": label_of_test(0, n_gen, depth),
             "bytes_per_token": touched,
             "roofline_fraction": touched * timing.median_ts / raw["read_bandwidth"],
             "cpu_mhz": max(used.values()) / 1000 if used else None,
