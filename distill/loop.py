@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,9 @@ class _Trainer:
 
     def _tokens_before(self, step: int) -> int:
         """Tokens of all steps before a step of this stage."""
-        return sum(map(self._tokens, range(step)))
+        phases, steps = len(self._which.lengths), self._progress.steps
+        starts = [min(math.ceil(phase * steps / phases), step) for phase in range(phases)] + [step]
+        return sum(self._tokens(first) * (end - first) for first, end in pairwise(starts))
 
     def _measurement_due(self) -> bool:
         """Whether a multiple of `measure_every` was passed, or the stage is at its end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -151,24 +151,14 @@ def _settings(base: Base, corpus: Corpus, recipe: DistillRecipe) -> TrainingSett
     layers = gla_layers_of(config)
     if not layers:
         raise TrainingError("there is no GLA layer to train", item="gla_layers", expected="at least one")
+    names = {field.name for field in fields(recipe)} - {"gla_layers", "start"}
+    same = names & TrainingSettings.model_fields.keys()
     return TrainingSettings(
         base=base.sha256,
         text=corpus.sha256,
         gla_layers=layers,
-        kept_heads=recipe.kept_heads,
-        window=recipe.window,
-        seed=recipe.seed,
-        adapter_rank=recipe.adapter_rank,
-        bf16=recipe.bf16,
-        micro_batch=recipe.micro_batch,
-        keep_attention=recipe.keep_attention,
-        answer_weight=recipe.answer_weight,
-        held_out=recipe.held_out,
-        measure_every=recipe.measure_every,
-        spikes=recipe.spikes,
-        spike_share=recipe.spike_share,
-        stages=recipe.stages,
         start=None if recipe.start is None else _sha256_of_start(recipe.start),
+        **{name: getattr(recipe, name) for name in same},
     )
 
 
