@@ -123,19 +123,20 @@ def evaluate_model(
     parts = finished or Finished()
     runs = []
     with Model(base) as reference:
+        base_sha256 = remembered_sha256(*reference.header.files)
         for setting in spikes:
             with Model(model, spikes=setting) as student:
-                found = []
+                found, identity = [], _identity(student)
                 for name, text in texts.items():
                     what = {
                         "measure": "text", "name": name, "text": sha256_of_bytes(text.encode()),
-                        "tokens": max_tokens, "context": context, "base": remembered_sha256(base),
+                        "tokens": max_tokens, "context": context, "base": base_sha256,
                     }  # fmt: skip
                     compare = partial(
                         compare_quality, student, reference, text, name,
                         max_tokens=max_tokens, context=context, n_threads=n_threads,
                     )  # fmt: skip
-                    found.append(parts.take(what | _identity(student), Quality, compare))
+                    found.append(parts.take(what | identity, Quality, compare))
                 runs.append(Run(tuple(found), _do_tasks(student, tasks, parts, n_threads)))
         return Evaluation(tuple(runs), _do_tasks(reference, tasks, parts, n_threads))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,11 +72,9 @@ class Finished:
         if self._path is None or not self._path.exists():
             return {}
         try:
-            return _PARTS.validate_python(json.loads(read_input(self._path, InferenceError)))
+            return _PARTS.validate_json(read_input(self._path, InferenceError))
         except ValidationError as error:
             raise self._damaged(first_problem(error, "file").line) from None
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(str(error)) from None
 
     def _damaged(self, found: str) -> InferenceError:
         return InferenceError(
