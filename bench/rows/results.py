@@ -166,8 +166,8 @@ def _is_torn_row(line: bytes) -> bool:
         json.loads(line)
     except ValueError:
         return True
-    except RecursionError:
-        return False
+    except RecursionError:  # too deep for a row
+        pass
     return False
 
 
