@@ -52,7 +52,7 @@ class sb_conversation {
 
     void        load();
     void        save();
-    void        read(const std::string & prompt);
+    size_t      read(const std::string & prompt);
     std::string write(bool & ended);
     void        show(const std::string & text) const;
     void        show(const json & line) const;
@@ -85,8 +85,7 @@ sb_template sb_conversation::template_of(const sb_model & model) {
 
 sb_conversation::sb_conversation(const sb_options & chosen, const sb_phone & phone)
     : options(chosen),
-      threads(phone.is_real() && options.threads == "auto" ? sb_chosen_cpus(options, phone) : std::vector<int>(),
-              sb_chosen_threads(options, phone)),
+      threads(sb_pinned_cpus(options, phone), sb_chosen_threads(options, phone)),
       model(model_options(chosen)),
       chat_template(template_of(model)) {
     model.use(threads);
@@ -150,8 +149,8 @@ void sb_conversation::save() {
     }
 }
 
-// Evaluate the part of the prompt that is not in the context yet.
-void sb_conversation::read(const std::string & prompt) {
+// Evaluate the part of the prompt that is not in the context yet; the number of its tokens.
+size_t sb_conversation::read(const std::string & prompt) {
     const bool is_continued = !tokens.empty() && prompt.compare(0, rendered.size(), rendered) == 0;
     if (!is_continued) {
         model.clear();
@@ -168,6 +167,7 @@ void sb_conversation::read(const std::string & prompt) {
     model.feed(next.data(), n);
     tokens.insert(tokens.end(), next.begin(), next.end());
     rendered = prompt;
+    return next.size();
 }
 
 std::string sb_conversation::write(bool & ended) {
@@ -227,11 +227,9 @@ void sb_conversation::say(size_t turn, const std::string & text) {
     all.push_back({ "user", text });
     const std::string prompt = chat_template.render(all, llama_vocab_get_add_bos(model.vocab()));
 
-    const int64_t start  = sb_now_ns();
-    const size_t  before = tokens.size();
-    const bool    again  = before && prompt.compare(0, rendered.size(), rendered) != 0;
-    read(prompt);
-    const int64_t     middle = sb_now_ns();
+    const int64_t     start    = sb_now_ns();
+    const size_t      n_read   = read(prompt);
+    const int64_t     middle   = sb_now_ns();
     const size_t      prompted = tokens.size();
     bool              ended;
     const std::string answer = write(ended);
@@ -246,7 +244,7 @@ void sb_conversation::say(size_t turn, const std::string & text) {
     }
     const json line = {
         { "turn", turns() },
-        { "read", prompted - (again ? 0 : before) },
+        { "read", n_read },
         { "read_ns", middle - start },
         { "written", tokens.size() - prompted },
         { "written_ns", end - middle },

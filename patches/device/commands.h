@@ -24,5 +24,8 @@ struct sb_options {
 std::vector<int> sb_chosen_cpus(const sb_options & options, const sb_phone & phone);
 int              sb_chosen_threads(const sb_options & options, const sb_phone & phone);
 
+// CPUs to pin threads to: none where only their number is told, or where the phone is a folder.
+std::vector<int> sb_pinned_cpus(const sb_options & options, const sb_phone & phone);
+
 int sb_bench(const sb_options & options, const sb_phone & phone);
 int sb_chat(const sb_options & options, const sb_phone & phone);

@@ -65,6 +65,10 @@ int sb_chosen_threads(const sb_options & options, const sb_phone & phone) {
     return options.threads == "auto" ? std::max(1, (int) sb_chosen_cpus(options, phone).size()) : std::stoi(options.threads);
 }
 
+std::vector<int> sb_pinned_cpus(const sb_options & options, const sb_phone & phone) {
+    return phone.is_real() && options.threads == "auto" ? sb_chosen_cpus(options, phone) : std::vector<int>();
+}
+
 static int64_t sb_number(const std::string & name, const std::string & value, int64_t least, int64_t most = INT32_MAX) {
     char *        end;
     const int64_t number = strtoll(value.c_str(), &end, 10);
@@ -173,8 +177,7 @@ static int sb_logits(const sb_options & options, const sb_phone & phone) {
     if (!options.context.empty() && !context.read(options.context)) {
         throw sb_error(options.context + ": not a saved context");
     }
-    sb_threads       threads(phone.is_real() && options.threads == "auto" ? sb_chosen_cpus(options, phone) : std::vector<int>(),
-                             sb_chosen_threads(options, phone));
+    sb_threads       threads(sb_pinned_cpus(options, phone), sb_chosen_threads(options, phone));
     sb_model_options chosen = options.model;
     chosen.path             = options.files[0];
     chosen.n_ctx            = (context.position + (int64_t) tokens.size() + 255) / 256 * 256;

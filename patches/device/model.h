@@ -5,7 +5,6 @@
 #include "llama.h"
 
 #include <cstdint>
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
