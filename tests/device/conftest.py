@@ -54,15 +54,26 @@ def connection(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def namespaces(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip where this user cannot make what a phone lives in; whatever fails beyond it is a failure."""
+    require("toybox", "mksh-static", QEMU, "unshare")
+    root = tmp_path_factory.mktemp("namespace")
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork"]
+    command = [*inside, "sh", "-ec", _MOUNTS, "sh", root]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no namespaces with binfmt_misc: {done.stderr.strip()}")
+
+
 @pytest.fixture
 def start_phone(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, namespaces: None
 ) -> Iterator[Callable[..., Phone]]:
     """A function that starts a phone: `start_phone("adb", "two of eight")`."""
     running: list[subprocess.Popen[bytes]] = []
 
     def start(connection: str, name: str = "two of eight") -> Phone:
-        require("toybox", "mksh-static", QEMU, "unshare")
         fake = FakePhone(tmp_path / f"phone{len(running)}", name)
         if connection == "adb":
             monkeypatch.setenv("SB_EDGE_ADB", request.getfixturevalue("adb_server"))
@@ -81,7 +92,7 @@ def start_phone(
         port = (process.stdout.readline() if process.stdout else b"").strip().decode()
         if not port:
             process.kill()
-            pytest.skip(f"no namespace: {process.communicate()[1].decode(errors='replace').strip()}")
+            pytest.fail(f"no phone: {process.communicate()[1].decode(errors='replace').strip()}")
         user = f"{os.environ.get('USER', 'user')}@"
         address = f"adb:127.0.0.1:{port}" if connection == "adb" else f"ssh:{user}127.0.0.1:{port}"
         return Phone(fake, Transport(address, pauses=PAUSES), process)
@@ -91,6 +102,14 @@ def start_phone(
         process.kill()
         process.communicate()
 
+
+_MOUNTS = """
+mount -t tmpfs phone "$1"
+cd "$1"
+mkdir binfmt proc
+mount -t binfmt_misc binfmt binfmt
+mount -t proc proc proc
+"""
 
 _SSHD = """
 import runpy, sys
