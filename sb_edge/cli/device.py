@@ -25,6 +25,8 @@ from sb_edge.cli.options import (
     choice_option,
     flash_attn_option,
     json_option,
+    model_argument,
+    models_argument,
     tokens_option,
     ubatch_option,
 )
@@ -61,7 +63,6 @@ def command() -> None:
 
 
 name_argument = click.argument("name")
-models_argument = click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 
 
 def _transport(name: str) -> Transport:
@@ -117,7 +118,7 @@ def info(name: str, json_target: str | None) -> None:
 
 @command.command("push")
 @name_argument
-@models_argument
+@models_argument()
 def push(name: str, models: tuple[str, ...]) -> None:
     """Send the program and models to a device.
 
@@ -131,7 +132,7 @@ def push(name: str, models: tuple[str, ...]) -> None:
 
 @command.command("bench", cls=FileCommand)
 @name_argument
-@models_argument
+@models_argument()
 @depths_option("0,1024,4096")
 @n_gen_option
 @repetitions_option(5)
@@ -223,7 +224,7 @@ def bench(
 
 @command.command("chat")
 @name_argument
-@click.argument("model")
+@model_argument()
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Say this instead of asking (repeatable).")
 @click.option("-sys", "--system-prompt", "system", default="", help="System message.")
 @click.option(
