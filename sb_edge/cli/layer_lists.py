@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sb_edge.arch.layer_map import MAX_LAYERS
 from sb_edge.distill import require_training
 from sb_edge.models.registry import resolve_base
 
@@ -13,8 +14,6 @@ GLA_LAYERS_HELP = (
     "Layers that become GLA: 0,2,4 or 6-9; auto:15 (a number) or auto:0.5 (a share) keeps the layers that "
     "retrieve, see `sb-edge layers`.  [default: the even layers]"
 )
-
-_MAX_LAYERS = 512  # as in llama.cpp
 
 
 def parse_layers(text: str, option: str = "--gla-layers") -> tuple[int, ...]:
@@ -24,7 +23,7 @@ def parse_layers(text: str, option: str = "--gla-layers") -> tuple[int, ...]:
         for part in text.split(","):
             first, dash, last = part.partition("-")
             numbers = range(int(first), int(last if dash else first) + 1)
-            if not numbers or numbers.stop > _MAX_LAYERS:
+            if not numbers or numbers.stop > MAX_LAYERS:
                 raise ValueError
             layers.extend(numbers)
     except ValueError:
